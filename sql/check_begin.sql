@@ -1,0 +1,29 @@
+-- The limits of begin's arguments, in one place. Units are milliseconds, ranges include both ends.
+create or replace function :"schema".check_begin(
+  scope text, key text, fingerprint bytea, retention_ms bigint, lease_ms bigint, wait_ms bigint,
+  on_lapse text, max_attempts integer)
+returns void
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $pgonce$
+#variable_conflict use_variable
+begin
+  perform :"schema".check_name('scope', scope);
+  perform :"schema".check_name('key', key);
+  if octet_length(fingerprint) <> 36 then
+    raise exception 'fingerprint has % bytes; it takes the 36 that %.fingerprint() makes',
+      octet_length(fingerprint), :'schema' using errcode = 'IK001';
+  end if;
+  perform :"schema".check_range('retention_ms', retention_ms, 1, 315576000000); -- ten years
+  if lease_ms is not null then
+    perform :"schema".check_range('lease_ms', lease_ms, 1, retention_ms);
+  end if;
+  perform :"schema".check_range('wait_ms', wait_ms, 0, 3600000); -- one hour
+  if max_attempts is not null then
+    perform :"schema".check_range('max_attempts', max_attempts, 1, 2147483647);
+  end if;
+  if on_lapse is null or on_lapse not in ('retry', 'hold') then
+    raise exception 'on_lapse takes retry or hold' using errcode = 'IK001';
+  end if;
+end
+$pgonce$;

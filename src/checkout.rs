@@ -1,0 +1,68 @@
+//! A pooled connection that never goes back to the pool with a transaction open.
+
+use sqlx::pool::PoolConnection;
+use sqlx::{Connection, PgPool, Postgres, Transaction};
+
+use crate::error::{Result, commit as commit_error, database};
+
+/// A connection borrowed from a pool for one transaction. Dropped before [`settled`] it is closed
+/// instead of returned, and the server rolls back.
+///
+/// sqlx 0.9.0 marks a transaction as open only when the answer to BEGIN arrives. A future dropped
+/// in between leaves it open on the server and unknown to the driver; the next borrower's writes
+/// would then go into it and be lost. Closing is the one remedy that needs no further round trip.
+///
+/// [`settled`]: Checkout::settled
+pub(crate) struct Checkout {
+    conn: PoolConnection<Postgres>,
+    settled: bool,
+}
+
+impl Checkout {
+    pub(crate) async fn new(pool: &PgPool) -> Result<Self> {
+        // Cancelling acquire is safe: nothing has been sent yet.
+        let conn = pool.acquire().await.map_err(database)?;
+        Ok(Self { conn, settled: false })
+    }
+
+    pub(crate) async fn begin(&mut self) -> Result<Transaction<'_, Postgres>> {
+        self.conn.begin().await.map_err(database)
+    }
+
+    /// Says that no transaction is open any more.
+    pub(crate) fn settled(mut self) {
+        self.settled = true;
+    }
+}
+
+impl Drop for Checkout {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.conn.close_on_drop();
+        }
+    }
+}
+
+/// Commits a transaction and tells "rolled back" from "unknown".
+///
+/// ```no_run
+/// # async fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
+/// let tx = pool.begin().await?;
+/// if let Err(error) = pgonce::commit(tx).await
+///     && error.kind() == pgonce::ErrorKind::CommitUnknown
+/// {
+///     // Begin again with the same key: it is either replayed or runs clean.
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`CommitUnknown`](crate::ErrorKind::CommitUnknown) when the connection broke before the answer;
+/// any other kind means that the server refused and rolled back.
+///
+/// # Cancel safety
+/// Dropped before it returns, the outcome is unknown; it is usually committed.
+pub async fn commit(tx: Transaction<'_, Postgres>) -> Result<()> {
+    tx.commit().await.map_err(commit_error)
+}

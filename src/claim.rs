@@ -1,0 +1,159 @@
+//! The right to perform an operation.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::error::{Result, database};
+use crate::key::{Key, Scope, log_hash};
+use crate::operation::millis;
+use crate::response::Response;
+use crate::sql::Statements;
+
+/// The right to perform an operation, held by one caller and fenced by its token.
+///
+/// Plain data: it holds no connection and may move between tasks. Finish it with
+/// [`complete`](Claim::complete), [`fail`](Claim::fail) or [`release`](Claim::release). Each is a
+/// compare-and-set on the token; when the claim is no longer the caller's they answer
+/// [`ClaimLost`](crate::ErrorKind::ClaimLost), nothing is written, and the caller must roll back.
+///
+/// Dropping a claim does no I/O and logs a warning. A transactional claim then vanishes with the
+/// rollback; if its transaction is committed all the same, the key stays in progress until its
+/// retention ends or an operator releases it (its effect was committed, so it must not run again).
+/// A leased claim lapses with its lease.
+#[derive(Debug)]
+#[must_use = "finish the claim with complete, fail or release"]
+pub struct Claim {
+    pub(crate) scope: Scope,
+    pub(crate) key: Key,
+    pub(crate) token: Uuid,
+    pub(crate) attempt: u32,
+    pub(crate) statements: Arc<Statements>,
+    pub(crate) response_bytes_max: i64,
+    pub(crate) settled: bool,
+}
+
+impl Claim {
+    /// How many claims the key has had, this one included. For people; the fence is the token.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// The fencing token. No other claim ever has the same one.
+    #[must_use]
+    pub fn token(&self) -> Uuid {
+        self.token
+    }
+
+    /// Finishes with a response, which every later begin replays.
+    ///
+    /// Updates the key's row (HOT: no index changes) and holds its lock until the transaction ends.
+    ///
+    /// # Errors
+    /// [`ClaimLost`](crate::ErrorKind::ClaimLost), or what the database answers; roll back on any.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, the update may or may not have been sent: roll the transaction
+    /// back. Outside a transaction, begin again with the same key to find out.
+    pub async fn complete(mut self, conn: &mut PgConnection, response: Response) -> Result<()> {
+        self.settled = true;
+        self.finish(conn, self.statements.complete.clone(), response).await
+    }
+
+    /// Finishes with the response of a final failure, which every later begin replays.
+    ///
+    /// It keeps whatever the transaction wrote. To keep the failure and undo the writes, roll back
+    /// to a savepoint first, or use [`PgOnce::run`](crate::PgOnce::run) with
+    /// [`Failure::keep`](crate::Failure::keep), which does that.
+    ///
+    /// # Errors
+    /// As [`complete`](Claim::complete).
+    ///
+    /// # Cancel safety
+    /// As [`complete`](Claim::complete).
+    pub async fn fail(mut self, conn: &mut PgConnection, response: Response) -> Result<()> {
+        self.settled = true;
+        self.finish(conn, self.statements.fail.clone(), response).await
+    }
+
+    async fn finish(
+        &self,
+        conn: &mut PgConnection,
+        statement: sqlx::SqlStr,
+        response: Response,
+    ) -> Result<()> {
+        sqlx::query(statement)
+            .bind(self.scope.as_str())
+            .bind(self.key.as_str())
+            .bind(self.token)
+            .bind(response.code)
+            .bind(response.headers)
+            .bind(response.body)
+            .bind(response.omitted)
+            .bind(self.response_bytes_max)
+            .execute(conn)
+            .await
+            .map(drop)
+            .map_err(database)
+    }
+
+    /// Gives the claim back unfinished: the key can be begun again at once, with any fingerprint.
+    /// The token stays dead.
+    ///
+    /// # Errors
+    /// As [`complete`](Claim::complete).
+    ///
+    /// # Cancel safety
+    /// As [`complete`](Claim::complete).
+    pub async fn release(mut self, conn: &mut PgConnection) -> Result<()> {
+        self.settled = true;
+        sqlx::query(self.statements.release.clone())
+            .bind(self.scope.as_str())
+            .bind(self.key.as_str())
+            .bind(self.token)
+            .execute(conn)
+            .await
+            .map(drop)
+            .map_err(database)
+    }
+
+    /// Pushes the lease to `lease` from now, on the database's clock. Never shortens it.
+    ///
+    /// # Errors
+    /// [`ClaimLost`](crate::ErrorKind::ClaimLost) when the claim was taken over;
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a lease of zero or above the retention.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, the lease may or may not be longer; call it again.
+    pub async fn extend(&mut self, conn: &mut PgConnection, lease: Duration) -> Result<()> {
+        sqlx::query(self.statements.extend.clone())
+            .bind(self.scope.as_str())
+            .bind(self.key.as_str())
+            .bind(self.token)
+            .bind(millis(lease))
+            .execute(conn)
+            .await
+            .map(drop)
+            .map_err(database)
+    }
+
+    /// For a claim whose transaction is known to be rolled back: nothing is left to finish.
+    pub(crate) fn rolled_back(mut self) {
+        self.settled = true;
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if !self.settled {
+            tracing::warn!(
+                key = log_hash(&self.scope, &self.key),
+                attempt = self.attempt,
+                "claim dropped unfinished"
+            );
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! One opaque error: branch on [`Error::kind`], retry on [`Error::is_retryable`].
+
+use std::convert::Infallible;
+use std::error::Error as StdError;
+use std::fmt;
+
+/// The result of a pgonce call.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong in pgonce or in the database under it.
+///
+/// Replay, in progress, mismatch and held are answers ([`Begin`](crate::Begin)), not errors.
+/// Neither `Display` nor `Debug` shows keys, scopes or bodies.
+///
+/// ```
+/// let error = pgonce::Key::new("").unwrap_err();
+/// assert_eq!(error.kind(), pgonce::ErrorKind::InvalidInput);
+/// assert_eq!(error.to_string(), "key is empty; it takes 1 to 255 bytes");
+/// assert!(!error.is_retryable());
+/// ```
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// What an [`Error`] is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A key, scope, duration or other argument is outside its limits. The message names the field
+    /// and the limit. Nothing ran and nothing was written.
+    InvalidInput,
+    /// The claim was released, taken over, finished or forgotten. The caller must roll back.
+    ClaimLost,
+    /// The database gave up this transaction for another one (40001 or 40P01). Nothing was written;
+    /// run the whole transaction again with the same key.
+    Contention,
+    /// The connection broke while COMMIT was on its way: the transaction may or may not be there.
+    /// Beginning again with the same key finds out.
+    CommitUnknown,
+    /// The database could not be reached, hung up, or no connection came free in time.
+    Connection,
+    /// The database takes no writes: a replica, or a read-only transaction.
+    ReadOnly,
+    /// The schema is missing or older than this library. Run `migrate`.
+    SchemaOutdated,
+    /// The schema was migrated by a newer library, which this one would damage.
+    SchemaTooNew,
+    /// A stored row holds what pgonce never writes. It is neither replayed nor run again.
+    Corrupt,
+    /// A value could not be turned into a response, or a stored response not into the wanted type.
+    Encoding,
+    /// Any other answer of the database; [`Error::sqlstate`] says which.
+    Database,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    pub(crate) fn with_source(
+        kind: ErrorKind,
+        message: impl Into<String>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        Self { kind, message: message.into(), source: Some(source.into()) }
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InvalidInput, message)
+    }
+
+    /// What this error is about.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The SQLSTATE of the database's answer, if the database answered.
+    #[must_use]
+    pub fn sqlstate(&self) -> Option<String> {
+        sqlstate_in(self).map(str::to_owned)
+    }
+
+    /// Whether the same call with the same key may succeed later: serialization failures,
+    /// deadlocks, lock time-outs, lost connections, a server that shuts down or is read-only,
+    /// and an unknown COMMIT. Decided by SQLSTATE, never by message text.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self.kind {
+            ErrorKind::Contention
+            | ErrorKind::CommitUnknown
+            | ErrorKind::Connection
+            | ErrorKind::ReadOnly => true,
+            // Lock not available; idle in transaction too long: both end with the transaction.
+            ErrorKind::Database => matches!(sqlstate_in(self), Some("55P03" | "25P03")),
+            _ => false,
+        }
+    }
+}
+
+impl ErrorKind {
+    fn of(error: &sqlx::Error) -> Self {
+        let Some(database) = error.as_database_error() else {
+            return match error {
+                sqlx::Error::Io(_)
+                | sqlx::Error::Tls(_)
+                | sqlx::Error::Protocol(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::PoolClosed
+                | sqlx::Error::WorkerCrashed => Self::Connection,
+                _ => Self::Database,
+            };
+        };
+        match database.code().as_deref().unwrap_or_default() {
+            // NUL bytes and bad UTF-8 in a scope or key.
+            "IK001" | "22021" => Self::InvalidInput,
+            "IK002" => Self::ClaimLost,
+            "IK003" => Self::Corrupt,
+            "40001" | "40P01" => Self::Contention,
+            "25006" => Self::ReadOnly,
+            // No such schema, table or function.
+            "3F000" | "42P01" | "42883" => Self::SchemaOutdated,
+            "53300" | "57P01" | "57P02" | "57P03" | "57P05" => Self::Connection,
+            code if code.starts_with("08") => Self::Connection,
+            _ => Self::Database,
+        }
+    }
+}
+
+/// Wraps an error of one of pgonce's own statements.
+pub(crate) fn database(error: sqlx::Error) -> Error {
+    let kind = ErrorKind::of(&error);
+    let message = match (kind, error.as_database_error()) {
+        // Raised by our own functions: the message is ours and names field and limit.
+        (ErrorKind::InvalidInput, Some(raised)) if raised.code().as_deref() == Some("IK001") => {
+            raised.message().to_owned()
+        }
+        (ErrorKind::InvalidInput, _) => "scope or key is not valid UTF-8 without NUL".to_owned(),
+        (ErrorKind::ClaimLost, _) => {
+            "the claim is lost: released, taken over, finished or forgotten".to_owned()
+        }
+        (ErrorKind::Corrupt, _) => {
+            "the stored row has a status or a time that pgonce never writes".to_owned()
+        }
+        (ErrorKind::Contention, _) => {
+            "the database gave up this transaction for another one; run it again".to_owned()
+        }
+        (ErrorKind::ReadOnly, _) => {
+            "the database is read-only; pgonce needs the primary".to_owned()
+        }
+        (ErrorKind::SchemaOutdated, _) => {
+            "pgonce's schema is missing or outdated; run migrate".to_owned()
+        }
+        (ErrorKind::Connection, _) => "the database could not be reached or hung up".to_owned(),
+        (_, Some(raised)) => {
+            format!("the database refused (SQLSTATE {})", raised.code().unwrap_or_default())
+        }
+        (_, None) => "the database driver failed".to_owned(),
+    };
+    Error::with_source(kind, message, error)
+}
+
+/// Wraps an error of COMMIT. An ERROR from the server means rolled back; anything that cuts the
+/// conversation short (a FATAL, a lost connection) leaves the outcome open.
+pub(crate) fn commit(error: sqlx::Error) -> Error {
+    use sqlx::postgres::{PgDatabaseError, PgSeverity};
+    let refused = error
+        .as_database_error()
+        .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+        .is_some_and(|error| error.severity() == PgSeverity::Error);
+    if refused {
+        return database(error);
+    }
+    Error::with_source(
+        ErrorKind::CommitUnknown,
+        "the connection broke during COMMIT; begin again with the same key to find out",
+        error,
+    )
+}
+
+/// The SQLSTATE of the first database error in a chain of sources.
+pub(crate) fn sqlstate_in<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e str> {
+    use sqlx::postgres::PgDatabaseError;
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let found = error
+            .downcast_ref::<sqlx::Error>()
+            .and_then(|error| error.as_database_error())
+            .and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+        if let Some(found) = found {
+            return Some(found.code());
+        }
+        next = error.source();
+    }
+    None
+}
+
+// So that a `Key` is as good an argument as text that becomes one.
+impl From<Infallible> for Error {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+// By hand: the derived one would print the driver's error with its DETAIL, which can quote a row.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.kind)
+            .field("message", &self.message)
+            .field("sqlstate", &sqlstate_in(self))
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}

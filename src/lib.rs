@@ -1,0 +1,30 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod answer;
+mod checkout;
+mod claim;
+mod error;
+mod fingerprint;
+mod key;
+mod once;
+mod operation;
+mod response;
+mod run;
+mod schema;
+mod sql;
+
+pub use answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
+pub use checkout::commit;
+pub use claim::Claim;
+pub use error::{Error, ErrorKind, Result};
+pub use fingerprint::{Fingerprint, FingerprintSecret};
+pub use key::{Key, Scope};
+pub use once::PgOnce;
+pub use operation::{OnLapse, Operation};
+pub use response::Response;
+pub use run::{Done, Failure, RunError};
+pub use schema::SchemaName;
+
+/// sqlx's types are part of this API; use the same version.
+pub use sqlx;

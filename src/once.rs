@@ -1,0 +1,234 @@
+//! The entry point: configuration and the two begins.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
+
+use crate::answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
+use crate::claim::Claim;
+use crate::error::{Error, ErrorKind, Result, database};
+use crate::operation::{OnLapse, Operation, millis};
+use crate::response::Response;
+use crate::schema::SchemaName;
+use crate::sql::Statements;
+
+/// The entry point: which schema to use, and the defaults. Cheap to clone; holds no connection.
+///
+/// ```
+/// use std::time::Duration;
+/// use pgonce::{PgOnce, SchemaName};
+///
+/// let once = PgOnce::new()
+///     .schema(SchemaName::new("billing_once")?)
+///     .retention(Duration::from_secs(7 * 86_400))
+///     .response_bytes_max(64 * 1024);
+/// # Ok::<(), pgonce::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct PgOnce {
+    pub(crate) schema: SchemaName,
+    pub(crate) statements: Arc<Statements>,
+    retention: Duration,
+    response_bytes_max: u32,
+}
+
+/// How long keys are remembered unless told otherwise.
+const RETENTION_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+/// How large a stored response may be unless told otherwise.
+const RESPONSE_BYTES_MAX_DEFAULT: u32 = 1024 * 1024;
+
+impl Default for PgOnce {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PgOnce {
+    /// Schema `pgonce`, retention 24 hours, responses up to 1 MiB.
+    #[must_use]
+    pub fn new() -> Self {
+        let schema = SchemaName::default();
+        Self {
+            statements: Arc::new(Statements::new(&schema)),
+            schema,
+            retention: RETENTION_DEFAULT,
+            response_bytes_max: RESPONSE_BYTES_MAX_DEFAULT,
+        }
+    }
+
+    /// Uses another schema.
+    #[must_use]
+    pub fn schema(mut self, schema: SchemaName) -> Self {
+        self.statements = Arc::new(Statements::new(&schema));
+        self.schema = schema;
+        self
+    }
+
+    /// How long keys are remembered, counted from their first begin: 1 ms to ten years. It must
+    /// outlast the last retry of any client. [`Operation::retention`] overrides it.
+    #[must_use]
+    pub fn retention(mut self, retention: Duration) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// The longest header block and body, together, that are stored. What is longer is stored as
+    /// *omitted*: the key still blocks a second run, and a replay says that the response was not kept.
+    #[must_use]
+    pub fn response_bytes_max(mut self, bytes: u32) -> Self {
+        self.response_bytes_max = bytes;
+        self
+    }
+
+    /// Begins in the caller's open transaction: claim, effects and response commit together or
+    /// vanish together.
+    ///
+    /// `Started` inserts one row and holds the key's lock until the transaction ends. Every other
+    /// answer writes nothing. Inside a savepoint the claim goes with the savepoint.
+    ///
+    /// ```no_run
+    /// # use pgonce::{Begin, Operation, PgOnce, Response};
+    /// # async fn example(pool: sqlx::PgPool, once: PgOnce) -> Result<(), Box<dyn std::error::Error>> {
+    /// let op = Operation::new("acme/payments.create", "order-17")?;
+    /// let mut tx = pool.begin().await?;
+    /// match once.begin(&mut tx, &op).await? {
+    ///     Begin::Started(claim) => {
+    ///         sqlx::query("insert into payment (amount) values (100)").execute(&mut *tx).await?;
+    ///         claim.complete(&mut tx, Response::bytes("paid")).await?;
+    ///         pgonce::commit(tx).await?;
+    ///     }
+    ///     Begin::Replay(replay) => println!("done before: {} bytes", replay.response().body().len()),
+    ///     Begin::InProgress(wait) => println!("come back in {:?}", wait.retry_after()),
+    ///     Begin::Mismatch(_) => println!("this key belongs to another request"),
+    ///     other => println!("an operator must look: {other:?}"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput), [`Corrupt`](ErrorKind::Corrupt),
+    /// [`Contention`](ErrorKind::Contention) (run the whole transaction again with the same key),
+    /// or what the database answers. Roll back on any.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, the claim may or may not be in the transaction: roll it back.
+    pub async fn begin(&self, conn: &mut PgConnection, op: &Operation) -> Result<Begin> {
+        self.ask(conn, op, None, op.wait).await
+    }
+
+    /// Begins with a lease, for work that leaves the database. Commit before the work starts; on a
+    /// connection outside a transaction this call is its own commit.
+    ///
+    /// The claim lapses `lease` after this call, on the database's clock, unless it is extended.
+    /// The lease takes 1 ms up to the retention.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use pgonce::{Begin, Operation, PgOnce, Response};
+    /// # async fn example(pool: sqlx::PgPool, once: PgOnce) -> Result<(), Box<dyn std::error::Error>> {
+    /// # async fn call_the_provider() -> Vec<u8> { vec![] }
+    /// let op = Operation::new("acme/charges.create", "order-17")?;
+    /// let mut conn = pool.acquire().await?;
+    /// if let Begin::Started(claim) = once.begin_leased(&mut conn, &op, Duration::from_secs(30)).await? {
+    ///     let answer = call_the_provider().await;
+    ///     claim.complete(&mut conn, Response::bytes(answer)).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`begin`](PgOnce::begin).
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, the claim may have been committed; it then lapses with its lease.
+    pub async fn begin_leased(
+        &self,
+        conn: &mut PgConnection,
+        op: &Operation,
+        lease: Duration,
+    ) -> Result<Begin> {
+        self.ask(conn, op, Some(lease), op.wait).await
+    }
+
+    pub(crate) async fn ask(
+        &self,
+        conn: &mut PgConnection,
+        op: &Operation,
+        lease: Option<Duration>,
+        wait: Duration,
+    ) -> Result<Begin> {
+        let row = sqlx::query(self.statements.begin.clone())
+            .bind(op.scope.as_str())
+            .bind(op.key.as_str())
+            .bind(op.fingerprint.as_ref().map(|fingerprint| fingerprint.as_bytes()))
+            .bind(millis(op.retention.unwrap_or(self.retention)))
+            .bind(lease.map(millis))
+            .bind(millis(wait))
+            .bind(match op.on_lapse {
+                OnLapse::Retry => "retry",
+                OnLapse::Hold => "hold",
+            })
+            .bind(op.attempts_max.map(|attempts| i32::try_from(attempts).unwrap_or(i32::MAX)))
+            .bind(op.lock_replay)
+            .fetch_one(conn)
+            .await
+            .map_err(database)?;
+        self.answer(op, &row)
+    }
+
+    fn answer(&self, op: &Operation, row: &PgRow) -> Result<Begin> {
+        let attempt = || get::<Option<i32>>(row, "attempt").map(|n| n.unwrap_or(0).unsigned_abs());
+        Ok(match get::<&str>(row, "answer")? {
+            "started" => Begin::Started(Claim {
+                scope: op.scope.clone(),
+                key: op.key.clone(),
+                token: get(row, "token")?,
+                attempt: attempt()?,
+                statements: Arc::clone(&self.statements),
+                response_bytes_max: i64::from(self.response_bytes_max),
+                settled: false,
+            }),
+            "replay" => Begin::Replay(Replay {
+                status: match get::<&str>(row, "status")? {
+                    "completed" => Finished::Completed,
+                    _ => Finished::Failed,
+                },
+                response: response(row)?,
+            }),
+            "in_progress" => Begin::InProgress(InProgress {
+                lease_remaining: get::<Option<i64>>(row, "lease_remaining_ms")?
+                    .map(|ms| Duration::from_millis(ms.unsigned_abs())),
+            }),
+            "mismatch" => Begin::Mismatch(Mismatch { attempt: attempt()? }),
+            "held" => Begin::Held(Held {
+                attempt: attempt()?,
+                because: match get::<&str>(row, "held_because")? {
+                    "lapsed" => HeldBecause::Lapsed,
+                    _ => HeldBecause::Attempts,
+                },
+            }),
+            _ => return Err(Error::new(ErrorKind::SchemaTooNew, "begin gave an unknown answer")),
+        })
+    }
+}
+
+/// The stored response in a row of begin or inspect.
+pub(crate) fn response(row: &PgRow) -> Result<Response> {
+    Ok(Response {
+        code: get(row, "response_code")?,
+        headers: get(row, "response_headers")?,
+        body: get(row, "response_body")?,
+        omitted: get(row, "response_omitted")?,
+    })
+}
+
+pub(crate) fn get<'r, T>(row: &'r PgRow, column: &str) -> Result<T>
+where
+    T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+{
+    row.try_get(column).map_err(database)
+}

@@ -1,0 +1,132 @@
+//! Operations: what shall happen once.
+
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::fingerprint::Fingerprint;
+use crate::key::{Key, Scope};
+
+/// An effect that must happen once: scope, key, fingerprint and policy.
+///
+/// Limits of the durations are checked by `begin`, in the database.
+///
+/// ```
+/// use std::time::Duration;
+/// use pgonce::{Fingerprint, Operation};
+///
+/// let op = Operation::new("acme/payments.create", "order-17")?
+///     .fingerprint(Fingerprint::of_bytes(b"{\"amount\":100}"))
+///     .retention(Duration::from_secs(7 * 86_400))
+///     .wait(Duration::from_secs(2));
+/// # Ok::<(), pgonce::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Operation {
+    pub(crate) scope: Scope,
+    pub(crate) key: Key,
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) retention: Option<Duration>,
+    pub(crate) wait: Duration,
+    pub(crate) on_lapse: OnLapse,
+    pub(crate) attempts_max: Option<u32>,
+    pub(crate) lock_replay: bool,
+}
+
+/// What begin does with a claim whose lease has lapsed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnLapse {
+    /// Take it over with a new token.
+    #[default]
+    Retry,
+    /// Answer [`Held`](crate::Begin::Held): an operator decides.
+    Hold,
+}
+
+impl Operation {
+    /// Names an operation.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) when scope or key break the limits of
+    /// [`Key`].
+    pub fn new(
+        scope: impl TryInto<Scope, Error: Into<crate::Error>>,
+        key: impl TryInto<Key, Error: Into<crate::Error>>,
+    ) -> Result<Self> {
+        Ok(Self {
+            scope: scope.try_into().map_err(Into::into)?,
+            key: key.try_into().map_err(Into::into)?,
+            fingerprint: None,
+            retention: None,
+            wait: Duration::ZERO,
+            on_lapse: OnLapse::default(),
+            attempts_max: None,
+            lock_replay: false,
+        })
+    }
+
+    /// Binds the key to a request. Without one, any request with this key is taken for the same.
+    #[must_use]
+    pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
+        self.fingerprint = Some(fingerprint);
+        self
+    }
+
+    /// How long the key is remembered, counted from the first begin: 1 ms to ten years.
+    /// The default is [`PgOnce::retention`](crate::PgOnce::retention)'s.
+    #[must_use]
+    pub fn retention(mut self, retention: Duration) -> Self {
+        self.retention = Some(retention);
+        self
+    }
+
+    /// How long to wait when another caller works on the same key: zero (the default, answer at
+    /// once) to one hour.
+    ///
+    /// The verbs wait for another open transaction, on the caller's connection. `run` also waits
+    /// out a leased claim, without holding a connection.
+    #[must_use]
+    pub fn wait(mut self, bound: Duration) -> Self {
+        self.wait = bound;
+        self
+    }
+
+    /// What to do with a lapsed lease; the default is to take it over.
+    #[must_use]
+    pub fn on_lapse(mut self, policy: OnLapse) -> Self {
+        self.on_lapse = policy;
+        self
+    }
+
+    /// After this many claims a lapsed key is [`Held`](crate::Begin::Held) instead of taken over.
+    #[must_use]
+    pub fn attempts_max(mut self, attempts: u32) -> Self {
+        self.attempts_max = Some(attempts);
+        self
+    }
+
+    /// Makes a replay lock its row, so that the commit waits for a synchronous standby: without it
+    /// a replay may hand out a response that a failover then forgets. Costs a write per replay.
+    #[must_use]
+    pub fn lock_replay(mut self) -> Self {
+        self.lock_replay = true;
+        self
+    }
+
+    /// The scope.
+    #[must_use]
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+}
+
+/// Milliseconds as SQL takes them, rounded up so that a short bound never becomes none. What does
+/// not fit is far above every limit, which the database then reports.
+pub(crate) fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
+}

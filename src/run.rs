@@ -1,0 +1,301 @@
+//! The closure form: begin, run, complete, commit. It cannot be forgotten half way.
+
+use std::error::Error as StdError;
+use std::ops::Deref;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::{PgConnection, PgPool};
+use tokio::time::Instant;
+
+use crate::answer::{Begin, Finished, Held, InProgress, Mismatch, Replay};
+use crate::checkout::Checkout;
+use crate::error::{Error, ErrorKind, database, sqlstate_in};
+use crate::once::PgOnce;
+use crate::operation::Operation;
+use crate::response::Response;
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// What [`PgOnce::run`] returns: the value, performed now or replayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Done<T> {
+    value: T,
+    replayed: bool,
+}
+
+/// How work ends without success. Any error becomes one that undoes everything, so `?` works;
+/// [`Failure::keep`] makes a failure final.
+///
+/// ```
+/// use pgonce::{Failure, Response};
+/// let undone: Failure = std::io::Error::other("try again later").into();
+/// let kept = Failure::keep(Response::bytes("card declined").with_code(402));
+/// ```
+#[derive(Debug)]
+pub struct Failure(Ending);
+
+#[derive(Debug)]
+enum Ending {
+    Undo(BoxError),
+    Keep(Response),
+}
+
+/// Why [`PgOnce::run`] has no value to return.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The work failed. Everything was rolled back and nothing is remembered: the same key runs
+    /// again. The error is the closure's own; downcast it to get its type back.
+    #[error("the work failed; nothing was kept")]
+    Work(#[source] BoxError),
+    /// The work ended in a failure that was meant to be final ([`Failure::keep`]), now or in an
+    /// earlier attempt. Its writes were undone; every retry gets this response.
+    #[error("the operation failed for good")]
+    Failed(Response),
+    /// The operation was done, but its response was not kept (too large, or secret).
+    #[error("the operation is done; its response was not kept")]
+    Omitted(Response),
+    /// Another claim on the key is alive, and the operation's wait is over.
+    #[error("the operation is in progress elsewhere")]
+    InProgress(InProgress),
+    /// The key belongs to a request with another fingerprint.
+    #[error("the key belongs to another request")]
+    Mismatch(Mismatch),
+    /// The key waits for an operator.
+    #[error("the operation is held for an operator")]
+    Held(Held),
+    /// pgonce or the database failed. [`Error::kind`] tells an unknown COMMIT from the rest.
+    #[error("the operation could not be protected")]
+    Protocol(#[from] Error),
+}
+
+/// How often a transaction that lost against another one (40001, 40P01) is run, the first included.
+const ATTEMPTS_MAX: u32 = 10;
+/// The longest pause between two looks at a claim that another process holds.
+const LOOK_AGAIN_MAX: Duration = Duration::from_millis(250);
+
+impl PgOnce {
+    /// Runs `work` once per key, in one transaction with the key and its response.
+    ///
+    /// Takes a connection, opens a transaction, begins, runs `work` on it, completes with the
+    /// returned value as JSON, commits. A retry of a finished key gets the stored value and does not
+    /// run `work`. Serialization failures and deadlocks (40001, 40P01) run the whole transaction
+    /// again, so `work` may be called several times; only one call's writes are ever committed.
+    ///
+    /// When `work` fails, everything is rolled back and nothing is remembered, unless it returns
+    /// [`Failure::keep`]: then its writes are undone, and the failure is stored and replayed.
+    ///
+    /// The connection is in use while `work` runs. Do not call other services from it: an open
+    /// transaction blocks vacuum. That is what leased claims are for.
+    ///
+    /// ```no_run
+    /// # use pgonce::{Operation, PgOnce};
+    /// # async fn example(pool: sqlx::PgPool, once: PgOnce) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    /// let op = Operation::new("acme/payments.create", "order-17")?;
+    /// let id: i64 = once
+    ///     .run(&pool, &op, async |tx| {
+    ///         sqlx::query_scalar("insert into payment (amount) values (100) returning id")
+    ///             .fetch_one(tx)
+    ///             .await
+    ///     })
+    ///     .await?
+    ///     .into_inner();
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`RunError`]. After [`CommitUnknown`](ErrorKind::CommitUnknown), call it again with the same
+    /// key to find out.
+    ///
+    /// # Cancel safety
+    /// Cancel safe. Dropped at any point, the transaction is rolled back by closing its connection,
+    /// never left open in the pool; dropped during COMMIT, it may have been committed. Calling it
+    /// again with the same key is right in both cases.
+    pub async fn run<T, E, F>(
+        &self,
+        pool: &PgPool,
+        op: &Operation,
+        work: F,
+    ) -> Result<Done<T>, RunError>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Into<Failure>,
+        F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
+    {
+        let deadline = Instant::now() + op.wait.min(Duration::from_secs(86_400));
+        let mut attempt = 1;
+        let mut looks = 0;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // A wait beyond the limit is refused by begin, so the first one goes through as given.
+            let wait = if looks == 0 { op.wait } else { left };
+            let pause = match self.run_once(pool, op, wait, work.clone()).await {
+                Err(error) if attempt < ATTEMPTS_MAX && lost_to_another(&error) => {
+                    attempt += 1;
+                    jitter(Duration::from_millis(2 << attempt.min(7)))
+                }
+                Err(RunError::InProgress(_)) if !left.is_zero() => {
+                    looks += 1;
+                    jitter(LOOK_AGAIN_MAX.min(Duration::from_millis(5 << looks.min(8)))).min(left)
+                }
+                result => return result,
+            };
+            tokio::time::sleep(pause).await; // without a connection
+        }
+    }
+
+    /// One transaction of [`run`](PgOnce::run).
+    async fn run_once<T, E, F>(
+        &self,
+        pool: &PgPool,
+        op: &Operation,
+        wait: Duration,
+        work: F,
+    ) -> Result<Done<T>, RunError>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Into<Failure>,
+        F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
+    {
+        let mut checkout = Checkout::new(pool).await?;
+        let mut tx = checkout.begin().await?;
+        match self.perform(&mut tx, op, wait, work).await {
+            // Answers commit too: a replay that locked its row must wait for the standby.
+            Ok(result) => {
+                crate::commit(tx).await?;
+                checkout.settled();
+                result
+            }
+            Err(error) => {
+                if tx.rollback().await.is_ok() {
+                    checkout.settled();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// What happens inside the transaction. `Ok` says what to return once it is committed, `Err`
+    /// why it must be rolled back.
+    async fn perform<T, E, F>(
+        &self,
+        tx: &mut PgConnection,
+        op: &Operation,
+        wait: Duration,
+        work: F,
+    ) -> Result<Result<Done<T>, RunError>, RunError>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Into<Failure>,
+        F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
+    {
+        let claim = match self.ask(tx, op, None, wait).await? {
+            Begin::Started(claim) => claim,
+            Begin::Replay(replay) => return Ok(replayed(replay)),
+            Begin::InProgress(wait) => return Ok(Err(RunError::InProgress(wait))),
+            Begin::Mismatch(mismatch) => return Ok(Err(RunError::Mismatch(mismatch))),
+            Begin::Held(held) => return Ok(Err(RunError::Held(held))),
+        };
+        // Lets `Failure::keep` undo the work and keep the claim.
+        execute(tx, "savepoint pgonce_work").await?;
+        match work(tx).await.map_err(|error| error.into().0) {
+            Ok(value) => {
+                let response = Response::json(&value)?;
+                claim.complete(tx, response).await?;
+                Ok(Ok(Done { value, replayed: false }))
+            }
+            Err(Ending::Keep(response)) => {
+                execute(tx, "rollback to savepoint pgonce_work").await?;
+                claim.fail(tx, response.clone()).await?;
+                Ok(Err(RunError::Failed(response)))
+            }
+            Err(Ending::Undo(error)) => {
+                claim.rolled_back();
+                Err(RunError::Work(error))
+            }
+        }
+    }
+}
+
+fn replayed<T: DeserializeOwned>(replay: Replay) -> Result<Done<T>, RunError> {
+    match replay.status {
+        Finished::Failed => Err(RunError::Failed(replay.response)),
+        Finished::Completed if replay.response.is_omitted() => {
+            Err(RunError::Omitted(replay.response))
+        }
+        Finished::Completed => Ok(Done { value: replay.json()?, replayed: true }),
+    }
+}
+
+/// Whether the database gave up this transaction for another one, in our statements or in the work's.
+fn lost_to_another(error: &RunError) -> bool {
+    match error {
+        RunError::Protocol(error) => error.kind() == ErrorKind::Contention,
+        RunError::Work(error) => {
+            matches!(sqlstate_in(error.as_ref()), Some("40001" | "40P01"))
+        }
+        _ => false,
+    }
+}
+
+async fn execute(conn: &mut PgConnection, statement: &'static str) -> Result<(), Error> {
+    sqlx::raw_sql(statement).execute(conn).await.map(drop).map_err(database)
+}
+
+/// Half to all of `pause`, so that those who lost together do not meet again.
+fn jitter(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+impl<T> Done<T> {
+    /// The value.
+    #[must_use]
+    pub fn into_inner(self) -> T {
+        self.value
+    }
+
+    /// Whether the value comes from an earlier run of the work.
+    #[must_use]
+    pub fn is_replay(&self) -> bool {
+        self.replayed
+    }
+}
+
+impl<T> Deref for Done<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl Failure {
+    /// A final failure: the work's writes are undone, `response` is stored in the same COMMIT and
+    /// replayed to every retry.
+    #[must_use]
+    pub fn keep(response: Response) -> Self {
+        Self(Ending::Keep(response))
+    }
+}
+
+impl<E: Into<BoxError>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(Ending::Undo(error.into()))
+    }
+}
+
+impl RunError {
+    /// Whether the same call with the same key may succeed later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::InProgress(_) => true,
+            Self::Protocol(error) => error.is_retryable(),
+            Self::Work(_) => lost_to_another(self),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The only place that names the SQL files and puts the schema into them.
+
+use std::sync::Arc;
+
+use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
+
+use crate::schema::SchemaName;
+
+/// A released migration never changes. Its number is its place in this list, from 1.
+pub(crate) const MIGRATIONS: &[(&str, &str)] =
+    &[("0001_idempotency_keys", include_str!("../migrations/0001_idempotency_keys.sql"))];
+
+/// The functions and views, in the order in which they can be created. `migrate` applies all of
+/// them or none.
+pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
+    ("clock", include_str!("../sql/clock.sql")),
+    ("lock_id", include_str!("../sql/lock_id.sql")),
+    ("check_name", include_str!("../sql/check_name.sql")),
+    ("check_range", include_str!("../sql/check_range.sql")),
+    ("check_begin", include_str!("../sql/check_begin.sql")),
+    ("fingerprint", include_str!("../sql/fingerprint.sql")),
+    ("wait_for_lock", include_str!("../sql/wait_for_lock.sql")),
+    ("begin", include_str!("../sql/begin.sql")),
+    ("finish", include_str!("../sql/finish.sql")),
+    ("complete", include_str!("../sql/complete.sql")),
+    ("fail", include_str!("../sql/fail.sql")),
+    ("release", include_str!("../sql/release.sql")),
+    ("extend", include_str!("../sql/extend.sql")),
+    ("reap", include_str!("../sql/reap.sql")),
+    ("overdue", include_str!("../sql/overdue.sql")),
+    ("keys", include_str!("../sql/keys.sql")),
+    ("inspect", include_str!("../sql/inspect.sql")),
+    ("stats", include_str!("../sql/stats.sql")),
+];
+
+/// Times cross as microseconds since the epoch: no `sqlx/time`, and `infinity` cannot panic.
+macro_rules! micros {
+    ($column:literal) => {
+        concat!("(extract(epoch from ", $column, ") * 1000000)::bigint as ", $column)
+    };
+}
+
+/// The columns of `keys` and `inspect` that [`Record`](crate::Record) reads.
+macro_rules! record_columns {
+    () => {
+        concat!(
+            "status, claim, attempt, token, fingerprinted, response_code, response_omitted, ",
+            micros!("created_at"),
+            ", ",
+            micros!("completed_at"),
+            ", ",
+            micros!("lease_expires_at"),
+            ", ",
+            micros!("expires_at")
+        )
+    };
+}
+
+/// The calls of the functions, with the schema filled in.
+#[derive(Debug)]
+pub(crate) struct Statements {
+    pub(crate) begin: SqlStr,
+    pub(crate) complete: SqlStr,
+    pub(crate) fail: SqlStr,
+    pub(crate) release: SqlStr,
+    pub(crate) extend: SqlStr,
+    pub(crate) reap: SqlStr,
+    pub(crate) overdue: SqlStr,
+    pub(crate) inspect: SqlStr,
+    pub(crate) list: SqlStr,
+    pub(crate) stats: SqlStr,
+}
+
+impl Statements {
+    pub(crate) fn new(schema: &SchemaName) -> Self {
+        let call = |template| statement(schema, template);
+        Self {
+            begin: call(r#"select * from :"schema".begin($1, $2, $3, $4, $5, $6, $7, $8, $9)"#),
+            complete: call(r#"select :"schema".complete($1, $2, $3, $4, $5, $6, $7, $8)"#),
+            fail: call(r#"select :"schema".fail($1, $2, $3, $4, $5, $6, $7, $8)"#),
+            release: call(r#"select :"schema".release($1, $2, $3)"#),
+            extend: call(r#"select :"schema".extend($1, $2, $3, $4)"#),
+            reap: call(concat!(
+                "select deleted, ",
+                micros!("watermark"),
+                r#" from :"schema".reap($1, timestamptz 'epoch' + $2 * interval '1 microsecond')"#
+            )),
+            overdue: call(r#"select backlog, oldest_ms from :"schema".overdue()"#),
+            inspect: call(concat!(
+                "select response_headers, response_body, ",
+                record_columns!(),
+                r#" from :"schema".inspect($1, $2)"#
+            )),
+            list: call(concat!(
+                "select scope, key, ",
+                record_columns!(),
+                r#" from :"schema".keys"#,
+                " where ($1::text is null or scope = $1)",
+                " and ($2::text is null or status = $2)",
+                " and ($3::text is null or claim = $3)",
+                " order by scope, key limit $4"
+            )),
+            stats: call(r#"select * from :"schema".stats()"#),
+        }
+    }
+}
+
+/// A statement of ours with the schema filled in. The text is ours and a [`SchemaName`] needs no
+/// escaping, which is why this may assert that it is safe.
+pub(crate) fn statement(schema: &SchemaName, template: &str) -> SqlStr {
+    AssertSqlSafe(Arc::<str>::from(render(schema, template))).into_sql_str()
+}
+
+/// Fills in the schema: `:"schema"` as an identifier, `:'schema'` as text, as psql would.
+pub(crate) fn render(schema: &SchemaName, template: &str) -> String {
+    template
+        .replace(r#":"schema""#, &format!("\"{}\"", schema.as_str()))
+        .replace(":'schema'", &format!("'{}'", schema.as_str()))
+}
