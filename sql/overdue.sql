@@ -7,7 +7,7 @@ create or replace function :"schema".overdue(
 language sql volatile
 set search_path = pg_catalog, pg_temp
 as $pgonce$
-  select count(*), floor(extract(epoch from t.at - min(o.expires_at)) * 1000)::bigint
+  select count(o.expires_at), floor(extract(epoch from t.at - min(o.expires_at)) * 1000)::bigint
     from (select :"schema".clock() as at) t
     left join lateral (
       select k.expires_at
@@ -15,6 +15,5 @@ as $pgonce$
        where k.expires_at <= t.at and (k.status <> 1 or k.lease_expires_at <= t.at)
        order by k.expires_at
        limit count_max) o on true
-   where o.expires_at is not null
    group by t.at
 $pgonce$;

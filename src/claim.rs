@@ -110,14 +110,7 @@ impl Claim {
     /// As [`complete`](Claim::complete).
     pub async fn release(mut self, conn: &mut PgConnection) -> Result<()> {
         self.settled = true;
-        sqlx::query(self.statements.release.clone())
-            .bind(self.scope.as_str())
-            .bind(self.key.as_str())
-            .bind(self.token)
-            .execute(conn)
-            .await
-            .map(drop)
-            .map_err(database)
+        release(&self.statements, conn, &self.scope, &self.key, self.token).await
     }
 
     /// Pushes the lease to `lease` from now, on the database's clock. Never shortens it.
@@ -144,6 +137,24 @@ impl Claim {
     pub(crate) fn rolled_back(mut self) {
         self.settled = true;
     }
+}
+
+/// The statement behind [`Claim::release`] and [`PgOnce::release`](crate::PgOnce::release).
+pub(crate) async fn release(
+    statements: &Statements,
+    conn: &mut PgConnection,
+    scope: &Scope,
+    key: &Key,
+    token: Uuid,
+) -> Result<()> {
+    sqlx::query(statements.release.clone())
+        .bind(scope.as_str())
+        .bind(key.as_str())
+        .bind(token)
+        .execute(conn)
+        .await
+        .map(drop)
+        .map_err(database)
 }
 
 impl Drop for Claim {

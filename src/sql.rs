@@ -36,7 +36,14 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
 /// Times cross as microseconds since the epoch: no `sqlx/time`, and `infinity` cannot panic.
 macro_rules! micros {
     ($column:literal) => {
-        concat!("(extract(epoch from ", $column, ") * 1000000)::bigint as ", $column)
+        concat!(
+            "case when isfinite(",
+            $column,
+            ") then (extract(epoch from ",
+            $column,
+            ") * 1000000)::bigint end as ",
+            $column
+        )
     };
 }
 

@@ -1,0 +1,286 @@
+//! Looking at keys: for operators, dashboards and polling endpoints.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::error::{Error, ErrorKind, Result, database};
+use crate::key::{Key, Scope};
+use crate::once::{PgOnce, get, response};
+use crate::response::Response;
+
+/// What the table says about one key, without its response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Record {
+    /// Where the operation stands.
+    pub status: Status,
+    /// What an unfinished operation is waiting for; `None` when it is finished.
+    pub claim: Option<ClaimState>,
+    /// How many claims the key has had.
+    pub attempt: u32,
+    /// The token of the last claim; `None` when it was released.
+    pub token: Option<Uuid>,
+    /// Whether the key is bound to a request.
+    pub fingerprinted: bool,
+    /// When the key was first begun.
+    pub created_at: OffsetDateTime,
+    /// When it was completed or failed.
+    pub completed_at: Option<OffsetDateTime>,
+    /// When the claim lapses or has lapsed.
+    pub lease_expires_at: OffsetDateTime,
+    /// When the key is forgotten.
+    pub expires_at: OffsetDateTime,
+    /// The code of the stored response.
+    pub response_code: Option<i32>,
+    /// Whether the response was not kept.
+    pub response_omitted: bool,
+}
+
+/// Where an operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Status {
+    /// Begun and not finished.
+    InProgress,
+    /// Finished with complete.
+    Completed,
+    /// Finished with fail.
+    Failed,
+    /// The row holds a status that pgonce never writes; begin refuses it.
+    Corrupt,
+}
+
+/// What an operation in progress is waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClaimState {
+    /// Its holder, whose lease runs.
+    Live,
+    /// The next begin, which takes it over, or an operator.
+    Lapsed,
+    /// The next begin: the holder gave it back.
+    Released,
+}
+
+/// A row of [`PgOnce::list`].
+// No Debug: it would show the key.
+#[allow(missing_debug_implementations)]
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Listed {
+    /// The scope.
+    pub scope: String,
+    /// The key.
+    pub key: String,
+    /// The rest.
+    pub record: Record,
+}
+
+/// Which keys [`PgOnce::list`] returns; the default is all.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Only keys of this scope.
+    pub scope: Option<Scope>,
+    /// Only keys with this status.
+    pub status: Option<Status>,
+    /// Only unfinished keys whose claim is in this state.
+    pub claim: Option<ClaimState>,
+}
+
+/// Counts over the whole table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Claims whose lease runs.
+    pub live: u64,
+    /// Claims whose lease has run out.
+    pub lapsed: u64,
+    /// Claims given back.
+    pub released: u64,
+    /// Keys finished with complete.
+    pub completed: u64,
+    /// Keys finished with fail.
+    pub failed: u64,
+    /// Keys past their retention, for the reaper.
+    pub overdue: u64,
+    /// The age of the oldest unfinished key.
+    pub oldest_in_progress: Option<Duration>,
+    /// Size of the table with its TOAST, in bytes.
+    pub table_bytes: u64,
+    /// Size of its indexes, in bytes.
+    pub index_bytes: u64,
+}
+
+impl PgOnce {
+    /// Looks at one key without locking it. `None`: the key is unknown, or its first claim is in a
+    /// transaction that is still open.
+    ///
+    /// ```no_run
+    /// # use pgonce::{Key, PgOnce, Scope};
+    /// # async fn example(pool: sqlx::PgPool, once: PgOnce) -> Result<(), Box<dyn std::error::Error>> {
+    /// let (scope, key) = (Scope::new("acme/payments.create")?, Key::new("order-17")?);
+    /// if let Some((record, _)) = once.inspect(&mut *pool.acquire().await?, &scope, &key).await? {
+    ///     println!("{:?} since {}", record.status, record.created_at);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Corrupt`](ErrorKind::Corrupt) for a row with times that pgonce never writes, or what the
+    /// database answers.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it only reads.
+    pub async fn inspect(
+        &self,
+        conn: &mut PgConnection,
+        scope: &Scope,
+        key: &Key,
+    ) -> Result<Option<(Record, Response)>> {
+        let row = sqlx::query(self.statements.inspect.clone())
+            .bind(scope.as_str())
+            .bind(key.as_str())
+            .fetch_optional(conn)
+            .await
+            .map_err(database)?;
+        row.map(|row| Ok((record(&row)?, response(&row)?))).transpose()
+    }
+
+    /// Lists keys, ordered by scope and key.
+    ///
+    /// # Errors
+    /// As [`inspect`](PgOnce::inspect).
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it only reads.
+    pub async fn list(
+        &self,
+        conn: &mut PgConnection,
+        filter: &Filter,
+        limit: u32,
+    ) -> Result<Vec<Listed>> {
+        let rows = sqlx::query(self.statements.list.clone())
+            .bind(filter.scope.as_ref().map(Scope::as_str))
+            .bind(filter.status.map(Status::as_str))
+            .bind(filter.claim.map(ClaimState::as_str))
+            .bind(i64::from(limit))
+            .fetch_all(conn)
+            .await
+            .map_err(database)?;
+        let listed = |row: PgRow| {
+            Ok(Listed { scope: get(&row, "scope")?, key: get(&row, "key")?, record: record(&row)? })
+        };
+        rows.into_iter().map(listed).collect()
+    }
+
+    /// Counts keys by what they are waiting for. Reads the whole table once.
+    ///
+    /// # Errors
+    /// What the database answers.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it only reads.
+    pub async fn stats(&self, conn: &mut PgConnection) -> Result<Stats> {
+        let row =
+            sqlx::query(self.statements.stats.clone()).fetch_one(conn).await.map_err(database)?;
+        let count = |column| get::<i64>(&row, column).map(i64::unsigned_abs);
+        Ok(Stats {
+            live: count("live")?,
+            lapsed: count("lapsed")?,
+            released: count("released")?,
+            completed: count("completed")?,
+            failed: count("failed")?,
+            overdue: count("overdue")?,
+            oldest_in_progress: get::<Option<i64>>(&row, "oldest_in_progress_ms")?
+                .map(|ms| Duration::from_millis(ms.unsigned_abs())),
+            table_bytes: count("table_bytes")?,
+            index_bytes: count("index_bytes")?,
+        })
+    }
+
+    /// Gives back a claim by its token, for an operator who read it with
+    /// [`inspect`](PgOnce::inspect) and knows that its holder is gone. Code that holds a
+    /// [`Claim`](crate::Claim) calls [`release`](crate::Claim::release) on it.
+    ///
+    /// # Errors
+    /// [`ClaimLost`](ErrorKind::ClaimLost) when the claim has changed hands or is finished.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropped, the claim is released or it is not; inspect tells.
+    pub async fn release(
+        &self,
+        conn: &mut PgConnection,
+        scope: &Scope,
+        key: &Key,
+        token: Uuid,
+    ) -> Result<()> {
+        crate::claim::release(&self.statements, conn, scope, key, token).await
+    }
+}
+
+fn record(row: &PgRow) -> Result<Record> {
+    Ok(Record {
+        status: match get::<&str>(row, "status")? {
+            "in_progress" => Status::InProgress,
+            "completed" => Status::Completed,
+            "failed" => Status::Failed,
+            _ => Status::Corrupt,
+        },
+        claim: get::<Option<&str>>(row, "claim")?.map(|claim| match claim {
+            "live" => ClaimState::Live,
+            "released" => ClaimState::Released,
+            _ => ClaimState::Lapsed,
+        }),
+        attempt: get::<i32>(row, "attempt")?.unsigned_abs(),
+        token: get(row, "token")?,
+        fingerprinted: get(row, "fingerprinted")?,
+        created_at: time(row, "created_at")?.ok_or_else(corrupt)?,
+        completed_at: time(row, "completed_at")?,
+        lease_expires_at: time(row, "lease_expires_at")?.ok_or_else(corrupt)?,
+        expires_at: time(row, "expires_at")?.ok_or_else(corrupt)?,
+        response_code: get(row, "response_code")?,
+        response_omitted: get(row, "response_omitted")?,
+    })
+}
+
+fn time(row: &PgRow, column: &str) -> Result<Option<OffsetDateTime>> {
+    let micros: Option<i64> = row.try_get(column).map_err(database)?;
+    micros
+        .map(|micros| OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000))
+        .transpose()
+        .map_err(|_| corrupt())
+}
+
+fn corrupt() -> Error {
+    Error::new(ErrorKind::Corrupt, "the stored row has a time that pgonce never writes")
+}
+
+impl Status {
+    /// The word the protocol uses.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InProgress => "in_progress",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Corrupt => "corrupt",
+        }
+    }
+}
+
+impl ClaimState {
+    /// The word the protocol uses.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Lapsed => "lapsed",
+            Self::Released => "released",
+        }
+    }
+}
