@@ -16,6 +16,8 @@ mod response;
 mod run;
 mod schema;
 mod sql;
+#[cfg(feature = "throwaway")]
+pub mod throwaway;
 
 pub use answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
 pub use checkout::commit;

@@ -1,1 +1,17 @@
-fn main() {}
+//! Every test runs on a real PostgreSQL that the first one starts.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
+
+mod claim;
+mod decision;
+mod harness;
+mod isolation;
+mod limits;
+mod migrate;
+mod model;
+mod reaper;
+mod run;
+mod secrets;
+mod sql;
+mod storage;
+mod tidy;
+mod waiting;

@@ -1,0 +1,62 @@
+//! Why there is no throw-away server, in words that lead to one.
+
+use std::fmt::{self, Display};
+use std::path::Path;
+
+/// Why no PostgreSQL could be started. Says what was tried, and what to do about it.
+#[derive(Debug)]
+pub struct ThrowawayError {
+    message: String,
+}
+
+impl ThrowawayError {
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into() }
+    }
+}
+
+impl Display for ThrowawayError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for ThrowawayError {}
+
+/// What was tried so far, and why it did not work.
+#[derive(Default)]
+pub(super) struct Tried(Vec<String>);
+
+impl Tried {
+    pub(super) fn push(&mut self, what: impl Display, reason: impl Display) {
+        let reason = reason.to_string().replace('\n', "\n    ");
+        self.0.push(format!("  {what}: {reason}"));
+    }
+
+    pub(super) fn into_error(self) -> ThrowawayError {
+        let mut lines = vec!["no PostgreSQL could be started on this machine".to_owned()];
+        if self.0.is_empty() {
+            lines.push(format!("  looked in {} and found none", super::binaries::PLACES));
+        }
+        lines.extend(self.0);
+        lines.push(format!("{}, or set DATABASE_URL to a database you have", install_hint()));
+        ThrowawayError::new(lines.join("\n"))
+    }
+}
+
+/// The one command that installs PostgreSQL here.
+fn install_hint() -> String {
+    const INSTALLERS: &[(&str, &str)] = &[
+        ("/usr/bin/apt-get", "apt-get install postgresql"),
+        ("/usr/bin/dnf", "dnf install postgresql-server"),
+        ("/sbin/apk", "apk add postgresql"),
+        ("/usr/bin/pacman", "pacman -S postgresql"),
+    ];
+    let here = |&&(program, _): &&(&str, &str)| Path::new(program).exists();
+    match INSTALLERS.iter().find(here) {
+        _ if cfg!(target_os = "macos") => "Run `brew install postgresql@17`".to_owned(),
+        _ if cfg!(not(unix)) => "A throw-away PostgreSQL needs Unix sockets".to_owned(),
+        Some((_, command)) => format!("Run `{command}`"),
+        None => "Install PostgreSQL with your system's package manager".to_owned(),
+    }
+}

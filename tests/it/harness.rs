@@ -1,0 +1,189 @@
+//! One throw-away PostgreSQL per run, one schema per test.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use pgonce::throwaway::{Options, Throwaway};
+use pgonce::{Begin, Claim, Operation, PgOnce, SchemaName};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use tokio::sync::OnceCell;
+
+/// A schema of its own with pgonce in it and a table `effect` that counts what the work did.
+pub struct TestDb {
+    pub once: PgOnce,
+    pub pool: PgPool,
+    pub schema: String,
+    pub options: PgConnectOptions,
+}
+
+/// How long a test waits for something that must happen before it calls it a failure.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The server all tests of this process share. It is never dropped; the server notices that this
+/// process has ended.
+pub async fn server() -> &'static Throwaway {
+    static SERVER: OnceCell<Throwaway> = OnceCell::const_new();
+    SERVER
+        .get_or_init(|| async {
+            let options = Options::new()
+                .fast()
+                .setting("max_connections", "400")
+                .setting("max_prepared_transactions", "10");
+            Throwaway::start(&options).await.expect("a PostgreSQL to test on")
+        })
+        .await
+}
+
+impl TestDb {
+    pub async fn new() -> Self {
+        Self::with_connections(10).await
+    }
+
+    pub async fn with_connections(connections: u32) -> Self {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let schema = format!("t_{}", COUNTER.fetch_add(1, Ordering::Relaxed));
+        let options = server().await.connect_options();
+        let db = Self::open(&schema, options, connections).await;
+        let mut conn = db.conn().await;
+        db.once.migrate(&mut conn).await.expect("migrate");
+        db.execute(
+            "create table {}.effect (id bigint generated always as identity, key text not null)",
+        )
+        .await;
+        db
+    }
+
+    /// A schema that is there already, seen from another process or through other options.
+    pub async fn open(schema: &str, options: PgConnectOptions, connections: u32) -> Self {
+        // The name lets tests find their own sessions in pg_stat_activity.
+        let options = options.application_name(schema);
+        let pool =
+            PgPoolOptions::new().max_connections(connections).connect_lazy_with(options.clone());
+        let once = PgOnce::new().schema(SchemaName::new(schema).expect("a schema name"));
+        Self { once, pool, schema: schema.to_owned(), options }
+    }
+
+    /// A connection outside the pool.
+    pub async fn conn(&self) -> PgConnection {
+        PgConnection::connect_with(&self.options).await.expect("connect")
+    }
+
+    /// Fills in the schema for `{}`.
+    pub fn sql(&self, template: &str) -> AssertSqlSafe<String> {
+        AssertSqlSafe(template.replace("{}", &self.schema))
+    }
+
+    /// Runs statements on a connection of its own.
+    pub async fn execute(&self, template: &str) {
+        sqlx::raw_sql(self.sql(template)).execute(&mut self.conn().await).await.expect(template);
+    }
+
+    /// Asks for one number or flag on a connection of its own.
+    pub async fn ask<T>(&self, template: &str) -> T
+    where
+        T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
+    {
+        sqlx::query_scalar(self.sql(template))
+            .fetch_one(&mut self.conn().await)
+            .await
+            .expect(template)
+    }
+
+    /// How often the work took effect, whatever the key.
+    pub async fn effects(&self) -> i64 {
+        self.ask("select count(*) from {}.effect").await
+    }
+
+    /// Waits until a question is answered with true, asking again and again.
+    pub async fn until(&self, template: &str) {
+        let mut conn = self.conn().await;
+        let asking = async {
+            loop {
+                let yes: bool = sqlx::query_scalar(self.sql(template))
+                    .fetch_one(&mut conn)
+                    .await
+                    .expect(template);
+                if yes {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, asking)
+            .await
+            .unwrap_or_else(|_| panic!("never: {template}"));
+    }
+
+    /// Waits until `count` sessions of this test wait for a lock.
+    pub async fn until_waiting(&self, count: u32) {
+        self.until(&format!(
+            "select count(*) >= {count} from pg_stat_activity
+              where application_name = '{}' and wait_event_type = 'Lock'",
+            self.schema
+        ))
+        .await;
+    }
+
+    /// Stops the protocol's clock in this schema at the present; `advance` moves it.
+    pub async fn stop_clock(&self) {
+        self.execute(
+            "create table {}.test_clock as select clock_timestamp() as at;
+             create or replace function {}.clock() returns timestamptz language sql volatile
+               as 'select at from {}.test_clock'",
+        )
+        .await;
+    }
+
+    pub async fn advance(&self, by: Duration) {
+        self.execute(&format!(
+            "update {{}}.test_clock set at = at + {} * interval '1 millisecond'",
+            by.as_millis()
+        ))
+        .await;
+    }
+
+    /// Begins leased on a connection of its own and expects to hold the claim.
+    pub async fn lease(&self, op: &Operation, lease: Duration) -> Claim {
+        let mut conn = self.conn().await;
+        started(self.once.begin_leased(&mut conn, op, lease).await.expect("begin_leased"))
+    }
+
+    /// Completes the operation with this body, in a transaction of its own.
+    pub async fn complete(&self, op: &Operation, body: &str) {
+        let mut tx = self.pool.begin().await.expect("begin");
+        let claim = started(self.once.begin(&mut tx, op).await.expect("begin"));
+        claim.complete(&mut tx, pgonce::Response::bytes(body)).await.expect("complete");
+        tx.commit().await.expect("commit");
+    }
+}
+
+/// An operation of no particular scope.
+pub fn op(key: &str) -> Operation {
+    Operation::new("test/scope", key).expect("a valid operation")
+}
+
+pub fn started(begin: Begin) -> Claim {
+    match begin {
+        Begin::Started(claim) => claim,
+        other => panic!("expected the claim, got {other:?}"),
+    }
+}
+
+/// The answer as a word, so that tests read like the decision table.
+pub fn word(begin: &Begin) -> &'static str {
+    match begin {
+        Begin::Started(_) => "started",
+        Begin::Replay(_) => "replay",
+        Begin::InProgress(_) => "in progress",
+        Begin::Mismatch(_) => "mismatch",
+        Begin::Held(_) => "held",
+        _ => "unknown",
+    }
+}
+
+/// The work most tests do: one row in `effect`; returns its id.
+pub async fn effect(conn: &mut PgConnection, schema: &str, key: &str) -> sqlx::Result<i64> {
+    let sql = format!("insert into {schema}.effect (key) values ($1) returning id");
+    sqlx::query_scalar(AssertSqlSafe(sql)).bind(key).fetch_one(conn).await
+}

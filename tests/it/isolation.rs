@@ -1,0 +1,120 @@
+//! All three isolation levels.
+
+use pgonce::{ErrorKind, Response};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{Connection, PgPool};
+
+use crate::harness::{TestDb, effect, op, started, word};
+
+const LEVELS: [&str; 3] = ["read committed", "repeatable read", "serializable"];
+const STRICT: [&str; 2] = ["repeatable read", "serializable"];
+
+/// A pool whose transactions have this level.
+fn pool(db: &TestDb, level: &str) -> PgPool {
+    let options = db.options.clone().options([("default_transaction_isolation", level)]);
+    PgPoolOptions::new().max_connections(10).connect_lazy_with(options)
+}
+
+#[tokio::test]
+async fn every_level_starts_and_replays() {
+    let db = TestDb::new().await;
+    for level in LEVELS {
+        let pool = pool(&db, level);
+        for replayed in [false, true] {
+            let done = db
+                .once
+                .run(&pool, &op(level), async |tx| effect(tx, &db.schema, level).await)
+                .await
+                .unwrap();
+            assert_eq!(done.is_replay(), replayed, "{level}");
+            let shown: String =
+                sqlx::query_scalar("show transaction_isolation").fetch_one(&pool).await.unwrap();
+            assert_eq!(shown, level);
+        }
+    }
+    assert_eq!(db.effects().await, 3);
+}
+
+#[tokio::test]
+async fn a_stale_snapshot_is_told_to_run_again() {
+    let db = TestDb::new().await;
+    for level in STRICT {
+        let pool = pool(&db, level);
+        let mut tx = pool.begin().await.unwrap();
+        sqlx::query("select 1").execute(&mut *tx).await.unwrap(); // the snapshot is taken
+        db.complete(&op(level), "done").await;
+        let error = db.once.begin(&mut tx, &op(level)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Contention, "{level}");
+        assert!(error.is_retryable());
+        tx.rollback().await.unwrap();
+        let mut again = pool.begin().await.unwrap();
+        assert_eq!(word(&db.once.begin(&mut again, &op(level)).await.unwrap()), "replay");
+    }
+}
+
+#[tokio::test]
+async fn a_holder_that_commits_while_a_strict_caller_waits_is_never_doubled() {
+    let db = TestDb::new().await;
+    for level in LEVELS {
+        let pool = pool(&db, level);
+        let mut holder = pool.begin().await.unwrap();
+        let claim = started(db.once.begin(&mut holder, &op(level)).await.unwrap());
+        effect(&mut holder, &db.schema, level).await.unwrap();
+        let waiter = tokio::spawn({
+            let (once, pool, schema) = (db.once.clone(), pool.clone(), db.schema.clone());
+            async move {
+                let op = op(level).wait(std::time::Duration::from_secs(30));
+                once.run(&pool, &op, async |tx| effect(tx, &schema, level).await).await
+            }
+        });
+        db.until_waiting(1).await;
+        claim.complete(&mut holder, Response::json(&1).unwrap()).await.unwrap();
+        holder.commit().await.unwrap();
+        assert!(waiter.await.unwrap().unwrap().is_replay(), "{level}");
+    }
+    assert_eq!(db.effects().await, 3);
+}
+
+#[tokio::test]
+async fn storms_at_every_level_double_nothing() {
+    let db = TestDb::new().await;
+    for level in LEVELS {
+        let pool = pool(&db, level);
+        let mut tasks = tokio::task::JoinSet::new();
+        for task in 0..32 {
+            let (once, pool, schema) = (db.once.clone(), pool.clone(), db.schema.clone());
+            tasks.spawn(async move {
+                let key = format!("{level} {}", task % 4);
+                let op = op(&key).wait(std::time::Duration::from_secs(30));
+                once.run(&pool, &op, async |tx| effect(tx, &schema, &key).await).await
+            });
+        }
+        let mut performed = 0;
+        while let Some(done) = tasks.join_next().await {
+            performed += u32::from(!done.unwrap().unwrap().is_replay());
+        }
+        assert_eq!(performed, 4, "{level}");
+    }
+    assert_eq!(db.effects().await, 12);
+}
+
+#[tokio::test]
+async fn an_answer_never_aborts_the_callers_transaction() {
+    let db = TestDb::new().await;
+    db.complete(&op("done"), "body").await;
+    for level in LEVELS {
+        let mut conn = db.conn().await;
+        let mut tx = conn
+            .begin_with(match level {
+                "read committed" => "begin isolation level read committed",
+                "repeatable read" => "begin isolation level repeatable read",
+                _ => "begin isolation level serializable",
+            })
+            .await
+            .unwrap();
+        assert_eq!(word(&db.once.begin(&mut tx, &op("done")).await.unwrap()), "replay");
+        effect(&mut tx, &db.schema, level).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+    assert_eq!(db.effects().await, 3);
+}

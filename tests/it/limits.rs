@@ -1,0 +1,255 @@
+//! Bad input: a typed error that names the field and the limit; nothing runs, nothing is lost.
+
+use std::time::Duration;
+
+use pgonce::{ErrorKind, Fingerprint, Key, Operation, SchemaName, Scope};
+use proptest::prelude::*;
+
+use crate::harness::{TestDb, op, started, word};
+
+const SECOND: Duration = Duration::from_secs(1);
+const YEAR: Duration = Duration::from_secs(31_557_600);
+
+/// Names that are refused, with a word of the message.
+fn bad_names() -> Vec<(String, &'static str)> {
+    vec![
+        (String::new(), "empty"),
+        (" ".into(), "blank"),
+        ("\u{a0}\u{3000} ".into(), "blank"),
+        ("a\tb".into(), "control"),
+        ("a\nb".into(), "control"),
+        ("a\u{7f}".into(), "control"),
+        ("a\u{85}".into(), "control"),
+        ("x".repeat(256), "256 bytes; the limit is 255"),
+        ("\u{e9}".repeat(128), "256 bytes"),
+    ]
+}
+
+#[tokio::test]
+async fn bad_keys_and_scopes_are_refused_in_rust_and_in_sql_alike() {
+    let db = TestDb::new().await;
+    let mut conn = db.conn().await;
+    for (name, word) in bad_names() {
+        for field in ["key", "scope"] {
+            let error = match field {
+                "key" => Key::new(name.as_str()).unwrap_err(),
+                _ => Scope::new(name.as_str()).unwrap_err(),
+            };
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            let message = error.to_string();
+            assert!(message.contains(field) && message.contains(word), "{message}");
+            let (scope, key) =
+                if field == "key" { ("s", name.as_str()) } else { (name.as_str(), "k") };
+            let raised = sqlx::query(db.sql("select {}.begin($1, $2)"))
+                .bind(scope)
+                .bind(key)
+                .execute(&mut conn)
+                .await
+                .unwrap_err();
+            let raised = raised.as_database_error().unwrap();
+            assert_eq!(raised.code().unwrap(), "IK001");
+            assert_eq!(raised.message(), message, "the two must say the same");
+        }
+    }
+    let rows: i64 = db.ask("select count(*) from {}.idempotency_keys").await;
+    assert_eq!(rows, 0);
+}
+
+#[tokio::test]
+async fn a_nul_byte_is_refused_before_and_by_the_database() {
+    let db = TestDb::new().await;
+    assert_eq!(Key::new("a\0b").unwrap_err().kind(), ErrorKind::InvalidInput);
+    let mut conn = db.conn().await;
+    let raised =
+        sqlx::query(db.sql("select {}.begin('s', $1)")).bind("a\0b").execute(&mut conn).await;
+    assert_eq!(raised.unwrap_err().as_database_error().unwrap().code().unwrap(), "22021");
+}
+
+#[tokio::test]
+async fn the_longest_names_work() {
+    let db = TestDb::new().await;
+    let mut conn = db.conn().await;
+    let longest = Operation::new("s".repeat(255), "\u{1f511}".repeat(63)).unwrap();
+    assert_eq!(word(&db.once.begin(&mut conn, &longest).await.unwrap()), "started");
+    let (record, _) =
+        db.once.inspect(&mut conn, longest.scope(), longest.key()).await.unwrap().unwrap();
+    assert_eq!(record.attempt, 1);
+}
+
+#[tokio::test]
+async fn durations_outside_their_range_are_refused() {
+    let db = TestDb::new().await;
+    let mut conn = db.conn().await;
+    let minute = 60 * SECOND;
+    let cases = [
+        ("retention_ms", op("k").retention(Duration::ZERO), None),
+        ("retention_ms", op("k").retention(11 * YEAR), None),
+        ("retention_ms", op("k").retention(Duration::MAX), None),
+        ("lease_ms", op("k"), Some(Duration::ZERO)),
+        ("lease_ms", op("k"), Some(Duration::MAX)),
+        ("lease_ms", op("k").retention(minute), Some(minute + Duration::from_millis(1))),
+        ("wait_ms", op("k").wait(Duration::from_secs(3601)), None),
+        ("wait_ms", op("k").wait(Duration::MAX), None),
+        ("max_attempts", op("k").attempts_max(0), None),
+    ];
+    for (field, op, lease) in cases {
+        let result = match lease {
+            None => db.once.begin(&mut conn, &op).await,
+            Some(lease) => db.once.begin_leased(&mut conn, &op, lease).await,
+        };
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{field}");
+        assert!(error.to_string().starts_with(&format!("{field} is ")), "{error}");
+        assert!(error.to_string().contains(" it takes "), "{error}");
+    }
+    let mut claim = db.lease(&op("k").retention(minute), SECOND).await;
+    for lease in [Duration::ZERO, minute + Duration::from_millis(1), Duration::MAX] {
+        let error = claim.extend(&mut conn, lease).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    }
+    claim.release(&mut conn).await.unwrap();
+    for limit in [0, 100_001, u32::MAX] {
+        let error = db.once.reap_once(&mut conn, limit).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    }
+}
+
+#[tokio::test]
+async fn the_ends_of_the_ranges_work() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    let mut conn = db.conn().await;
+    let ends = [
+        (op("shortest").retention(Duration::from_nanos(1)), Duration::from_nanos(1)),
+        (op("longest").retention(10 * YEAR), 10 * YEAR),
+    ];
+    for (op, lease) in ends {
+        let claim = started(db.once.begin_leased(&mut conn, &op, lease).await.unwrap());
+        claim.complete(&mut conn, pgonce::Response::empty()).await.unwrap();
+        assert_eq!(word(&db.once.begin(&mut conn, &op).await.unwrap()), "replay");
+    }
+}
+
+#[tokio::test]
+async fn other_arguments_of_the_sql_functions_are_checked() {
+    let db = TestDb::new().await;
+    let mut conn = db.conn().await;
+    for (call, word) in [
+        ("select {}.begin('s', 'k', on_lapse => 'explode')", "on_lapse"),
+        ("select {}.begin('s', 'k', on_lapse => null)", "on_lapse"),
+        ("select {}.begin('s', 'k', fingerprint => sha256('x'))", "fingerprint has 32 bytes"),
+        ("select {}.begin('s', 'k', retention_ms => null)", "retention_ms is null"),
+        ("select {}.begin('s', 'k', wait_ms => -1)", "wait_ms is -1"),
+        ("select {}.begin('s', 'k', wait_ms => 9223372036854775807)", "wait_ms"),
+        ("select {}.begin('s', 'k', lease_ms => -5)", "lease_ms is -5"),
+        ("select {}.begin(null, 'k')", "scope is empty"),
+        ("select {}.begin('s', null)", "key is empty"),
+        ("select {}.reap(null)", "batch_size is null"),
+    ] {
+        let error = sqlx::query(db.sql(call)).execute(&mut conn).await.expect_err(call);
+        let raised = error.as_database_error().unwrap();
+        assert_eq!(raised.code().unwrap(), "IK001", "{call}: {raised}");
+        assert!(raised.message().contains(word), "{call}: {raised}");
+    }
+}
+
+#[tokio::test]
+async fn the_table_itself_refuses_what_the_functions_would_not_write() {
+    let db = TestDb::new().await;
+    let mut conn = db.conn().await;
+    drop(db.lease(&op("k"), SECOND).await);
+    for assignment in [
+        "expires_at = 'infinity'",
+        "created_at = '-infinity'",
+        "lease_expires_at = 'infinity'",
+        "status = 4",
+        "status = 2",
+        "attempt = 0",
+        "key = ''",
+        "scope = repeat('x', 256)",
+        "fingerprint = 'x'",
+    ] {
+        let sql = format!("update {{}}.idempotency_keys set {assignment}");
+        let error = sqlx::query(db.sql(&sql)).execute(&mut conn).await.expect_err(assignment);
+        assert_eq!(error.as_database_error().unwrap().code().unwrap(), "23514", "{assignment}");
+    }
+}
+
+#[tokio::test]
+async fn planted_rows_are_reported_and_neither_replayed_nor_run() {
+    let db = TestDb::new().await;
+    db.execute(
+        "do $$ declare c text; begin
+           for c in select conname from pg_constraint
+                     where conrelid = '{}.idempotency_keys'::regclass and contype = 'c' loop
+             execute format('alter table {}.idempotency_keys drop constraint %I', c);
+           end loop; end $$",
+    )
+    .await;
+    let mut conn = db.conn().await;
+    for (n, assignment) in
+        ["status = 9", "expires_at = 'infinity'", "lease_expires_at = '-infinity'"]
+            .iter()
+            .enumerate()
+    {
+        let op = op(&format!("k{n}"));
+        drop(db.lease(&op, SECOND).await);
+        db.execute(&format!("update {{}}.idempotency_keys set {assignment} where key = 'k{n}'"))
+            .await;
+        let error = db.once.begin(&mut conn, &op).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{assignment}");
+        let inspected = db.once.inspect(&mut conn, op.scope(), op.key()).await;
+        match n {
+            0 => assert_eq!(inspected.unwrap().unwrap().0.status, pgonce::Status::Corrupt),
+            _ => assert_eq!(inspected.unwrap_err().kind(), ErrorKind::Corrupt),
+        }
+    }
+}
+
+#[test]
+fn schema_names_that_would_need_quoting_are_refused() {
+    for name in ["", "a\"; drop table x;--", "Upper", "1st", "pg_catalogue", "a b", "\u{e9}", "a.b"]
+    {
+        let error = SchemaName::new(name).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{name}");
+    }
+    assert!(SchemaName::new("x".repeat(64)).is_err());
+    assert!(SchemaName::new("x".repeat(63)).is_ok());
+}
+
+proptest! {
+    /// proptest prints the seed and the smallest failing input.
+    #[test]
+    fn fingerprints_of_different_parts_differ(a: Vec<Vec<u8>>, b: Vec<Vec<u8>>) {
+        prop_assert_eq!(a == b, Fingerprint::parts(&a) == Fingerprint::parts(&b));
+        prop_assert_eq!(a == b, Key::derive(&a) == Key::derive(&b));
+    }
+}
+
+#[tokio::test]
+async fn rust_and_sql_agree_on_every_character_and_on_fingerprints() {
+    let db = TestDb::new().await;
+    let mut conn = db.conn().await;
+    // Every control and white-space character, and their neighbours.
+    let characters = (1..0x3100u32).filter_map(char::from_u32).filter(|c| {
+        c.is_control()
+            || c.is_whitespace()
+            || matches!(*c as u32, 0x80..=0xff | 0x2000..=0x2070 | 0x3000..=0x3002)
+    });
+    for c in characters {
+        let name = c.to_string();
+        let sql = sqlx::query(db.sql("select {}.check_name('key', $1)"))
+            .bind(&name)
+            .execute(&mut conn)
+            .await;
+        assert_eq!(Key::new(name.as_str()).is_ok(), sql.is_ok(), "U+{:04X}", c as u32);
+    }
+    for parts in [vec![], vec![vec![]], vec![b"ab".to_vec(), b"c".to_vec()], vec![vec![0; 3000]]] {
+        let sql: Vec<u8> = sqlx::query_scalar(db.sql("select {}.fingerprint(variadic $1)"))
+            .bind(&parts)
+            .fetch_one(&mut conn)
+            .await
+            .unwrap();
+        assert_eq!(sql, Fingerprint::parts(&parts).as_bytes());
+    }
+}

@@ -1,0 +1,166 @@
+//! Bringing the schema up to date.
+
+use pgonce::{ErrorKind, PgOnce, SchemaName};
+use sqlx::Connection;
+
+use crate::harness::TestDb;
+
+/// A test database whose schema is gone again.
+async fn bare() -> TestDb {
+    let db = TestDb::new().await;
+    db.execute("drop schema {} cascade").await;
+    db
+}
+
+#[tokio::test]
+async fn migrate_creates_once_and_then_does_nothing() {
+    let db = bare().await;
+    let mut conn = db.conn().await;
+    assert_eq!(db.once.check(&mut conn).await.unwrap_err().kind(), ErrorKind::SchemaOutdated);
+    let first = db.once.migrate(&mut conn).await.unwrap();
+    assert!(first.from == 0 && first.to >= 1 && first.functions_replaced);
+    db.once.check(&mut conn).await.unwrap();
+    let mut tx = conn.begin().await.unwrap();
+    let again = db.once.migrate(&mut tx).await.unwrap();
+    assert!(again.from == again.to && !again.functions_replaced);
+    let wrote: bool = sqlx::query_scalar("select pg_current_xact_id_if_assigned() is not null")
+        .fetch_one(&mut *tx)
+        .await
+        .unwrap();
+    assert!(!wrote, "up to date means: two reads and nothing else");
+}
+
+#[tokio::test]
+async fn ten_that_start_at_once_all_succeed() {
+    let db = bare().await;
+    let mut tasks = tokio::task::JoinSet::new();
+    let barrier = std::sync::Arc::new(tokio::sync::Barrier::new(10));
+    for _ in 0..10 {
+        let (once, mut conn, barrier) = (db.once.clone(), db.conn().await, barrier.clone());
+        tasks.spawn(async move {
+            barrier.wait().await;
+            once.migrate(&mut conn).await
+        });
+    }
+    while let Some(migrated) = tasks.join_next().await {
+        migrated.unwrap().unwrap();
+    }
+    let rows: i64 = db.ask("select count(*) from {}.migrations where version > 0").await;
+    assert_eq!(rows, 1);
+    let locks: i64 =
+        db.ask("select count(*) from pg_locks l join pg_stat_activity a using (pid) where locktype = 'advisory' and a.application_name = '{}'").await;
+    assert_eq!(locks, 0, "no lock outlives its transaction");
+}
+
+#[tokio::test]
+async fn a_failing_migration_leaves_nothing() {
+    let db = bare().await;
+    // The schema is there, and something in it is in the way of the table.
+    db.execute("create schema {}; create view {}.idempotency_keys as select 1 as one").await;
+    let mut conn = db.conn().await;
+    let error = db.once.migrate(&mut conn).await.unwrap_err();
+    assert_eq!(error.sqlstate().as_deref(), Some("42P07"));
+    let relations: i64 =
+        db.ask("select count(*) from pg_class where relnamespace = '{}'::regnamespace").await;
+    assert_eq!(relations, 1, "only the view");
+    db.execute("drop view {}.idempotency_keys").await;
+    db.once.migrate(&mut conn).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_printed_sql_is_what_migrate_runs() {
+    let db = bare().await;
+    let sql = db.once.migration_sql(0);
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut db.conn().await).await.unwrap();
+    let mut conn = db.conn().await;
+    db.once.check(&mut conn).await.unwrap();
+    let migrated = db.once.migrate(&mut conn).await.unwrap();
+    assert!(!migrated.functions_replaced);
+}
+
+#[tokio::test]
+async fn changed_functions_are_replaced_as_a_whole() {
+    let db = TestDb::new().await;
+    db.execute(
+        "create or replace function {}.release(scope text, key text, token uuid) returns void
+           language sql as 'select'; update {}.migrations set digest = 'older' where version = 0",
+    )
+    .await;
+    let mut conn = db.conn().await;
+    assert_eq!(db.once.check(&mut conn).await.unwrap_err().kind(), ErrorKind::SchemaOutdated);
+    assert!(db.once.migrate(&mut conn).await.unwrap().functions_replaced);
+    let restored: bool =
+        db.ask("select prosrc like '%IK002%' from pg_proc where oid = '{}.release(text, text, uuid)'::regprocedure").await;
+    assert!(restored);
+}
+
+#[tokio::test]
+async fn a_schema_of_a_newer_library_is_refused() {
+    let db = TestDb::new().await;
+    db.execute("insert into {}.migrations (version, name) values (999, 'from the future')").await;
+    let mut conn = db.conn().await;
+    for error in
+        [db.once.check(&mut conn).await.unwrap_err(), db.once.migrate(&mut conn).await.unwrap_err()]
+    {
+        assert_eq!(error.kind(), ErrorKind::SchemaTooNew);
+        assert!(error.to_string().contains("version 999"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_without_the_schema_says_what_to_do() {
+    let db = bare().await;
+    let error = db.once.begin(&mut db.conn().await, &crate::harness::op("k")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SchemaOutdated);
+    assert!(error.to_string().contains("run migrate"), "{error}");
+}
+
+#[tokio::test]
+async fn a_long_reader_is_not_queued_behind() {
+    let db = TestDb::new().await;
+    let mut reader = db.conn().await;
+    let mut tx = reader.begin().await.unwrap();
+    sqlx::query(db.sql("select 1 from {}.idempotency_keys")).execute(&mut *tx).await.unwrap();
+    // A reader in a transaction does not hinder replacing the functions.
+    db.execute("update {}.migrations set digest = 'older' where version = 0").await;
+    assert!(db.once.migrate(&mut db.conn().await).await.unwrap().functions_replaced);
+    // Whatever DDL a migration runs, it gives up on its lock after three seconds.
+    let sql = db.once.migration_sql(1);
+    assert!(sql.contains("set local lock_timeout = '3s'"));
+}
+
+#[tokio::test]
+async fn two_schemas_do_not_know_each_other() {
+    let (a, b) = (TestDb::new().await, TestDb::new().await);
+    let op = crate::harness::op("k");
+    let mut conn = a.conn().await;
+    let mut tx = conn.begin().await.unwrap();
+    let in_a = crate::harness::started(a.once.begin(&mut tx, &op).await.unwrap());
+    let in_b = b.once.begin(&mut b.conn().await, &op).await.unwrap();
+    assert_eq!(crate::harness::word(&in_b), "started");
+    drop((in_a, in_b));
+}
+
+#[tokio::test]
+async fn the_users_own_migrations_are_left_alone() {
+    let db = bare().await;
+    db.execute("create schema {}_app; create table {}_app._sqlx_migrations (version bigint)").await;
+    let app = db.options.clone().options([("search_path", format!("{}_app", db.schema))]);
+    let mut conn = sqlx::PgConnection::connect_with(&app).await.unwrap();
+    db.once.migrate(&mut conn).await.unwrap();
+    let objects: i64 =
+        db.ask("select count(*) from pg_class where relnamespace = '{}_app'::regnamespace").await;
+    assert_eq!(objects, 1);
+    let public: i64 =
+        db.ask("select count(*) from pg_class where relnamespace = 'public'::regnamespace").await;
+    assert_eq!(public, 0);
+}
+
+#[test]
+fn the_schema_name_appears_quoted_and_no_placeholder_is_left() {
+    let once = PgOnce::new().schema(SchemaName::new("select").unwrap()); // a reserved word
+    let sql = once.migration_sql(0);
+    assert!(
+        sql.contains("\"select\".idempotency_keys") && !sql.contains(":\"") && !sql.contains(":'")
+    );
+}

@@ -1,0 +1,205 @@
+//! Deleting what is past its retention, and nothing else.
+
+use std::time::Duration;
+
+use pgonce::{Reaper, Response};
+use sqlx::Connection;
+use tokio::sync::oneshot;
+
+use crate::harness::{PATIENCE, TestDb, op};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// `count` finished keys that have been overdue for `overdue_seconds` and more.
+async fn plant(db: &TestDb, count: u32, overdue_seconds: u32) {
+    db.execute(&format!(
+        "insert into {{}}.idempotency_keys
+           (created_at, expires_at, lease_expires_at, completed_at, token, attempt, status, scope, key)
+         select now() - interval '2 days', at, at, now(), gen_random_uuid(), 1, 2, 'planted',
+                'overdue ' || {overdue_seconds} || ' ' || n
+           from generate_series(1, {count}) n,
+                lateral (select {{}}.clock() - make_interval(secs => {overdue_seconds} + n) as at) t"
+    ))
+    .await;
+}
+
+#[tokio::test]
+async fn a_batch_deletes_the_oldest_and_reports_the_rest() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    plant(&db, 10, 100).await;
+    let mut conn = db.conn().await;
+    let reaped = db.once.reap_once(&mut conn, 4).await.unwrap();
+    assert_eq!((reaped.deleted, reaped.backlog), (4, 6));
+    assert_eq!(reaped.oldest_overdue, Some(Duration::from_secs(106)));
+    let reaped = db.once.reap_once(&mut conn, 100).await.unwrap();
+    assert_eq!((reaped.deleted, reaped.backlog, reaped.oldest_overdue), (6, 0, None));
+}
+
+#[tokio::test]
+async fn only_keys_past_their_retention_and_without_a_live_lease_go() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    let mut conn = db.conn().await;
+    drop(db.lease(&op("lapsed, forgotten"), MINUTE).await);
+    db.lease(&op("released, forgotten"), MINUTE).await.release(&mut conn).await.unwrap();
+    drop(db.lease(&op("live past its retention"), MINUTE).await);
+    db.complete(&op("completed, forgotten"), "").await;
+    db.complete(&op("completed, remembered").retention(2 * DAY), "").await;
+    drop(db.lease(&op("lapsed, remembered").retention(2 * DAY), MINUTE).await);
+    db.advance(DAY - MINUTE).await;
+    drop(db.lease(&op("live past its retention"), 2 * MINUTE).await);
+    db.advance(MINUTE).await;
+    let reaped = Reaper::new(&db.once).pass(&mut conn).await.unwrap();
+    assert_eq!((reaped.deleted, reaped.backlog), (3, 0));
+    let left: String = db.ask("select string_agg(key, '; ' order by key) from {}.keys").await;
+    assert_eq!(left, "completed, remembered; lapsed, remembered; live past its retention");
+    // The holder of the live lease can still finish; after that its key goes too.
+    db.advance(MINUTE).await;
+    assert_eq!(db.once.reap_once(&mut conn, 100).await.unwrap().deleted, 1);
+}
+
+#[tokio::test]
+async fn a_full_batch_of_live_leases_in_front_does_not_starve_the_rest() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    plant(&db, 5, 1000).await;
+    db.execute(
+        "update {}.idempotency_keys set status = 1, completed_at = null,
+           lease_expires_at = {}.clock() + interval '1 hour'",
+    )
+    .await;
+    plant(&db, 5, 0).await;
+    let mut conn = db.conn().await;
+    assert_eq!(db.once.reap_once(&mut conn, 5).await.unwrap().deleted, 5);
+    let left: i64 = db.ask("select count(*) from {}.keys where claim = 'live'").await;
+    assert_eq!(left, 5);
+}
+
+#[tokio::test]
+async fn reapers_work_side_by_side_on_different_keys() {
+    let db = TestDb::new().await;
+    plant(&db, 100, 0).await;
+    let mut first = db.conn().await;
+    let mut tx = first.begin().await.unwrap();
+    assert_eq!(db.once.reap_once(&mut tx, 60).await.unwrap().deleted, 60);
+    // The first has not committed; the second takes what is left and does not wait.
+    let mut second = db.conn().await;
+    assert_eq!(db.once.reap_once(&mut second, 60).await.unwrap().deleted, 40);
+    tx.commit().await.unwrap();
+    let left: i64 = db.ask("select count(*) from {}.keys").await;
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn a_key_that_is_begun_again_while_the_reaper_waits_is_kept() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    db.complete(&op("k"), "old").await;
+    db.advance(DAY).await;
+    let mut holder = db.pool.begin().await.unwrap();
+    let claim = crate::harness::started(db.once.begin(&mut holder, &op("k")).await.unwrap());
+    let mut conn = db.conn().await;
+    assert_eq!(
+        db.once.reap_once(&mut conn, 10).await.unwrap().deleted,
+        0,
+        "locked rows are skipped"
+    );
+    claim.complete(&mut holder, Response::bytes("new")).await.unwrap();
+    holder.commit().await.unwrap();
+    assert_eq!(db.once.reap_once(&mut conn, 10).await.unwrap().deleted, 0);
+}
+
+#[tokio::test]
+async fn with_an_old_snapshot_open_a_batch_does_not_read_what_earlier_ones_deleted() {
+    let db = TestDb::new().await;
+    plant(&db, 4000, 0).await;
+    let mut old = db.conn().await;
+    let mut snapshot = old.begin_with("begin isolation level repeatable read").await.unwrap();
+    sqlx::query("select 1").execute(&mut *snapshot).await.unwrap();
+    let mut conn = db.conn().await;
+    // What the last batch of a pass reads, with and without the watermark of the one before.
+    let mut watermark: Option<String> = None;
+    for _ in 0..39 {
+        let (next, deleted): (Option<String>, i64) = sqlx::query_as(
+            db.sql("select watermark::text, deleted from {}.reap(100, $1::text::timestamptz)"),
+        )
+        .bind(&watermark)
+        .fetch_one(&mut conn)
+        .await
+        .unwrap();
+        assert_eq!(deleted, 100);
+        watermark = next;
+    }
+    let with = reads_of_a_batch(&db, watermark.as_deref()).await;
+    let without = reads_of_a_batch(&db, None).await;
+    assert!(with * 5 < without, "index entries read: {with} with the watermark, {without} without");
+    drop(snapshot);
+}
+
+/// How many entries of the expiry index one batch reads.
+async fn reads_of_a_batch(db: &TestDb, watermark: Option<&str>) -> i64 {
+    let mut conn = db.conn().await;
+    let mut tx = conn.begin().await.unwrap();
+    let read =
+        "select pg_stat_get_xact_tuples_returned('{}.idempotency_keys_expires_at'::regclass)";
+    let before: i64 = sqlx::query_scalar(db.sql(read)).fetch_one(&mut *tx).await.unwrap();
+    sqlx::query(db.sql("select {}.reap(100, $1::text::timestamptz)"))
+        .bind(watermark)
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    let after: i64 = sqlx::query_scalar(db.sql(read)).fetch_one(&mut *tx).await.unwrap();
+    tx.rollback().await.unwrap();
+    after - before
+}
+
+#[tokio::test]
+async fn the_background_reaper_empties_the_backlog_and_stops_when_told() {
+    let db = TestDb::new().await;
+    plant(&db, 25_000, 0).await;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1));
+    let task = tokio::spawn({
+        let pool = db.pool.clone();
+        async move { reaper.run_until(pool, stopped).await }
+    });
+    db.until("select count(*) = 0 from {}.keys").await;
+    drop(stop);
+    let total = tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
+    assert_eq!(total, 25_000);
+}
+
+#[tokio::test]
+async fn the_background_reaper_survives_errors() {
+    let db = TestDb::new().await;
+    db.execute("alter table {}.idempotency_keys rename to hidden").await;
+    plant_hidden(&db).await;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1));
+    let task = tokio::spawn({
+        let pool = db.pool.clone();
+        async move { reaper.run_until(pool, stopped).await }
+    });
+    // It has failed at least once: its session is there and the table is not.
+    db.until(
+        "select count(*) > 0 from pg_stat_activity
+          where application_name = '{}' and query like '%reap(%' and pid <> pg_backend_pid()",
+    )
+    .await;
+    db.execute("alter table {}.hidden rename to idempotency_keys").await;
+    db.until("select count(*) = 0 from {}.idempotency_keys").await;
+    drop(stop);
+    assert_eq!(tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap(), 3);
+}
+
+async fn plant_hidden(db: &TestDb) {
+    db.execute(
+        "insert into {}.hidden
+           (created_at, expires_at, lease_expires_at, completed_at, token, attempt, status, scope, key)
+         select now() - interval '1 day', now(), now(), now(), gen_random_uuid(), 1, 2, 's', 'k' || n
+           from generate_series(1, 3) n",
+    )
+    .await;
+}

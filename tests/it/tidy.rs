@@ -1,0 +1,92 @@
+//! House rules that a machine can check.
+
+use std::path::{Path, PathBuf};
+
+const LINES_MAX: usize = 400;
+
+fn files(folder: &str, extensions: &[&str]) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::from(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| extensions.iter().any(|x| e == *x)) {
+                let text = std::fs::read_to_string(&path).unwrap();
+                found.push((path, text));
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found
+}
+
+#[test]
+fn every_source_file_is_short_enough_to_read() {
+    for folder in ["src", "sql", "migrations", "tests"] {
+        for (path, text) in files(folder, &["rs", "sql", "sh"]) {
+            let lines = text.lines().count();
+            assert!(lines <= LINES_MAX, "{} has {lines} lines", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_sql_file_is_used_and_every_test_file_is_listed() {
+    let named = std::fs::read_to_string("src/sql.rs").unwrap();
+    for folder in ["sql", "migrations"] {
+        for (path, _) in files(folder, &["sql"]) {
+            let name = format!("../{folder}/{}", file_name(&path));
+            assert!(named.contains(&name), "src/sql.rs does not name {name}");
+        }
+    }
+    let main = std::fs::read_to_string("tests/it/main.rs").unwrap();
+    for (path, _) in files("tests/it", &["rs"]) {
+        let module = file_name(&path).trim_end_matches(".rs").to_owned();
+        assert!(module == "main" || main.contains(&format!("mod {module};")), "{module}");
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+#[test]
+fn a_word_means_one_thing() {
+    // See the glossary in src/docs/protocol.md; other words for the same things confuse readers.
+    let banned = ["ttl", "idempotency id", "purge", "cache hit", "checksum"];
+    for (path, text) in files("src", &["rs"]).into_iter().chain(files("sql", &["sql"])) {
+        let text = text.to_lowercase();
+        for word in banned {
+            let found = text
+                .split(|c: char| !c.is_alphanumeric() && c != ' ')
+                .any(|run| format!(" {run} ").contains(&format!(" {word} ")));
+            assert!(!found, "{} says {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_core_does_not_choose_for_its_users() {
+    // Features unify: whatever the core switches on is on in every program that uses it.
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["tree", "-e", "features", "--no-default-features", "--prefix", "none", "--offline"])
+        .output()
+        .unwrap();
+    let tree = String::from_utf8(output.stdout).unwrap();
+    assert!(tree.contains("sqlx-core"), "{}", String::from_utf8_lossy(&output.stderr));
+    for unwanted in [
+        "sqlx feature \"time\"",
+        "sqlx feature \"macros\"",
+        "sqlx feature \"migrate\"",
+        "sqlx feature \"default\"",
+        "sqlx-core feature \"_tls-",
+        "clap ",
+        "axum",
+        "tower ",
+    ] {
+        let found = tree.lines().find(|line| line.starts_with(unwanted));
+        assert_eq!(found, None);
+    }
+}

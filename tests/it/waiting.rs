@@ -1,0 +1,197 @@
+//! Two callers, one key: who waits, for how long, and who goes next.
+
+use std::time::{Duration, Instant};
+
+use pgonce::{Begin, Response};
+use sqlx::Connection;
+
+use crate::harness::{TestDb, op, started, word};
+
+const LONG: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn without_a_wait_a_duplicate_is_told_at_once_and_writes_nothing() {
+    let db = TestDb::new().await;
+    let mut holder = db.pool.begin().await.unwrap();
+    let _claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
+    let mut duplicate = db.pool.begin().await.unwrap();
+    let Begin::InProgress(wait) = db.once.begin(&mut duplicate, &op("k")).await.unwrap() else {
+        panic!("expected in progress");
+    };
+    assert_eq!(wait.lease_remaining(), None, "an open transaction has no lease");
+    assert_eq!(wait.retry_after(), Duration::from_secs(1));
+    // The caller's transaction goes on, and no transaction id was spent.
+    let spent: bool = sqlx::query_scalar("select pg_current_xact_id_if_assigned() is not null")
+        .fetch_one(&mut *duplicate)
+        .await
+        .unwrap();
+    assert!(!spent);
+}
+
+#[tokio::test]
+async fn a_wait_ends_with_the_holders_commit_and_replays() {
+    let db = TestDb::new().await;
+    let mut holder = db.pool.begin().await.unwrap();
+    let claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
+    let waiter = tokio::spawn({
+        let (once, pool) = (db.once.clone(), db.pool.clone());
+        async move {
+            let mut tx = pool.begin().await.unwrap();
+            once.begin(&mut tx, &op("k").wait(LONG)).await.unwrap()
+        }
+    });
+    db.until_waiting(1).await;
+    claim.complete(&mut holder, Response::bytes("done")).await.unwrap();
+    holder.commit().await.unwrap();
+    assert_eq!(word(&waiter.await.unwrap()), "replay");
+}
+
+#[tokio::test]
+async fn a_wait_that_is_used_up_says_in_progress_and_harms_nothing() {
+    let db = TestDb::new().await;
+    let mut holder = db.pool.begin().await.unwrap();
+    let claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
+    let mut tx = db.pool.begin().await.unwrap();
+    sqlx::raw_sql("set local lock_timeout = '77s'").execute(&mut *tx).await.unwrap();
+    let began = Instant::now();
+    let answer = db.once.begin(&mut tx, &op("k").wait(Duration::from_millis(50))).await.unwrap();
+    assert_eq!(word(&answer), "in progress");
+    assert!(began.elapsed() >= Duration::from_millis(50));
+    // The caller's transaction and its settings are as before.
+    let timeout: String =
+        sqlx::query_scalar("show lock_timeout").fetch_one(&mut *tx).await.unwrap();
+    assert_eq!(timeout, "77s");
+    claim.complete(&mut holder, Response::empty()).await.unwrap();
+    holder.commit().await.unwrap();
+    assert_eq!(word(&db.once.begin(&mut tx, &op("k")).await.unwrap()), "replay");
+}
+
+#[tokio::test]
+async fn a_wait_restores_the_callers_lock_timeout_when_it_gets_the_key() {
+    let db = TestDb::new().await;
+    let mut holder = db.pool.begin().await.unwrap();
+    let claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
+    let waiter = tokio::spawn({
+        let (once, pool) = (db.once.clone(), db.pool.clone());
+        async move {
+            let mut tx = pool.begin().await.unwrap();
+            sqlx::raw_sql("set local lock_timeout = '77s'").execute(&mut *tx).await.unwrap();
+            let answer = once.begin(&mut tx, &op("k").wait(LONG)).await.unwrap();
+            let timeout: String =
+                sqlx::query_scalar("show lock_timeout").fetch_one(&mut *tx).await.unwrap();
+            (word(&answer), timeout)
+        }
+    });
+    db.until_waiting(1).await;
+    drop(claim);
+    holder.rollback().await.unwrap();
+    assert_eq!(waiter.await.unwrap(), ("started", "77s".to_owned()));
+}
+
+#[tokio::test]
+async fn a_finished_key_is_replayed_while_its_lock_is_held() {
+    let db = TestDb::new().await;
+    db.complete(&op("k"), "done").await;
+    let mut holder = db.pool.begin().await.unwrap();
+    sqlx::query(db.sql("select pg_advisory_xact_lock({}.lock_id('test/scope', 'k'))"))
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let mut conn = db.conn().await;
+    assert_eq!(word(&db.once.begin(&mut conn, &op("k")).await.unwrap()), "replay");
+}
+
+#[tokio::test]
+async fn a_collision_of_locks_costs_a_false_in_progress_and_never_a_double() {
+    let db = TestDb::new().await;
+    // Every key has the same lock.
+    db.execute(
+        "create or replace function {}.lock_id(scope text, key text) returns bigint
+           language sql immutable as 'select 42::bigint'",
+    )
+    .await;
+    let mut holder = db.pool.begin().await.unwrap();
+    let claim = started(db.once.begin(&mut holder, &op("a")).await.unwrap());
+    let mut conn = db.conn().await;
+    assert_eq!(word(&db.once.begin(&mut conn, &op("b")).await.unwrap()), "in progress");
+    claim.complete(&mut holder, Response::empty()).await.unwrap();
+    holder.commit().await.unwrap();
+    assert_eq!(word(&db.once.begin(&mut conn, &op("b")).await.unwrap()), "started");
+}
+
+#[tokio::test]
+async fn the_primary_key_decides_even_without_the_lock() {
+    let db = TestDb::new().await;
+    // Every caller has its own lock: the lock guards nothing.
+    db.execute(
+        "create or replace function {}.lock_id(scope text, key text) returns bigint
+           language sql volatile as 'select pg_backend_pid()::bigint'",
+    )
+    .await;
+    let mut holder = db.pool.begin().await.unwrap();
+    let claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
+    let second = tokio::spawn({
+        let (once, pool) = (db.once.clone(), db.pool.clone());
+        async move {
+            let mut tx = pool.begin().await.unwrap();
+            once.begin(&mut tx, &op("k")).await.unwrap()
+        }
+    });
+    db.until_waiting(1).await;
+    claim.complete(&mut holder, Response::empty()).await.unwrap();
+    holder.commit().await.unwrap();
+    assert_eq!(word(&second.await.unwrap()), "replay");
+}
+
+#[tokio::test]
+async fn a_row_that_vanishes_between_two_looks_is_looked_for_again() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    db.complete(&op("k"), "old").await;
+    db.advance(Duration::from_secs(86_400)).await;
+    // A reaper has deleted the row and not yet committed: begin sees the row, and then it is gone.
+    let mut reaper = db.conn().await;
+    let mut tx = reaper.begin().await.unwrap();
+    assert_eq!(db.once.reap_once(&mut tx, 10).await.unwrap().deleted, 1);
+    let beginning = tokio::spawn({
+        let (once, pool) = (db.once.clone(), db.pool.clone());
+        async move { once.begin(&mut *pool.acquire().await.unwrap(), &op("k")).await.unwrap() }
+    });
+    db.until_waiting(1).await;
+    tx.commit().await.unwrap();
+    let claim = started(beginning.await.unwrap());
+    assert_eq!(claim.attempt(), 1);
+    let rows: i64 = db.ask("select count(*) from {}.idempotency_keys").await;
+    assert_eq!(rows, 1);
+}
+
+#[tokio::test]
+async fn a_prepared_transaction_holds_its_key() {
+    let db = TestDb::new().await;
+    let mut conn = db.conn().await;
+    sqlx::raw_sql("begin").execute(&mut conn).await.unwrap();
+    let claim = started(db.once.begin(&mut conn, &op("k")).await.unwrap());
+    claim.complete(&mut conn, Response::empty()).await.unwrap();
+    sqlx::raw_sql(db.sql("prepare transaction '{}'")).execute(&mut conn).await.unwrap();
+    let mut other = db.conn().await;
+    let wait = op("k").wait(Duration::from_millis(20));
+    assert_eq!(word(&db.once.begin(&mut other, &wait).await.unwrap()), "in progress");
+    sqlx::raw_sql(db.sql("commit prepared '{}'")).execute(&mut conn).await.unwrap();
+    assert_eq!(word(&db.once.begin(&mut other, &op("k")).await.unwrap()), "replay");
+}
+
+#[tokio::test]
+async fn a_replay_locks_its_row_only_when_asked_to() {
+    let db = TestDb::new().await;
+    db.complete(&op("k"), "done").await;
+    for (op, locks) in [(op("k"), false), (op("k").lock_replay(), true)] {
+        let mut tx = db.pool.begin().await.unwrap();
+        assert_eq!(word(&db.once.begin(&mut tx, &op).await.unwrap()), "replay");
+        let locked: bool =
+            sqlx::query_scalar("select pg_current_xact_id_if_assigned() is not null")
+                .fetch_one(&mut *tx)
+                .await
+                .unwrap();
+        assert_eq!(locked, locks, "only a locked row needs a transaction id");
+    }
+}
