@@ -36,3 +36,20 @@ pub use schema::SchemaName;
 
 /// sqlx's types are part of this API; use the same version.
 pub use sqlx;
+
+/// The long pages.
+#[cfg(any(doc, doctest))]
+pub mod _docs {
+    #[doc = include_str!("docs/protocol.md")]
+    pub mod protocol {}
+    #[doc = include_str!("docs/sql.md")]
+    pub mod sql {}
+    #[doc = include_str!("docs/failure-modes.md")]
+    pub mod failure_modes {}
+    #[doc = include_str!("docs/operations.md")]
+    pub mod operations {}
+    #[doc = include_str!("docs/architecture.md")]
+    pub mod architecture {}
+    #[doc = include_str!("../CHANGELOG.md")]
+    pub mod changes {}
+}

@@ -8,6 +8,7 @@ mod isolation;
 mod limits;
 mod migrate;
 mod model;
+mod readme;
 mod reaper;
 mod run;
 mod secrets;

@@ -1,0 +1,76 @@
+//! The README's example, runnable: `cargo run --example quickstart --features throwaway`.
+//!
+//! Uses `DATABASE_URL`, or a throw-away PostgreSQL.
+
+#![allow(missing_docs, missing_debug_implementations, reason = "a program, not an API")]
+
+use pgonce::throwaway::{Database, Options};
+use pgonce::{Fingerprint, Key, Operation, PgOnce, RunError};
+use serde::{Deserialize, Serialize};
+use sqlx::{PgConnection, PgPool};
+
+#[derive(Serialize)]
+pub struct Request {
+    pub account: String,
+    pub amount: i64,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct Payment {
+    pub id: i64,
+    pub amount: i64,
+}
+
+/// The business: knows nothing of keys, only of a transaction.
+async fn charge(tx: &mut PgConnection, request: &Request) -> sqlx::Result<Payment> {
+    let sql = "insert into quickstart_payment (account, amount) values ($1, $2) returning id";
+    let id =
+        sqlx::query_scalar(sql).bind(&request.account).bind(request.amount).fetch_one(tx).await?;
+    Ok(Payment { id, amount: request.amount })
+}
+
+/// The same business, once per key.
+pub async fn pay(
+    pool: &PgPool,
+    once: &PgOnce,
+    key: &str,
+    request: &Request,
+) -> Result<Payment, RunError> {
+    let op =
+        Operation::new("acme/payments.create", key)?.fingerprint(Fingerprint::of_json(request)?);
+    let payment = once.run(pool, &op, async |tx| charge(tx, request).await).await?;
+    Ok(payment.into_inner())
+}
+
+pub async fn prepare(pool: &PgPool, once: &PgOnce) -> Result<(), Box<dyn std::error::Error>> {
+    once.migrate(&mut *pool.acquire().await?).await?;
+    sqlx::query(
+        "create table if not exists quickstart_payment
+           (id bigint generated always as identity, account text, amount bigint)",
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+#[tokio::main]
+#[allow(dead_code, reason = "a test includes this file and calls pay")]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let database = Database::from_env(&Options::new()).await?;
+    let pool = PgPool::connect_with(database.connect_options()).await?;
+    let once = PgOnce::new();
+    prepare(&pool, &once).await?;
+
+    let key = Key::generate();
+    let request = Request { account: "alice".to_owned(), amount: 100 };
+    println!("first: {:?}", pay(&pool, &once, key.as_str(), &request).await?);
+    println!("retry: {:?}", pay(&pool, &once, key.as_str(), &request).await?);
+    let other = Request { account: "mallory".to_owned(), amount: 999 };
+    match pay(&pool, &once, key.as_str(), &other).await {
+        Err(RunError::Mismatch(_)) => println!("other request, same key: refused"),
+        answer => println!("unexpected: {answer:?}"),
+    }
+    pool.close().await;
+    database.stop().await;
+    Ok(())
+}
