@@ -155,7 +155,7 @@ async fn a_row_that_vanishes_between_two_looks_is_looked_for_again() {
     assert_eq!(db.once.reap_once(&mut tx, 10).await.unwrap().deleted, 1);
     let beginning = tokio::spawn({
         let (once, pool) = (db.once.clone(), db.pool.clone());
-        async move { once.begin(&mut *pool.acquire().await.unwrap(), &op("k")).await.unwrap() }
+        async move { once.begin(&mut pool.acquire().await.unwrap(), &op("k")).await.unwrap() }
     });
     db.until_waiting(1).await;
     tx.commit().await.unwrap();

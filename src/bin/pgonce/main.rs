@@ -1,1 +1,82 @@
-fn main() {}
+//! `pgonce`: the schema, the keys and the demo, from a shell.
+
+mod check;
+mod demo;
+mod exit;
+mod get;
+mod list;
+mod migrate;
+mod output;
+mod reap;
+mod release;
+mod session;
+mod stats;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::exit::{CliError, EXIT_CODES};
+use crate::session::Global;
+
+/// Idempotency keys for Rust on Postgres: look after the schema and its keys, or see the demo.
+#[derive(Parser)]
+#[command(name = "pgonce", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Migrate(migrate::Args),
+    Check(check::Args),
+    Stats(stats::Args),
+    List(list::Args),
+    Get(get::Args),
+    Release(release::Args),
+    Reap(reap::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::usage(&error),
+    };
+    // Silent unless RUST_LOG asks: a command prints its answer or one error.
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::OFF.into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.from_env_lossy())
+        .with_writer(std::io::stderr)
+        .init();
+    let json = cli.global.json;
+    let done = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime.block_on(dispatch(cli)),
+        Err(error) => Err(CliError::failed("runtime", error)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.report(json),
+    }
+}
+
+async fn dispatch(cli: Cli) -> Result<(), CliError> {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Demo(args) => demo::run(&global, &args).await,
+        // Needs no database.
+        Command::Migrate(args) if args.print => migrate::print(&global, &args),
+        Command::Migrate(_) => migrate::run(&mut global.session().await?).await,
+        Command::Check(_) => check::run(&mut global.session().await?).await,
+        Command::Stats(_) => stats::run(&mut global.session().await?).await,
+        Command::List(args) => list::run(&mut global.session().await?, &args).await,
+        Command::Get(args) => get::run(&mut global.session().await?, &args).await,
+        Command::Release(args) => release::run(&mut global.session().await?, &args).await,
+        Command::Reap(args) => reap::run(&mut global.session().await?, &args).await,
+    }
+}
