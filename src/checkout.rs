@@ -29,6 +29,15 @@ impl Checkout {
         self.conn.begin().await.map_err(database)
     }
 
+    /// After a COMMIT that the server refused: waits until it has rolled back and let go of its
+    /// locks, so that a retry does not meet its own predecessor. The driver reports the refusal
+    /// before that.
+    pub(crate) async fn rolled_back(mut self) {
+        if self.conn.ping().await.is_ok() {
+            self.settled = true;
+        }
+    }
+
     /// Says that no transaction is open any more.
     pub(crate) fn settled(mut self) {
         self.settled = true;

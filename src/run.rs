@@ -164,11 +164,18 @@ impl PgOnce {
         let mut tx = checkout.begin().await?;
         match self.perform(&mut tx, op, wait, work).await {
             // Answers commit too: a replay that locked its row must wait for the standby.
-            Ok(result) => {
-                crate::commit(tx).await?;
-                checkout.settled();
-                result
-            }
+            Ok(result) => match crate::commit(tx).await {
+                Ok(()) => {
+                    checkout.settled();
+                    result
+                }
+                Err(error) => {
+                    if error.kind() != ErrorKind::CommitUnknown {
+                        checkout.rolled_back().await;
+                    }
+                    Err(error.into())
+                }
+            },
             Err(error) => {
                 if tx.rollback().await.is_ok() {
                     checkout.settled();
