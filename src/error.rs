@@ -155,6 +155,9 @@ pub(crate) fn database(error: sqlx::Error) -> Error {
             "pgonce's schema is missing or outdated; run migrate".to_owned()
         }
         (ErrorKind::Connection, _) => "the database could not be reached or hung up".to_owned(),
+        (_, Some(raised)) if matches!(raised.code().as_deref(), Some("42P05" | "26000")) => {
+            "a pooler loses prepared statements; it must keep track of them".to_owned()
+        }
         (_, Some(raised)) => {
             format!("the database refused (SQLSTATE {})", raised.code().unwrap_or_default())
         }

@@ -1,5 +1,6 @@
 //! Bringing pgonce's schema up to date.
 
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
@@ -137,27 +138,29 @@ impl PgOnce {
         Ok(())
     }
 
+    /// Asks in the simple protocol, without a prepared statement: migrate and check work through
+    /// every pooler, also those that lose prepared statements between transactions.
     async fn found(&self, conn: &mut PgConnection) -> Result<Found> {
         // Two questions, because naming a missing table would abort a caller's transaction.
-        let exists =
-            statement(&self.schema, "select to_regclass(:'schema' || '.migrations') is not null");
-        let exists: bool =
-            sqlx::query_scalar(exists).fetch_one(&mut *conn).await.map_err(database)?;
-        if !exists {
+        let exists = "select to_regclass(:'schema' || '.migrations') is not null as there";
+        let row = self.ask_simply(conn, exists).await?;
+        if !row.try_get::<bool, _>("there").map_err(database)? {
             return Ok(Found { version: 0, functions: None });
         }
-        let books = statement(
-            &self.schema,
-            r#"select coalesce(max(version), 0) as version,
-                      max(digest) filter (where version = 0) as functions
-                 from :"schema".migrations"#,
-        );
-        let row = sqlx::query(books).fetch_one(conn).await.map_err(database)?;
+        let books = r#"select coalesce(max(version), 0) as version,
+                              max(digest) filter (where version = 0) as functions
+                         from :"schema".migrations"#;
+        let row = self.ask_simply(conn, books).await?;
         let version: i32 = row.try_get("version").map_err(database)?;
         Ok(Found {
             version: version.unsigned_abs(),
             functions: row.try_get("functions").map_err(database)?,
         })
+    }
+
+    async fn ask_simply(&self, conn: &mut PgConnection, template: &str) -> Result<PgRow> {
+        let sql = statement(&self.schema, template);
+        sqlx::raw_sql(sql).fetch_one(conn).await.map_err(database)
     }
 }
 
