@@ -49,9 +49,9 @@ begin
   perform :"schema".check_begin(scope, key, fingerprint, retention_ms, lease_ms, wait_ms, on_lapse, max_attempts);
   deadline := clock_timestamp() + wait_ms * interval '1 millisecond';
 
-  -- A row that vanishes or changes between two looks means: look again. The bound only keeps a
-  -- writer that ignores the protocol from spinning us for ever.
-  for look in 1 .. 1000 loop
+  -- A row that vanishes or changes between two looks means: look again. The bound is for a row that
+  -- stands in the way of the insert and yet is not there to be seen.
+  for look in 1 .. 100 loop
     select k.status, k.token, k.attempt, k.fingerprint, k.expires_at, k.lease_expires_at,
            k.response_code, k.response_headers, k.response_body, k.response_omitted
       into seen
@@ -154,6 +154,7 @@ begin
       return;
     end if;
   end loop;
-  raise exception 'the key changed under every look; run the transaction again' using errcode = '40001';
+  raise exception 'the key is there but cannot be read or written; is there a row-level security policy?'
+    using errcode = 'IK003';
 end
 $pgonce$;

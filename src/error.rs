@@ -134,17 +134,11 @@ impl ErrorKind {
 pub(crate) fn database(error: sqlx::Error) -> Error {
     let kind = ErrorKind::of(&error);
     let message = match (kind, error.as_database_error()) {
-        // Raised by our own functions: the message is ours and names field and limit.
-        (ErrorKind::InvalidInput, Some(raised)) if raised.code().as_deref() == Some("IK001") => {
+        // Raised by our own functions: the message names field and limit, never a value.
+        (_, Some(raised)) if raised.code().is_some_and(|code| code.starts_with("IK")) => {
             raised.message().to_owned()
         }
         (ErrorKind::InvalidInput, _) => "scope or key is not valid UTF-8 without NUL".to_owned(),
-        (ErrorKind::ClaimLost, _) => {
-            "the claim is lost: released, taken over, finished or forgotten".to_owned()
-        }
-        (ErrorKind::Corrupt, _) => {
-            "the stored row has a status or a time that pgonce never writes".to_owned()
-        }
         (ErrorKind::Contention, _) => {
             "the database gave up this transaction for another one; run it again".to_owned()
         }
@@ -153,6 +147,9 @@ pub(crate) fn database(error: sqlx::Error) -> Error {
         }
         (ErrorKind::SchemaOutdated, _) => {
             "pgonce's schema is missing or outdated; run migrate".to_owned()
+        }
+        (ErrorKind::Connection, _) if matches!(error, sqlx::Error::PoolTimedOut) => {
+            "no connection came free in time".to_owned()
         }
         (ErrorKind::Connection, _) => "the database could not be reached or hung up".to_owned(),
         (_, Some(raised)) if matches!(raised.code().as_deref(), Some("42P05" | "26000")) => {

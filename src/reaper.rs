@@ -47,6 +47,7 @@ pub struct Reaper {
 }
 
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
+const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
 const BATCH_BUDGET_DEFAULT: Duration = Duration::from_millis(100);
 const BATCH_ROWS_FIRST: u32 = 1000;
 const BATCH_ROWS: std::ops::RangeInclusive<u32> = 100..=10_000;
@@ -118,10 +119,11 @@ impl Reaper {
     }
 
     /// The time between two passes. Each is moved by up to a tenth, and the first comes at a random
-    /// moment within it, so that many processes do not reap in step.
+    /// moment within it, so that many processes do not reap in step. 1 ms to one day; what lies
+    /// outside is moved to the nearer end.
     #[must_use]
     pub fn interval(mut self, interval: Duration) -> Self {
-        self.interval = interval.max(Duration::from_millis(1));
+        self.interval = interval.clamp(Duration::from_millis(1), INTERVAL_MAX);
         self
     }
 

@@ -123,6 +123,27 @@ async fn three_roles_have_just_the_rights_they_need() {
 }
 
 #[tokio::test]
+async fn a_row_hidden_by_row_level_security_is_never_run_again() {
+    let db = TestDb::new().await;
+    db.complete(&op("k"), "somebody else's").await;
+    db.execute(
+        "create role tenant_{} login;
+         grant usage on schema {} to tenant_{};
+         grant select, insert, update on {}.idempotency_keys to tenant_{};
+         alter table {}.idempotency_keys enable row level security;
+         create policy writes on {}.idempotency_keys for insert with check (true);
+         create policy reads on {}.idempotency_keys for select using (status = 1)",
+    )
+    .await;
+    let tenant = db.options.clone().username(&format!("tenant_{}", db.schema));
+    let mut conn = PgConnection::connect_with(&tenant).await.unwrap();
+    let error = db.once.begin(&mut conn, &op("k")).await.unwrap_err();
+    assert_eq!(error.kind(), pgonce::ErrorKind::Corrupt, "{error}");
+    assert!(error.to_string().contains("row-level security"), "{error}");
+    db.execute("drop owned by tenant_{}; drop role tenant_{}").await;
+}
+
+#[tokio::test]
 async fn a_read_only_database_is_named_as_such() {
     let db = TestDb::new().await;
     let mut conn = db.conn().await;
