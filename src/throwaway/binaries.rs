@@ -4,8 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The places, for the message that says they were empty.
-pub(super) const PLACES: &str =
-    "PATH, /usr/lib/postgresql, /usr/pgsql-*, Homebrew and Postgres.app";
+pub(super) const PLACES: &str = "PATH, /usr/lib/postgresql, /usr/pgsql-*, Homebrew or Postgres.app";
 
 /// Families of versions beside each other: a parent, what the names begin with, and where the
 /// programs are below.

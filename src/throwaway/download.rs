@@ -22,6 +22,7 @@ pub(super) async fn bin_dir() -> Result<PathBuf, String> {
     if !bin.join("initdb").exists() {
         fetch(&dir).await?;
     }
+    open_to_all(&dir).map_err(in_words)?;
     Ok(bin)
 }
 
@@ -40,7 +41,7 @@ async fn fetch_with(progress: &ProgressBar, dir: &Path) -> Result<(), String> {
     let version = tokio::time::timeout(ASK_MAX, get_version(URL, &major))
         .await
         .map_err(|_| format!("{URL} gave no answer in {} s", ASK_MAX.as_secs()))?
-        .map_err(in_words)?;
+        .map_err(|error| format!("{URL} could not be asked: {}", in_words(error)))?;
     progress.set_message(format!("downloading PostgreSQL {version}, about 30 MB"));
     let exactly = VersionReq::parse(&format!("={version}")).map_err(in_words)?;
     let (_, archive) = tokio::time::timeout(FETCH_MAX, get_archive(URL, &exactly))
@@ -48,8 +49,7 @@ async fn fetch_with(progress: &ProgressBar, dir: &Path) -> Result<(), String> {
         .map_err(|_| format!("the download took over {} s", FETCH_MAX.as_secs()))?
         .map_err(in_words)?;
     progress.set_message(format!("unpacking into {}", dir.display()));
-    extract(URL, &archive, dir).await.map_err(in_words)?;
-    open_to_all(dir).map_err(in_words)
+    extract(URL, &archive, dir).await.map(drop).map_err(in_words)
 }
 
 /// Where downloads are kept: the user's cache, or the machine's when we are root, because another

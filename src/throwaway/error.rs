@@ -35,9 +35,6 @@ impl Tried {
 
     pub(super) fn into_error(self) -> ThrowawayError {
         let mut lines = vec!["no PostgreSQL could be started on this machine".to_owned()];
-        if self.0.is_empty() {
-            lines.push(format!("  looked in {} and found none", super::binaries::PLACES));
-        }
         lines.extend(self.0);
         lines.push(format!("{}, or set DATABASE_URL to a database you have", install_hint()));
         ThrowawayError::new(lines.join("\n"))

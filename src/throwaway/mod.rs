@@ -52,8 +52,8 @@ const SUPERUSER: &str = "postgres";
 /// A running PostgreSQL that nobody will miss. Stops and removes itself when dropped.
 ///
 /// Dropping waits for the server to stop, a fraction of a second; in async code prefer
-/// [`stop`](Throwaway::stop). When the server ends for another reason (`pg_ctl stop`), its directory
-/// is removed as well.
+/// [`stop`](Throwaway::stop). When the server ends for another reason (`pg_ctl stop`), its
+/// directory is removed as well.
 #[derive(Debug)]
 #[must_use = "the server stops when this is dropped"]
 pub struct Throwaway {
@@ -110,7 +110,11 @@ impl Throwaway {
     /// Cancel safe: whatever was started is stopped and removed.
     pub async fn start(options: &Options) -> Result<Self, ThrowawayError> {
         let mut tried = Tried::default();
-        for bin_dir in binaries::installed() {
+        let installed = binaries::installed();
+        if installed.is_empty() {
+            tried.push("installed", format!("none in {}", binaries::PLACES));
+        }
+        for bin_dir in installed {
             match Server::start(&bin_dir, options).await {
                 Ok(server) => return Ok(Self { server, bin_dir }),
                 Err(reason) => tried.push(bin_dir.display(), reason),

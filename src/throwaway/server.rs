@@ -42,6 +42,9 @@ impl Server {
                     return Ok(server);
                 }
                 Err(_) if server.has_ended() => return Err(server.last_words()),
+                Err(error) if is_refusal(&error) => {
+                    return Err(format!("started, but refuses connections: {error}"));
+                }
                 Err(error) if Instant::now() > deadline => {
                     let seconds = START_MAX.as_secs();
                     return Err(format!("takes no connections after {seconds} s: {error}"));
@@ -110,18 +113,31 @@ impl Drop for Server {
     }
 }
 
-/// A new directory that only the server's user can enter. It holds the socket, so its path is short.
+/// Whether the server answered with an error, other than that it is still starting (57P03).
+fn is_refusal(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().as_deref() != Some("57P03"))
+}
+
+/// A new directory that only the server's user can enter. In `/tmp` when the usual place is closed
+/// to that user or cannot hold a socket.
 fn directory(user: Option<User>) -> std::io::Result<TempDir> {
     let make = |parent: &Path| tempfile::Builder::new().prefix("pgonce-").tempdir_in(parent);
-    let wished = std::env::temp_dir();
-    let dir = make(&wished)?;
-    let fits = dir.path().as_os_str().len() <= SOCKET_DIR_BYTES_MAX;
-    let reachable = user.is_none() || is_open_to_all(&wished);
-    let dir = if fits && reachable { dir } else { make(Path::new("/tmp"))? };
+    let usual = std::env::temp_dir();
+    let reachable = user.is_none() || is_open_to_all(&usual);
+    let dir = match make(&usual) {
+        Ok(dir) if reachable && can_hold_socket(dir.path()) => dir,
+        _ => make(Path::new("/tmp"))?,
+    };
     if let Some(user) = user {
         user.own(dir.path())?;
     }
     Ok(dir)
+}
+
+/// The kernel limits a socket's path, and PostgreSQL takes a comma for a list.
+fn can_hold_socket(dir: &Path) -> bool {
+    let bytes = dir.as_os_str().as_encoded_bytes();
+    bytes.len() <= SOCKET_DIR_BYTES_MAX && !bytes.contains(&b',')
 }
 
 fn supervisor(bin_dir: &Path, dir: &Path, options: &Options, user: Option<User>) -> Command {

@@ -16,7 +16,7 @@ pub(super) struct User {
 
 /// Whether this process is root: a file that it makes belongs to it.
 pub(super) fn is_root() -> io::Result<bool> {
-    Ok(tempfile::tempfile()?.metadata()?.uid() == 0)
+    Ok(tempfile::tempfile_in("/tmp")?.metadata()?.uid() == 0)
 }
 
 impl User {

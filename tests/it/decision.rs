@@ -150,19 +150,19 @@ fn digest(n: u32) -> String {
 async fn a_takeover_counts_the_attempt_and_keeps_the_retention() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    let op = op("k").fingerprint(Fingerprint::of_bytes("request"));
-    let first = db.lease(&op, MINUTE).await;
+    let bound = op("k").fingerprint(Fingerprint::of_bytes("request"));
+    let first = db.lease(&bound, MINUTE).await;
     let expires: i64 =
         db.ask("select (extract(epoch from expires_at) * 1000)::bigint from {}.keys").await;
     db.advance(MINUTE).await;
-    let second = db.lease(&op, MINUTE).await;
+    let second = db.lease(&op("k"), MINUTE).await; // brings no fingerprint of its own
     assert_eq!((first.attempt(), second.attempt()), (1, 2));
     assert_ne!(first.token(), second.token());
     let kept: i64 =
         db.ask("select (extract(epoch from expires_at) * 1000)::bigint from {}.keys").await;
     assert_eq!(expires, kept);
     // The fingerprint survives the takeover.
-    let other = op.clone().fingerprint(Fingerprint::of_bytes("another request"));
+    let other = op("k").fingerprint(Fingerprint::of_bytes("another request"));
     let mut conn = db.conn().await;
     assert_eq!(word(&db.once.begin(&mut conn, &other).await.unwrap()), "mismatch");
 }

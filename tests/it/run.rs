@@ -290,6 +290,8 @@ async fn a_panic_in_the_work_leaves_nothing_behind() {
             .await;
     });
     assert!(panicked.await.unwrap_err().is_panic());
-    db.once.run(&db.pool, &op("k"), async |tx| effect(tx, &db.schema, "k").await).await.unwrap();
+    // The server may take a moment to notice that the connection is closed.
+    let patient = op("k").wait(crate::harness::PATIENCE);
+    db.once.run(&db.pool, &patient, async |tx| effect(tx, &db.schema, "k").await).await.unwrap();
     assert_eq!(db.effects().await, 1);
 }
