@@ -94,14 +94,14 @@ impl PgOnce {
     /// # use pgonce::{Operation, PgOnce};
     /// # async fn example(pool: sqlx::PgPool, once: PgOnce) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     /// let op = Operation::new("acme/payments.create", "order-17")?;
-    /// let id: i64 = once
+    /// let payment = once
     ///     .run(&pool, &op, async |tx| {
-    ///         sqlx::query_scalar("insert into payment (amount) values (100) returning id")
+    ///         sqlx::query_scalar::<_, i64>("insert into payment (amount) values (100) returning id")
     ///             .fetch_one(tx)
     ///             .await
     ///     })
-    ///     .await?
-    ///     .into_inner();
+    ///     .await?;
+    /// println!("payment {} ({})", *payment, if payment.is_replay() { "replayed" } else { "new" });
     /// # Ok(())
     /// # }
     /// ```

@@ -1,6 +1,5 @@
 //! The last resort: a PostgreSQL from the network, kept in a cache.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +21,7 @@ pub(super) async fn bin_dir() -> Result<PathBuf, String> {
     if !bin.join("initdb").exists() {
         fetch(&dir).await?;
     }
+    #[cfg(unix)]
     open_to_all(&dir).map_err(in_words)?;
     Ok(bin)
 }
@@ -69,13 +69,10 @@ fn cache_dir() -> Result<PathBuf, String> {
 }
 
 /// The archive is unpacked into a private directory; the server's user must be able to enter it.
+#[cfg(unix)]
 fn open_to_all(dir: &Path) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
-    }
-    Ok(())
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))
 }
 
 /// An error with its causes, which say more than its first line.
