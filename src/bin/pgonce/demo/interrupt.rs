@@ -1,0 +1,48 @@
+//! Being asked to stop: Ctrl-C, and what init systems and closing terminals send.
+
+use tokio::signal;
+
+use crate::exit::CliError;
+
+/// Listens from the moment it exists, so that no signal gets past the cleaning up.
+#[cfg(unix)]
+pub(super) struct Interrupt([signal::unix::Signal; 3]);
+
+#[cfg(unix)]
+impl Interrupt {
+    pub(super) fn listen() -> Result<Self, CliError> {
+        use signal::unix::SignalKind;
+        let listen =
+            |kind| signal::unix::signal(kind).map_err(|error| CliError::failed("signal", error));
+        Ok(Self([
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::hangup())?,
+        ]))
+    }
+
+    pub(super) async fn received(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => (),
+            _ = terminate.recv() => (),
+            _ = hangup.recv() => (),
+        }
+    }
+}
+
+#[cfg(not(unix))]
+pub(super) struct Interrupt;
+
+#[cfg(not(unix))]
+impl Interrupt {
+    pub(super) fn listen() -> Result<Self, CliError> {
+        Ok(Self)
+    }
+
+    pub(super) async fn received(&mut self) {
+        if signal::ctrl_c().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}

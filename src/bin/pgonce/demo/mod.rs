@@ -1,0 +1,152 @@
+//! `pgonce demo`: a storm of lost answers and retries, without and with pgonce.
+
+mod books;
+mod interrupt;
+mod plan;
+mod report;
+mod server;
+mod storm;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::value_parser;
+use pgonce::PgOnce;
+use pgonce::throwaway::{Database, Options};
+
+use crate::exit::CliError;
+use crate::output;
+use crate::session::Global;
+use books::Books;
+use interrupt::Interrupt;
+use plan::Plan;
+use report::{Half, Report, Setting};
+use server::Server;
+use storm::storm;
+
+/// Charge payments through clients that lose answers and retry, without and with pgonce
+#[derive(clap::Args)]
+#[command(after_help = "\
+With DATABASE_URL or --database-url it works in a schema of its own in that database and drops it
+at the end. Otherwise it starts a throw-away PostgreSQL from the programs on this machine.
+Exits with 1 if the protected half charged a payment twice or lost one.
+
+Examples:
+  pgonce demo
+  pgonce demo --clients 32 --loss 0.6 --seed 7 --json")]
+pub(crate) struct Args {
+    /// Clients that work at the same time
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(value_parser = value_parser!(u16).range(1..=256))]
+    clients: u16,
+    /// Payments to make
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    #[arg(value_parser = value_parser!(u32).range(1..=100_000))]
+    payments: u32,
+    /// The share of answers that never reach their client, 0.0 to 0.95
+    #[arg(long, value_name = "SHARE", default_value_t = 0.4)]
+    #[arg(value_parser = loss, allow_negative_numbers = true)]
+    loss: f64,
+    /// Repeat the faults of an earlier run; chosen at random when left out
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    seed: Option<u64>,
+}
+
+fn loss(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(loss) if (0.0..=0.95).contains(&loss) => Ok(loss),
+        _ => Err("it takes 0.0 to 0.95".to_owned()),
+    }
+}
+
+pub(crate) async fn run(global: &Global, args: &Args) -> Result<(), CliError> {
+    let mut interrupt = Interrupt::listen()?;
+    let opened = tokio::select! {
+        opened = open(global) => opened,
+        () = interrupt.received() => Err(CliError::interrupted()),
+    };
+    let (database, books) = opened?;
+    let done = tokio::select! {
+        done = demonstrate(&books, args, database.is_throwaway(), global.json) => done,
+        () = interrupt.received() => Err(CliError::interrupted()),
+    };
+    if done.is_err() && !global.json {
+        output::line("")?; // the line of a half may have been left open
+    }
+    // A throw-away database takes its schema with it.
+    let discarded = if database.is_throwaway() { Ok(()) } else { books.discard().await };
+    database.stop().await;
+    done.and(discarded)
+}
+
+async fn open(global: &Global) -> Result<(Database, Books), CliError> {
+    let database = match global.connect_options()? {
+        Some(options) => Database::from(options),
+        None => {
+            if !global.json {
+                eprintln!("DATABASE_URL is not set: starting a throw-away PostgreSQL ...");
+            }
+            let started = Database::throwaway(&Options::new()).await;
+            started.map_err(|error| CliError::failed("throwaway", error))?
+        }
+    };
+    let books = Books::open(database.connect_options()).await?;
+    Ok((database, books))
+}
+
+async fn demonstrate(
+    books: &Books,
+    args: &Args,
+    throwaway: bool,
+    json: bool,
+) -> Result<(), CliError> {
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let plan = Arc::new(Plan::new(seed, args.loss, args.payments));
+    let once = books.prepare(&plan.payments).await?;
+    let setting = Setting {
+        server_version: books.server_version.clone(),
+        throwaway,
+        clients: args.clients,
+        payments: args.payments,
+        loss: args.loss,
+        seed,
+    };
+    if !json {
+        output::line(setting.header())?;
+    }
+    let unprotected = half(books, &plan, &setting, None, json).await?;
+    let protected = half(books, &plan, &setting, Some(once), json).await?;
+    let report = Report { setting, unprotected, protected };
+    match json {
+        true => output::json(&report.json())?,
+        false => output::line(report.table())?,
+    }
+    if report.is_proved() { Ok(()) } else { Err(CliError::already_said()) }
+}
+
+/// One storm from an empty table to the count afterwards.
+async fn half(
+    books: &Books,
+    plan: &Arc<Plan>,
+    setting: &Setting,
+    once: Option<PgOnce>,
+    json: bool,
+) -> Result<Half, CliError> {
+    if !json {
+        let name = if once.is_some() { "protected" } else { "unprotected" };
+        output::bytes(format!("{name:11}  ").as_bytes())?;
+    }
+    books.empty().await?;
+    let pool = books.pool(u32::from(setting.clients));
+    let server = Arc::new(Server::new(books, pool.clone(), once));
+    let began = Instant::now();
+    let tally = storm(server, Arc::clone(plan), setting.clients).await?;
+    let took = began.elapsed();
+    pool.close().await;
+    let count = books.count(&tally.answers).await?;
+    let half = Half::new(count, tally);
+    if !json {
+        output::line(half.summary(took))?;
+    }
+    Ok(half)
+}

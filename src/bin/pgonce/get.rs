@@ -1,0 +1,106 @@
+//! `pgonce get`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pgonce::{Key, Record, Response, Scope, Status};
+
+use crate::exit::CliError;
+use crate::output::{self, at_second};
+use crate::session::Session;
+
+/// Show one key, without its response
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  pgonce get acme/payments.create order-17
+  pgonce get acme/payments.create order-17 --body - | jq")]
+pub(crate) struct Args {
+    /// The scope, such as acme/payments.create
+    scope: String,
+    /// The key within the scope
+    key: String,
+    /// Also write the stored body to FILE; with `-` print the body and nothing else
+    #[arg(long, value_name = "FILE")]
+    body: Option<PathBuf>,
+}
+
+pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliError> {
+    let print_body = args.body.as_deref() == Some(Path::new("-"));
+    if print_body && session.json {
+        return Err(CliError::usage("--body - prints the body alone; leave out --json"));
+    }
+    let (record, response) = find(session, &args.scope, &args.key).await?;
+    if let Some(file) = &args.body {
+        let body = stored_body(&record, &response)?;
+        if print_body {
+            return output::bytes(body);
+        }
+        fs::write(file, body).map_err(|error| {
+            CliError::failed("io", format!("cannot write {}: {error}", file.display()))
+        })?;
+    }
+    if session.json {
+        let mut shown = output::record(&args.scope, &args.key, &record);
+        shown["response_headers_bytes"] = response.headers().len().into();
+        shown["response_body_bytes"] = response.body().len().into();
+        return output::json(&shown);
+    }
+    output::pairs(&lines(&record, &response))
+}
+
+/// The key, or the error that says it is unknown.
+pub(crate) async fn find(
+    session: &mut Session,
+    scope: &str,
+    key: &str,
+) -> Result<(Record, Response), CliError> {
+    let (scope, key) = (Scope::new(scope)?, Key::new(key)?);
+    session.once.inspect(&mut session.conn, &scope, &key).await?.ok_or_else(|| {
+        CliError::not_found(
+            "no such key in this scope (one begun in an open transaction is not shown)",
+        )
+    })
+}
+
+fn stored_body<'r>(record: &Record, response: &'r Response) -> Result<&'r [u8], CliError> {
+    match record.status {
+        Status::Completed | Status::Failed if response.is_omitted() => {
+            Err(CliError::not_found("the response was not kept (too large, or secret)"))
+        }
+        Status::Completed | Status::Failed => Ok(response.body()),
+        other => Err(CliError::not_found(format!("no response is stored: {}", other.as_str()))),
+    }
+}
+
+fn lines(record: &Record, response: &Response) -> Vec<(&'static str, String)> {
+    let mut lines = vec![("status", record.status.as_str().to_owned())];
+    if let Some(claim) = record.claim {
+        lines.push(("claim", claim.as_str().to_owned()));
+        lines.push(("lease expires at", at_second(record.lease_expires_at)));
+    }
+    if let Some(token) = record.token {
+        lines.push(("token", token.to_string()));
+    }
+    lines.push(("attempt", record.attempt.to_string()));
+    lines.push(("fingerprinted", if record.fingerprinted { "yes" } else { "no" }.to_owned()));
+    lines.push(("created at", at_second(record.created_at)));
+    if let Some(completed_at) = record.completed_at {
+        lines.push(("completed at", at_second(completed_at)));
+        lines.push((
+            "response code",
+            record.response_code.map_or("-".to_owned(), |c| c.to_string()),
+        ));
+        lines.push(("response", content(response)));
+    }
+    lines.push(("expires at", at_second(record.expires_at)));
+    lines
+}
+
+fn content(response: &Response) -> String {
+    if response.is_omitted() {
+        return "not kept".to_owned();
+    }
+    let (headers, body) = (response.headers().len(), response.body().len());
+    format!("{headers} bytes of headers, {body} bytes of body")
+}

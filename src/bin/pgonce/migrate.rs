@@ -1,0 +1,49 @@
+//! `pgonce migrate`.
+
+use serde_json::json;
+
+use crate::exit::CliError;
+use crate::output;
+use crate::session::{Global, Session};
+
+/// Create the schema or bring it up to date
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  pgonce migrate
+  pgonce migrate --print --from 0 | psql -1 mydb")]
+pub(crate) struct Args {
+    /// Print the SQL for your own migration tool instead of running it; needs no database
+    #[arg(long)]
+    pub(crate) print: bool,
+    /// The schema version to start from; 0 when there is none yet
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "print")]
+    from: u32,
+}
+
+pub(crate) fn print(global: &Global, args: &Args) -> Result<(), CliError> {
+    let sql = global.once()?.migration_sql(args.from);
+    if global.json {
+        return output::json(&json!({ "schema": global.schema(), "from": args.from, "sql": sql }));
+    }
+    output::bytes(sql.as_bytes())
+}
+
+pub(crate) async fn run(session: &mut Session) -> Result<(), CliError> {
+    let migrated = session.once.migrate(&mut session.conn).await?;
+    let (schema, from, to) = (&session.schema, migrated.from, migrated.to);
+    if session.json {
+        return output::json(&json!({
+            "schema": schema,
+            "from": from,
+            "to": to,
+            "functions_replaced": migrated.functions_replaced,
+        }));
+    }
+    output::line(match migrated.functions_replaced {
+        false => format!("schema {schema} is up to date (version {to})"),
+        true if from == 0 => format!("schema {schema} created (version {to})"),
+        true if from == to => format!("schema {schema} has new functions (version {to})"),
+        true => format!("schema {schema} migrated from version {from} to {to}"),
+    })
+}

@@ -1,0 +1,76 @@
+//! The options every command takes, and the connection most of them need.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use pgonce::sqlx::postgres::PgConnectOptions;
+use pgonce::sqlx::{Connection, PgConnection};
+use pgonce::{PgOnce, SchemaName};
+
+use crate::exit::{CliError, innermost};
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(crate) struct Global {
+    /// The database, such as postgres://user@host/name
+    // Its value must not appear in the help: it may hold a password.
+    #[arg(long, global = true, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
+    database_url: Option<String>,
+    /// The schema that holds pgonce's table
+    #[arg(long, global = true, value_name = "NAME", env = "PGONCE_SCHEMA", hide_env_values = true)]
+    #[arg(default_value = "pgonce")]
+    schema: String,
+    /// Print JSON: one object or array, also for errors
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// What a command works with.
+pub(crate) struct Session {
+    pub(crate) once: PgOnce,
+    pub(crate) schema: String,
+    pub(crate) conn: PgConnection,
+    pub(crate) json: bool,
+}
+
+/// A server that does not answer within this time is taken for dead.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+
+impl Global {
+    /// The database that was named, if one was.
+    pub(crate) fn connect_options(&self) -> Result<Option<PgConnectOptions>, CliError> {
+        let url = self.database_url.as_deref().filter(|url| !url.is_empty());
+        // The parser's message does not quote the URL.
+        let parsed = url.map(PgConnectOptions::from_str).transpose();
+        parsed.map_err(|error| {
+            CliError::usage(format!("the database URL is not valid: {}", innermost(&error)))
+        })
+    }
+
+    pub(crate) fn once(&self) -> Result<PgOnce, CliError> {
+        Ok(PgOnce::new().schema(SchemaName::new(self.schema.as_str())?))
+    }
+
+    pub(crate) fn schema(&self) -> &str {
+        &self.schema
+    }
+
+    pub(crate) async fn session(&self) -> Result<Session, CliError> {
+        let once = self.once()?;
+        let options = self.connect_options()?.ok_or_else(|| {
+            CliError::usage("no database given: set DATABASE_URL or pass --database-url")
+        })?;
+        let conn = connect(&options).await?;
+        Ok(Session { once, schema: self.schema.clone(), conn, json: self.json })
+    }
+}
+
+pub(crate) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, CliError> {
+    match tokio::time::timeout(CONNECT_MAX, PgConnection::connect_with(options)).await {
+        Ok(connected) => connected.map_err(|error| CliError::cannot_connect(options, &error)),
+        Err(_) => Err(CliError::cannot_connect(
+            options,
+            &std::io::Error::from(std::io::ErrorKind::TimedOut).into(),
+        )),
+    }
+}

@@ -1,0 +1,41 @@
+//! `pgonce stats`.
+
+use serde_json::json;
+
+use crate::exit::CliError;
+use crate::output::{self, grouped};
+use crate::session::Session;
+
+/// Count keys by what they are waiting for
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  pgonce stats --json | jq .lapsed")]
+pub(crate) struct Args {}
+
+pub(crate) async fn run(session: &mut Session) -> Result<(), CliError> {
+    let stats = session.once.stats(&mut session.conn).await?;
+    if session.json {
+        return output::json(&json!({
+            "live": stats.live,
+            "lapsed": stats.lapsed,
+            "released": stats.released,
+            "completed": stats.completed,
+            "failed": stats.failed,
+            "overdue": stats.overdue,
+            "oldest_in_progress_ms": stats.oldest_in_progress.map(output::millis),
+            "table_bytes": stats.table_bytes,
+            "index_bytes": stats.index_bytes,
+        }));
+    }
+    let oldest = stats.oldest_in_progress.map_or("-".to_owned(), output::duration);
+    output::pairs(&[
+        ("in progress, claim live", grouped(stats.live)),
+        ("in progress, claim lapsed", grouped(stats.lapsed)),
+        ("in progress, claim released", grouped(stats.released)),
+        ("completed", grouped(stats.completed)),
+        ("failed", grouped(stats.failed)),
+        ("overdue for the reaper", grouped(stats.overdue)),
+        ("oldest in progress", oldest),
+        ("size of the table", output::size(stats.table_bytes)),
+        ("size of its indexes", output::size(stats.index_bytes)),
+    ])
+}
