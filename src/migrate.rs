@@ -125,7 +125,7 @@ impl PgOnce {
             return Err(Error::new(
                 ErrorKind::SchemaOutdated,
                 match version {
-                    0 => format!("schema {schema} holds no pgonce; run migrate"),
+                    0 => format!("there is no pgonce in schema {schema}; run migrate"),
                     v if v == latest => {
                         format!("schema {schema} has other functions of version {v}; run migrate")
                     }

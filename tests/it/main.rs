@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
 mod claim;
+#[cfg(feature = "cli")]
+mod cli;
 mod decision;
 mod harness;
 mod isolation;
