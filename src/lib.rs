@@ -1,4 +1,6 @@
 #![doc = include_str!("../README.md")]
+//!
+//! On docs.rs the long pages are the modules of `pgonce::_docs`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod answer;
