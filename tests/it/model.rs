@@ -8,6 +8,7 @@ use pgonce::{
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
+use sqlx::{Connection, PgConnection};
 
 use crate::harness::{TestDb, word};
 
@@ -215,7 +216,7 @@ impl History<'_> {
             "failed" => claim.fail(&mut conn, Response::json("failure").unwrap()).await,
             _ => claim.release(&mut conn).await,
         };
-        check(result, expected);
+        check(result, expected, &mut conn).await;
     }
 
     async fn extend(&mut self, claim: prop::sample::Index, lease: u64) {
@@ -232,7 +233,8 @@ impl History<'_> {
             row.lease_expires = row.lease_expires.max(now + lease);
         }
         let mut conn = self.db.conn().await;
-        check(claim.extend(&mut conn, Duration::from_secs(lease)).await, expected);
+        let result = claim.extend(&mut conn, Duration::from_secs(lease)).await;
+        check(result, expected, &mut conn).await;
     }
 
     async fn run(&mut self, key: u8, print: u8, ending: Ending) {
@@ -278,12 +280,14 @@ impl History<'_> {
     }
 }
 
-fn check(result: Result<(), pgonce::Error>, expected: bool) {
+async fn check(result: Result<(), pgonce::Error>, expected: bool, conn: &mut PgConnection) {
     match result {
         Ok(()) => assert!(expected, "a claim that the model had lost was accepted"),
         Err(error) => {
             assert_eq!(error.kind(), ErrorKind::ClaimLost);
             assert!(!expected, "a claim that the model still held was refused");
+            // The server reports an error before it lets go of its locks; wait until it has.
+            conn.ping().await.unwrap();
         }
     }
 }
