@@ -52,7 +52,9 @@ impl Drop for Checkout {
     }
 }
 
-/// Commits a transaction and tells "rolled back" from "unknown".
+/// Commits a transaction, tells "rolled back" from "unknown", and takes neither for success: a COMMIT
+/// after an overlooked error rolls back, and sqlx 0.9.0 reports that as `Ok`. One round trip more
+/// than a bare COMMIT.
 ///
 /// ```no_run
 /// # async fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
@@ -72,6 +74,14 @@ impl Drop for Checkout {
 ///
 /// # Cancel safety
 /// Dropped before it returns, the outcome is unknown; it is usually committed.
-pub async fn commit(tx: Transaction<'_, Postgres>) -> Result<()> {
+pub async fn commit(mut tx: Transaction<'_, Postgres>) -> Result<()> {
+    // An error that the caller overlooked has aborted the transaction: COMMIT would roll back and
+    // still report success. Any statement before it fails instead (25P02).
+    sqlx::raw_sql("select").execute(&mut *tx).await.map_err(database)?;
+    commit_unbroken(tx).await
+}
+
+/// Commits a transaction whose last statement succeeded.
+pub(crate) async fn commit_unbroken(tx: Transaction<'_, Postgres>) -> Result<()> {
     tx.commit().await.map_err(commit_error)
 }

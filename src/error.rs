@@ -89,19 +89,20 @@ impl Error {
     /// and an unknown COMMIT. Decided by SQLSTATE, never by message text.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        match self.kind {
-            ErrorKind::Contention
-            | ErrorKind::CommitUnknown
-            | ErrorKind::Connection
-            | ErrorKind::ReadOnly => true,
-            // Lock not available; idle in transaction too long: both end with the transaction.
-            ErrorKind::Database => matches!(sqlstate_in(self), Some("55P03" | "25P03")),
-            _ => false,
-        }
+        self.kind.is_retryable(sqlstate_in(self))
     }
 }
 
 impl ErrorKind {
+    fn is_retryable(self, sqlstate: Option<&str>) -> bool {
+        match self {
+            Self::Contention | Self::CommitUnknown | Self::Connection | Self::ReadOnly => true,
+            // Lock not available; idle in transaction too long: both end with the transaction.
+            Self::Database => matches!(sqlstate, Some("55P03" | "25P03")),
+            _ => false,
+        }
+    }
+
     fn of(error: &sqlx::Error) -> Self {
         let Some(database) = error.as_database_error() else {
             return match error {
@@ -181,17 +182,24 @@ pub(crate) fn commit(error: sqlx::Error) -> Error {
     )
 }
 
-/// The SQLSTATE of the first database error in a chain of sources.
+/// The SQLSTATE of the driver's error in a chain of sources, if the database sent one.
 pub(crate) fn sqlstate_in<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e str> {
     use sqlx::postgres::PgDatabaseError;
+    let raised = driver_error_in(error)?.as_database_error()?;
+    Some(raised.try_downcast_ref::<PgDatabaseError>()?.code())
+}
+
+/// Whether somebody else's error has a cause in the database that may pass.
+pub(crate) fn is_retryable(error: &(dyn StdError + 'static)) -> bool {
+    driver_error_in(error)
+        .is_some_and(|cause| ErrorKind::of(cause).is_retryable(sqlstate_in(error)))
+}
+
+fn driver_error_in<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e sqlx::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
-        let found = error
-            .downcast_ref::<sqlx::Error>()
-            .and_then(|error| error.as_database_error())
-            .and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
-        if let Some(found) = found {
-            return Some(found.code());
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
         }
         next = error.source();
     }

@@ -10,8 +10,8 @@ use sqlx::{PgConnection, PgPool};
 use tokio::time::Instant;
 
 use crate::answer::{Begin, Finished, Held, InProgress, Mismatch, Replay};
-use crate::checkout::Checkout;
-use crate::error::{Error, ErrorKind, database, sqlstate_in};
+use crate::checkout::{Checkout, commit_unbroken};
+use crate::error::{Error, ErrorKind, database, is_retryable, sqlstate_in};
 use crate::once::PgOnce;
 use crate::operation::Operation;
 use crate::response::Response;
@@ -164,7 +164,7 @@ impl PgOnce {
         let mut tx = checkout.begin().await?;
         match self.perform(&mut tx, op, wait, work).await {
             // Answers commit too: a replay that locked its row must wait for the standby.
-            Ok(result) => match crate::commit(tx).await {
+            Ok(result) => match commit_unbroken(tx).await {
                 Ok(()) => {
                     checkout.settled();
                     result
@@ -295,13 +295,14 @@ impl<E: Into<BoxError>> From<E> for Failure {
 }
 
 impl RunError {
-    /// Whether the same call with the same key may succeed later.
+    /// Whether the same call with the same key may succeed later. For the work's own errors: whether
+    /// a database error that may pass is among their causes.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::InProgress(_) => true,
             Self::Protocol(error) => error.is_retryable(),
-            Self::Work(_) => lost_to_another(self),
+            Self::Work(error) => is_retryable(error.as_ref()),
             _ => false,
         }
     }

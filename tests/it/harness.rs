@@ -143,6 +143,19 @@ impl TestDb {
         .await;
     }
 
+    /// Puts `count` finished keys into the table that have been overdue for so long and more.
+    pub async fn plant_overdue(&self, count: u32, seconds: u32) {
+        self.execute(&format!(
+            "insert into {{}}.idempotency_keys (created_at, expires_at, lease_expires_at, completed_at,
+                                                token, attempt, status, scope, key)
+             select at - interval '1 day', at, at, at, gen_random_uuid(), 1, 2, 'planted',
+                    'overdue ' || {seconds} || ' ' || n
+               from generate_series(1, {count}) n,
+                    lateral (select {{}}.clock() - make_interval(secs => {seconds} + n) as at) t"
+        ))
+        .await;
+    }
+
     /// Begins leased on a connection of its own and expects to hold the claim.
     pub async fn lease(&self, op: &Operation, lease: Duration) -> Claim {
         let mut conn = self.conn().await;

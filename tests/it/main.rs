@@ -1,15 +1,19 @@
 //! Every test runs on a real PostgreSQL that the first one starts.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
+mod cancel;
 mod claim;
 #[cfg(feature = "cli")]
 mod cli;
+mod crash;
 mod decision;
 mod harness;
 mod isolation;
 mod limits;
 mod migrate;
 mod model;
+mod proxy;
+mod races;
 mod readme;
 mod reaper;
 mod run;
@@ -18,3 +22,4 @@ mod sql;
 mod storage;
 mod tidy;
 mod waiting;
+mod worker;

@@ -11,24 +11,11 @@ use crate::harness::{PATIENCE, TestDb, op};
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// `count` finished keys that have been overdue for `overdue_seconds` and more.
-async fn plant(db: &TestDb, count: u32, overdue_seconds: u32) {
-    db.execute(&format!(
-        "insert into {{}}.idempotency_keys
-           (created_at, expires_at, lease_expires_at, completed_at, token, attempt, status, scope, key)
-         select now() - interval '2 days', at, at, now(), gen_random_uuid(), 1, 2, 'planted',
-                'overdue ' || {overdue_seconds} || ' ' || n
-           from generate_series(1, {count}) n,
-                lateral (select {{}}.clock() - make_interval(secs => {overdue_seconds} + n) as at) t"
-    ))
-    .await;
-}
-
 #[tokio::test]
 async fn a_batch_deletes_the_oldest_and_reports_the_rest() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    plant(&db, 10, 100).await;
+    db.plant_overdue(10, 100).await;
     let mut conn = db.conn().await;
     let reaped = db.once.reap_once(&mut conn, 4).await.unwrap();
     assert_eq!((reaped.deleted, reaped.backlog), (4, 6));
@@ -64,13 +51,13 @@ async fn only_keys_past_their_retention_and_without_a_live_lease_go() {
 async fn a_full_batch_of_live_leases_in_front_does_not_starve_the_rest() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    plant(&db, 5, 1000).await;
+    db.plant_overdue(5, 1000).await;
     db.execute(
         "update {}.idempotency_keys set status = 1, completed_at = null,
            lease_expires_at = {}.clock() + interval '1 hour'",
     )
     .await;
-    plant(&db, 5, 0).await;
+    db.plant_overdue(5, 0).await;
     let mut conn = db.conn().await;
     assert_eq!(db.once.reap_once(&mut conn, 5).await.unwrap().deleted, 5);
     let left: i64 = db.ask("select count(*) from {}.keys where claim = 'live'").await;
@@ -80,7 +67,7 @@ async fn a_full_batch_of_live_leases_in_front_does_not_starve_the_rest() {
 #[tokio::test]
 async fn reapers_work_side_by_side_on_different_keys() {
     let db = TestDb::new().await;
-    plant(&db, 100, 0).await;
+    db.plant_overdue(100, 0).await;
     let mut first = db.conn().await;
     let mut tx = first.begin().await.unwrap();
     assert_eq!(db.once.reap_once(&mut tx, 60).await.unwrap().deleted, 60);
@@ -114,7 +101,7 @@ async fn a_key_that_is_begun_again_while_the_reaper_waits_is_kept() {
 #[tokio::test]
 async fn with_an_old_snapshot_open_a_batch_does_not_read_what_earlier_ones_deleted() {
     let db = TestDb::new().await;
-    plant(&db, 4000, 0).await;
+    db.plant_overdue(4000, 0).await;
     let mut old = db.conn().await;
     let mut snapshot = old.begin_with("begin isolation level repeatable read").await.unwrap();
     sqlx::query("select 1").execute(&mut *snapshot).await.unwrap();
@@ -158,7 +145,7 @@ async fn reads_of_a_batch(db: &TestDb, watermark: Option<&str>) -> i64 {
 #[tokio::test]
 async fn the_background_reaper_empties_the_backlog_and_stops_when_told() {
     let db = TestDb::new().await;
-    plant(&db, 25_000, 0).await;
+    db.plant_overdue(25_000, 0).await;
     let (stop, stopped) = oneshot::channel::<()>();
     let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1));
     let task = tokio::spawn({
@@ -174,8 +161,8 @@ async fn the_background_reaper_empties_the_backlog_and_stops_when_told() {
 #[tokio::test]
 async fn the_background_reaper_survives_errors() {
     let db = TestDb::new().await;
+    db.plant_overdue(3, 0).await;
     db.execute("alter table {}.idempotency_keys rename to hidden").await;
-    plant_hidden(&db).await;
     let (stop, stopped) = oneshot::channel::<()>();
     let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1));
     let task = tokio::spawn({
@@ -192,14 +179,4 @@ async fn the_background_reaper_survives_errors() {
     db.until("select count(*) = 0 from {}.idempotency_keys").await;
     drop(stop);
     assert_eq!(tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap(), 3);
-}
-
-async fn plant_hidden(db: &TestDb) {
-    db.execute(
-        "insert into {}.hidden
-           (created_at, expires_at, lease_expires_at, completed_at, token, attempt, status, scope, key)
-         select now() - interval '1 day', now(), now(), now(), gen_random_uuid(), 1, 2, 's', 'k' || n
-           from generate_series(1, 3) n",
-    )
-    .await;
 }
