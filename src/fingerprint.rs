@@ -4,6 +4,7 @@ use std::fmt;
 
 use hmac::{Hmac, KeyInit, Mac};
 use serde::Serialize;
+use serde_json::Value;
 use sha2::Sha256;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -62,7 +63,8 @@ impl Fingerprint {
     /// numbers do not matter.
     ///
     /// # Errors
-    /// [`Encoding`](crate::ErrorKind::Encoding) when the value cannot be written as JSON.
+    /// [`Encoding`](crate::ErrorKind::Encoding) when the value cannot be written as JSON, or holds an
+    /// integer beyond 2^53 - 1: canonical JSON writes numbers as doubles, in which neighbours look alike.
     pub fn of_json<T: Serialize + ?Sized>(value: &T) -> Result<Self> {
         Ok(Self::of_bytes(canonical(value)?))
     }
@@ -118,7 +120,7 @@ impl FingerprintSecret {
     /// As [`Fingerprint::of_json`], under the secret.
     ///
     /// # Errors
-    /// [`Encoding`](crate::ErrorKind::Encoding) when the value cannot be written as JSON.
+    /// As [`Fingerprint::of_json`].
     pub fn of_json<T: Serialize + ?Sized>(&self, value: &T) -> Result<Fingerprint> {
         Ok(self.of_bytes(canonical(value)?))
     }
@@ -133,9 +135,34 @@ impl FingerprintSecret {
 }
 
 fn canonical<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
-    serde_json_canonicalizer::to_vec(&value).map_err(|error| {
+    let refused = |error: serde_json::Error| {
         Error::with_source(ErrorKind::Encoding, "the request cannot be written as JSON", error)
-    })
+    };
+    let value = serde_json::to_value(value).map_err(refused)?;
+    check_integers(&value)?;
+    serde_json_canonicalizer::to_vec(&value).map_err(refused)
+}
+
+/// RFC 8785 writes every number as a double. Two large integers would share one, and two requests
+/// one fingerprint; so they are refused, as I-JSON (RFC 7493, section 2.2) advises.
+fn check_integers(value: &Value) -> Result<()> {
+    const INTEGER_MAX: u64 = (1 << 53) - 1;
+    match value {
+        Value::Number(number) => {
+            let magnitude = number.as_u64().or_else(|| number.as_i64().map(i64::unsigned_abs));
+            if magnitude.is_some_and(|magnitude| magnitude > INTEGER_MAX) {
+                return Err(Error::new(
+                    ErrorKind::Encoding,
+                    "the request has an integer beyond 2^53 - 1, which canonical JSON cannot tell from \
+                     its neighbours; send it as a string, or fingerprint the bytes",
+                ));
+            }
+            Ok(())
+        }
+        Value::Array(items) => items.iter().try_for_each(check_integers),
+        Value::Object(fields) => fields.values().try_for_each(check_integers),
+        Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
+    }
 }
 
 impl fmt::Debug for Fingerprint {
@@ -148,5 +175,25 @@ impl fmt::Debug for Fingerprint {
 impl fmt::Debug for FingerprintSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("FingerprintSecret(..)")
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn integers_that_a_double_cannot_hold_are_refused_at_any_depth() {
+        for value in
+            [json!(9_007_199_254_740_992_u64), json!(-9_007_199_254_740_992_i64), json!(u64::MAX)]
+        {
+            let error = Fingerprint::of_json(&json!({"a": [1, {"b": value}]})).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Encoding);
+        }
+        let largest = Fingerprint::of_json(&json!(9_007_199_254_740_991_u64)).unwrap();
+        assert_ne!(largest, Fingerprint::of_json(&json!(9_007_199_254_740_990_u64)).unwrap());
     }
 }
