@@ -9,18 +9,18 @@ as $pgonce$
 declare
   retention_ms bigint;
 begin
-  perform pg_advisory_xact_lock(:"schema".lock_id(scope, key));
+  perform :"schema".lock_claim(scope, key, token);
   -- The row lock comes before the clock is read, or the new lease would start in the past.
   select ceil(extract(epoch from k.expires_at - k.created_at) * 1000) into retention_ms
     from :"schema".idempotency_keys k
-   where k.scope = scope and k.key = key and k.token = token and k.status = 1
+   where k.scope = scope collate "C" and k.key = key collate "C" and k.token = token and k.status = 1
      for no key update;
   if not found then
-    raise exception 'the claim is lost: released, taken over, finished or forgotten' using errcode = 'IK002';
+    perform :"schema".claim_lost();
   end if;
   perform :"schema".check_range('lease_ms', lease_ms, 1, retention_ms);
   update :"schema".idempotency_keys k
      set lease_expires_at = greatest(k.lease_expires_at, :"schema".clock() + lease_ms * interval '1 millisecond')
-   where k.scope = scope and k.key = key;
+   where k.scope = scope collate "C" and k.key = key collate "C";
 end
 $pgonce$;

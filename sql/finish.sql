@@ -11,17 +11,17 @@ as $pgonce$
 declare
   -- Too large or secret: the key still blocks a second run, only the content is not kept.
   omitted constant boolean := coalesce(omit, false)
-    or coalesce(octet_length(response_headers), 0) + coalesce(octet_length(response_body), 0) > response_bytes_max;
+    or coalesce(octet_length(response_headers), 0) + coalesce(octet_length(response_body), 0) > coalesce(response_bytes_max, 1048576);
 begin
-  perform pg_advisory_xact_lock(:"schema".lock_id(scope, key));
+  perform :"schema".lock_claim(scope, key, token);
   update :"schema".idempotency_keys k
      set status = finished, completed_at = :"schema".clock(), response_code = response_code,
          response_headers = case when not omitted then response_headers end,
          response_body = case when not omitted then response_body end,
          response_omitted = omitted
-   where k.scope = scope and k.key = key and k.token = token and k.status = 1;
+   where k.scope = scope collate "C" and k.key = key collate "C" and k.token = token and k.status = 1;
   if not found then
-    raise exception 'the claim is lost: released, taken over, finished or forgotten' using errcode = 'IK002';
+    perform :"schema".claim_lost();
   end if;
 end
 $pgonce$;

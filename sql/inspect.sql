@@ -13,5 +13,5 @@ as $pgonce$
          v.response_code, v.response_omitted, k.response_headers, k.response_body
     from :"schema".keys v
     join :"schema".idempotency_keys k on k.scope = v.scope and k.key = v.key
-   where k.scope = inspect.scope and k.key = inspect.key
+   where k.scope = inspect.scope collate "C" and k.key = inspect.key collate "C"
 $pgonce$;

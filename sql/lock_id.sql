@@ -3,5 +3,5 @@
 create or replace function :"schema".lock_id(scope text, key text) returns bigint
 language sql immutable parallel safe
 as $pgonce$
-  select pg_catalog.hashtextextended(key, pg_catalog.hashtextextended(scope, pg_catalog.hashtextextended(:'schema', 0)))
+  select pg_catalog.hashtextextended(key collate "C", pg_catalog.hashtextextended(scope collate "C", pg_catalog.hashtextextended(:'schema', 0)))
 $pgonce$;

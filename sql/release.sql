@@ -7,12 +7,12 @@ set search_path = pg_catalog, pg_temp
 as $pgonce$
 #variable_conflict use_variable
 begin
-  perform pg_advisory_xact_lock(:"schema".lock_id(scope, key));
+  perform :"schema".lock_claim(scope, key, token);
   update :"schema".idempotency_keys k
      set token = null, lease_expires_at = least(k.lease_expires_at, :"schema".clock())
-   where k.scope = scope and k.key = key and k.token = token and k.status = 1;
+   where k.scope = scope collate "C" and k.key = key collate "C" and k.token = token and k.status = 1;
   if not found then
-    raise exception 'the claim is lost: released, taken over, finished or forgotten' using errcode = 'IK002';
+    perform :"schema".claim_lost();
   end if;
 end
 $pgonce$;

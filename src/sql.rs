@@ -19,8 +19,13 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
     ("check_range", include_str!("../sql/check_range.sql")),
     ("check_begin", include_str!("../sql/check_begin.sql")),
     ("fingerprint", include_str!("../sql/fingerprint.sql")),
-    ("wait_for_lock", include_str!("../sql/wait_for_lock.sql")),
+    ("look", include_str!("../sql/look.sql")),
+    ("decide", include_str!("../sql/decide.sql")),
+    ("bound_locks", include_str!("../sql/bound_locks.sql")),
+    ("take_lock", include_str!("../sql/take_lock.sql")),
     ("begin", include_str!("../sql/begin.sql")),
+    ("claim_lost", include_str!("../sql/claim_lost.sql")),
+    ("lock_claim", include_str!("../sql/lock_claim.sql")),
     ("finish", include_str!("../sql/finish.sql")),
     ("complete", include_str!("../sql/complete.sql")),
     ("fail", include_str!("../sql/fail.sql")),
@@ -88,7 +93,12 @@ impl Statements {
     pub(crate) fn new(schema: &SchemaName) -> Self {
         let call = |template| statement(schema, template);
         Self {
-            begin: call(r#"select * from :"schema".begin($1, $2, $3, $4, $5, $6, $7, $8, $9)"#),
+            begin: call(concat!(
+                // By name: columns that a later version adds must not change this result.
+                "select answer, token, attempt, lease_remaining_ms, held_because, status, ",
+                "response_code, response_headers, response_body, response_omitted ",
+                r#"from :"schema".begin($1, $2, $3, $4, $5, $6, $7, $8, $9)"#
+            )),
             complete: call(r#"select :"schema".complete($1, $2, $3, $4, $5, $6, $7, $8)"#),
             fail: call(r#"select :"schema".fail($1, $2, $3, $4, $5, $6, $7, $8)"#),
             release: call(r#"select :"schema".release($1, $2, $3)"#),
@@ -113,7 +123,10 @@ impl Statements {
                 " and ($3::text is null or claim = $3)",
                 " order by scope, key limit $4"
             )),
-            stats: call(r#"select * from :"schema".stats()"#),
+            stats: call(concat!(
+                "select live, lapsed, released, completed, failed, overdue, oldest_in_progress_ms, ",
+                r#"table_bytes, index_bytes from :"schema".stats()"#
+            )),
         }
     }
 }

@@ -195,7 +195,7 @@ async fn a_forgotten_key_starts_over_without_the_reaper() {
 async fn used_up_attempts_hold_the_key_until_an_operator_releases_it() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    let op = op("k").attempts_max(2);
+    let op = op("k").max_attempts(2);
     let mut conn = db.conn().await;
     for _ in 0..2 {
         drop(db.lease(&op, MINUTE).await);

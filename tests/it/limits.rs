@@ -90,7 +90,7 @@ async fn durations_outside_their_range_are_refused() {
         ("lease_ms", op("k").retention(minute), Some(minute + Duration::from_millis(1))),
         ("wait_ms", op("k").wait(Duration::from_secs(3601)), None),
         ("wait_ms", op("k").wait(Duration::MAX), None),
-        ("max_attempts", op("k").attempts_max(0), None),
+        ("max_attempts", op("k").max_attempts(0), None),
     ];
     for (field, op, lease) in cases {
         let result = match lease {
@@ -145,6 +145,7 @@ async fn other_arguments_of_the_sql_functions_are_checked() {
         ("select {}.begin(null, 'k')", "scope is empty"),
         ("select {}.begin('s', null)", "key is empty"),
         ("select {}.reap(null)", "batch_size is null"),
+        ("select {}.fingerprint('a', null, 'b')", "part of the fingerprint is null"),
     ] {
         let error = sqlx::query(db.sql(call)).execute(&mut conn).await.expect_err(call);
         let raised = error.as_database_error().unwrap();
@@ -252,4 +253,37 @@ async fn rust_and_sql_agree_on_every_character_and_on_fingerprints() {
             .unwrap();
         assert_eq!(sql, Fingerprint::parts(&parts).as_bytes());
     }
+}
+
+#[tokio::test]
+async fn settings_and_collations_of_the_session_do_not_matter() {
+    let db = TestDb::new().await;
+    let mut conn = db.conn().await;
+    sqlx::raw_sql("set standard_conforming_strings = off; set escape_string_warning = off; set bytea_output = 'escape'; set datestyle = 'German'; set timezone = 'Europe/Berlin'")
+        .execute(&mut conn)
+        .await
+        .unwrap();
+    db.execute(
+        "create table {}.named (k text collate \"POSIX\"); insert into {}.named values ('k')",
+    )
+    .await;
+    let answer: String = sqlx::query_scalar(
+        db.sql("select b.answer from {}.named, {}.begin('s', named.k, {}.fingerprint('x')) b"),
+    )
+    .fetch_one(&mut conn)
+    .await
+    .unwrap();
+    assert_eq!(answer, "started");
+    for name in ["a\tb", "\u{a0}"] {
+        let raised =
+            sqlx::query(db.sql("select {}.begin('s', $1)")).bind(name).execute(&mut conn).await;
+        assert_eq!(raised.unwrap_err().as_database_error().unwrap().code().unwrap(), "IK001");
+    }
+    let keeps: i64 = sqlx::query_scalar(
+        db.sql("select count(*) from {}.inspect('s', (select k from {}.named))"),
+    )
+    .fetch_one(&mut conn)
+    .await
+    .unwrap();
+    assert_eq!(keeps, 1);
 }

@@ -153,9 +153,13 @@ async fn a_row_that_vanishes_between_two_looks_is_looked_for_again() {
     let mut reaper = db.conn().await;
     let mut tx = reaper.begin().await.unwrap();
     assert_eq!(db.once.reap_once(&mut tx, 10).await.unwrap().deleted, 1);
+    let mut hasty = db.conn().await;
+    let answer = db.once.begin(&mut hasty, &op("k")).await.unwrap();
+    assert_eq!(word(&answer), "in progress", "without a wait nothing is waited for");
     let beginning = tokio::spawn({
         let (once, pool) = (db.once.clone(), db.pool.clone());
-        async move { once.begin(&mut pool.acquire().await.unwrap(), &op("k")).await.unwrap() }
+        let patient = op("k").wait(LONG);
+        async move { once.begin(&mut pool.acquire().await.unwrap(), &patient).await.unwrap() }
     });
     db.until_waiting(1).await;
     tx.commit().await.unwrap();
@@ -194,4 +198,71 @@ async fn a_replay_locks_its_row_only_when_asked_to() {
                 .unwrap();
         assert_eq!(locked, locks, "only a locked row needs a transaction id");
     }
+}
+
+#[tokio::test]
+async fn an_answer_after_a_wait_leaves_the_holder_alone() {
+    let db = TestDb::new().await;
+    let minute = Duration::from_secs(60);
+    let mut holder = db.pool.begin().await.unwrap();
+    let begun = db.once.begin_leased(&mut holder, &op("k"), minute).await.unwrap();
+    let mut claim = started(begun);
+    let waiter = tokio::spawn({
+        let (once, pool) = (db.once.clone(), db.pool.clone());
+        async move {
+            let mut tx = pool.begin().await.unwrap();
+            let answer = once.begin(&mut tx, &op("k").wait(LONG)).await.unwrap();
+            (word(&answer), tx) // the transaction stays open
+        }
+    });
+    db.until_waiting(1).await;
+    holder.commit().await.unwrap();
+    let (answer, open) = waiter.await.unwrap();
+    assert_eq!(answer, "in progress");
+    // The holder's heartbeat and its end do not wait for that transaction.
+    let mut conn = db.conn().await;
+    sqlx::raw_sql("set lock_timeout = '5s'").execute(&mut conn).await.unwrap();
+    claim.extend(&mut conn, minute).await.unwrap();
+    claim.complete(&mut conn, Response::empty()).await.unwrap();
+    drop(open);
+}
+
+#[tokio::test]
+async fn a_forgotten_key_goes_from_a_rolled_back_holder_to_one_waiter() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    db.complete(&op("k"), "old").await;
+    db.advance(Duration::from_secs(86_400)).await;
+    let mut holder = db.pool.begin().await.unwrap();
+    let claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
+    let mut waiters = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (once, mut conn) = (db.once.clone(), db.conn().await);
+        waiters.spawn(async move {
+            let mut tx = conn.begin().await.unwrap();
+            let answer = once.begin(&mut tx, &op("k").wait(LONG)).await.unwrap();
+            let answered = word(&answer);
+            if let Begin::Started(claim) = answer {
+                claim.complete(&mut tx, Response::empty()).await.unwrap();
+            }
+            tx.commit().await.unwrap();
+            answered
+        });
+    }
+    db.until_waiting(8).await;
+    drop(claim);
+    holder.rollback().await.unwrap();
+    let mut answers: Vec<_> = waiters.join_all().await;
+    answers.sort_unstable();
+    assert_eq!(answers.iter().filter(|answer| **answer == "started").count(), 1, "{answers:?}");
+    assert_eq!(answers.iter().filter(|answer| **answer == "replay").count(), 7, "{answers:?}");
+}
+
+#[tokio::test]
+async fn completing_on_another_connection_is_refused_and_does_not_hang() {
+    let db = TestDb::new().await;
+    let mut tx = db.pool.begin().await.unwrap();
+    let claim = started(db.once.begin(&mut tx, &op("k")).await.unwrap());
+    let error = claim.complete(&mut db.conn().await, Response::empty()).await.unwrap_err();
+    assert_eq!(error.kind(), pgonce::ErrorKind::ClaimLost);
 }

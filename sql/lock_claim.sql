@@ -1,0 +1,18 @@
+-- Takes the key's advisory lock for the holder of a claim, so that all writers of a key queue in one
+-- place. Raises IK002 at once when it would have to wait for a claim that is not there to be seen: it is
+-- lost, or this is not the connection whose open transaction holds it.
+create or replace function :"schema".lock_claim(scope text, key text, token uuid) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $pgonce$
+#variable_conflict use_variable
+begin
+  if not pg_try_advisory_xact_lock(:"schema".lock_id(scope, key)) then
+    if not exists (select from :"schema".idempotency_keys k
+                    where k.scope = scope collate "C" and k.key = key collate "C" and k.token = token) then
+      perform :"schema".claim_lost();
+    end if;
+    perform pg_advisory_xact_lock(:"schema".lock_id(scope, key));
+  end if;
+end
+$pgonce$;
