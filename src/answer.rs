@@ -37,6 +37,7 @@ pub struct Replay {
 
 /// How a finished operation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Finished {
     /// With `complete`.
     Completed,
@@ -65,6 +66,7 @@ pub struct Held {
 
 /// Why a key is [`Held`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum HeldBecause {
     /// Its lease lapsed and the operation's policy is [`OnLapse::Hold`](crate::OnLapse::Hold).
     Lapsed,

@@ -3,7 +3,7 @@
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, PgPool, Postgres, Transaction};
 
-use crate::error::{Result, commit as commit_error, database};
+use crate::error::{Error, ErrorKind, Result, commit as commit_error, database};
 
 /// A connection borrowed from a pool for one transaction. Dropped before [`settled`] it is closed
 /// instead of returned, and the server rolls back.
@@ -38,9 +38,20 @@ impl Checkout {
         }
     }
 
-    /// Says that no transaction is open any more.
-    pub(crate) fn settled(mut self) {
+    /// Says that the transaction has ended.
+    ///
+    /// # Errors
+    /// When the driver counts another one: the work leaked a nested transaction, COMMIT released only
+    /// its savepoint, and closing the connection now rolls everything back.
+    pub(crate) fn settled(mut self) -> Result<()> {
+        if self.conn.is_in_transaction() {
+            return Err(Error::new(
+                ErrorKind::TransactionLost,
+                "the work left a nested transaction open; everything was rolled back",
+            ));
+        }
         self.settled = true;
+        Ok(())
     }
 }
 

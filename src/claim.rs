@@ -132,11 +132,6 @@ impl Claim {
             .map(drop)
             .map_err(database)
     }
-
-    /// For a claim whose transaction is known to be rolled back: nothing is left to finish.
-    pub(crate) fn rolled_back(mut self) {
-        self.settled = true;
-    }
 }
 
 /// The statement behind [`Claim::release`] and [`PgOnce::release`](crate::PgOnce::release).

@@ -39,6 +39,9 @@ pub enum ErrorKind {
     /// The connection broke while COMMIT was on its way: the transaction may or may not be there.
     /// Beginning again with the same key finds out.
     CommitUnknown,
+    /// The work given to `run` ended or left open a transaction that was not its own to end. The
+    /// message says whether anything it wrote may be committed. Not retryable: look at the work's code.
+    TransactionLost,
     /// The database could not be reached, hung up, or no connection came free in time.
     Connection,
     /// The database takes no writes: a replica, or a read-only transaction.
@@ -115,7 +118,11 @@ impl ErrorKind {
                 _ => Self::Database,
             };
         };
-        match database.code().as_deref().unwrap_or_default() {
+        Self::of_code(&database.code().unwrap_or_default())
+    }
+
+    fn of_code(sqlstate: &str) -> Self {
+        match sqlstate {
             // NUL bytes and bad UTF-8 in a scope or key.
             "IK001" | "22021" => Self::InvalidInput,
             "IK002" => Self::ClaimLost,
@@ -165,13 +172,17 @@ pub(crate) fn database(error: sqlx::Error) -> Error {
 }
 
 /// Wraps an error of COMMIT. An ERROR from the server means rolled back; anything that cuts the
-/// conversation short (a FATAL, a lost connection) leaves the outcome open.
+/// conversation short (a FATAL, a lost connection, also as a proxy reports it) leaves the outcome open.
 pub(crate) fn commit(error: sqlx::Error) -> Error {
     use sqlx::postgres::{PgDatabaseError, PgSeverity};
     let refused = error
         .as_database_error()
         .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
-        .is_some_and(|error| error.severity() == PgSeverity::Error);
+        .is_some_and(|error| {
+            // 08: connection exception; 40003: statement completion unknown.
+            let unknown = error.code().starts_with("08") || error.code() == "40003";
+            error.severity() == PgSeverity::Error && !unknown
+        });
     if refused {
         return database(error);
     }
@@ -182,17 +193,33 @@ pub(crate) fn commit(error: sqlx::Error) -> Error {
     )
 }
 
-/// The SQLSTATE of the driver's error in a chain of sources, if the database sent one.
+/// The SQLSTATE in a chain of sources, if the database sent one.
 pub(crate) fn sqlstate_in<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e str> {
     use sqlx::postgres::PgDatabaseError;
-    let raised = driver_error_in(error)?.as_database_error()?;
-    Some(raised.try_downcast_ref::<PgDatabaseError>()?.code())
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let raised = match error.downcast_ref::<sqlx::Error>() {
+            Some(driver) => driver.as_database_error().and_then(|e| e.try_downcast_ref()),
+            // What is left of a driver's error in an `anyhow::Error`, which hides the outermost type.
+            None => error.downcast_ref::<PgDatabaseError>().or_else(|| {
+                let boxed = error.downcast_ref::<Box<dyn sqlx::error::DatabaseError>>();
+                boxed.and_then(|e| e.try_downcast_ref())
+            }),
+        };
+        if let Some(raised) = raised {
+            return Some(raised.code());
+        }
+        next = error.source();
+    }
+    None
 }
 
 /// Whether somebody else's error has a cause in the database that may pass.
 pub(crate) fn is_retryable(error: &(dyn StdError + 'static)) -> bool {
-    driver_error_in(error)
-        .is_some_and(|cause| ErrorKind::of(cause).is_retryable(sqlstate_in(error)))
+    match sqlstate_in(error) {
+        Some(code) => ErrorKind::of_code(code).is_retryable(Some(code)),
+        None => driver_error_in(error).is_some_and(|cause| ErrorKind::of(cause).is_retryable(None)),
+    }
 }
 
 fn driver_error_in<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e sqlx::Error> {

@@ -83,7 +83,8 @@ impl PgOnce {
     }
 
     /// Begins in the caller's open transaction: claim, effects and response commit together or
-    /// vanish together.
+    /// vanish together. Outside a transaction this would be a commit of its own, and a crash before
+    /// complete would block the key for its whole retention: use [`begin_leased`](PgOnce::begin_leased).
     ///
     /// `Started` inserts one row and holds the key's lock until the transaction ends. Every other
     /// answer writes nothing. Inside a savepoint the claim goes with the savepoint.
@@ -172,7 +173,7 @@ impl PgOnce {
                 OnLapse::Retry => "retry",
                 OnLapse::Hold => "hold",
             })
-            .bind(op.attempts_max.map(|attempts| i32::try_from(attempts).unwrap_or(i32::MAX)))
+            .bind(op.max_attempts.map(|attempts| i32::try_from(attempts).unwrap_or(i32::MAX)))
             .bind(op.lock_replay)
             .fetch_one(conn)
             .await

@@ -28,8 +28,9 @@ pub struct Operation {
     pub(crate) retention: Option<Duration>,
     pub(crate) wait: Duration,
     pub(crate) on_lapse: OnLapse,
-    pub(crate) attempts_max: Option<u32>,
+    pub(crate) max_attempts: Option<u32>,
     pub(crate) lock_replay: bool,
+    pub(crate) secret: bool,
 }
 
 /// What begin does with a claim whose lease has lapsed.
@@ -59,8 +60,9 @@ impl Operation {
             retention: None,
             wait: Duration::ZERO,
             on_lapse: OnLapse::default(),
-            attempts_max: None,
+            max_attempts: None,
             lock_replay: false,
+            secret: false,
         })
     }
 
@@ -99,8 +101,8 @@ impl Operation {
 
     /// After this many claims a lapsed key is [`Held`](crate::Begin::Held) instead of taken over.
     #[must_use]
-    pub fn attempts_max(mut self, attempts: u32) -> Self {
-        self.attempts_max = Some(attempts);
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = Some(attempts);
         self
     }
 
@@ -109,6 +111,15 @@ impl Operation {
     #[must_use]
     pub fn lock_replay(mut self) -> Self {
         self.lock_replay = true;
+        self
+    }
+
+    /// Keeps what `run` returns out of the table: a retry learns that the operation is done
+    /// ([`RunError::Omitted`](crate::RunError::Omitted)), not what it returned. The verbs mark the
+    /// [`Response`](crate::Response::secret) itself.
+    #[must_use]
+    pub fn secret(mut self) -> Self {
+        self.secret = true;
         self
     }
 

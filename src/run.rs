@@ -1,12 +1,13 @@
 //! The closure form: begin, run, complete, commit. It cannot be forgotten half way.
 
 use std::error::Error as StdError;
+use std::fmt;
 use std::ops::Deref;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
 use tokio::time::Instant;
 
 use crate::answer::{Begin, Finished, Held, InProgress, Mismatch, Replay};
@@ -33,28 +34,33 @@ pub struct Done<T> {
 /// let undone: Failure = std::io::Error::other("try again later").into();
 /// let kept = Failure::keep(Response::bytes("card declined").with_code(402));
 /// ```
-#[derive(Debug)]
 pub struct Failure(Ending);
 
-#[derive(Debug)]
 enum Ending {
     Undo(BoxError),
     Keep(Response),
 }
 
 /// Why [`PgOnce::run`] has no value to return.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
     /// The work failed. Everything was rolled back and nothing is remembered: the same key runs
-    /// again. The error is the closure's own; downcast it to get its type back.
+    /// again. The error is the closure's own; downcast it to get its type back (one that came in an
+    /// `anyhow::Error` shows only its text and its sources).
     #[error("the work failed; nothing was kept")]
     Work(#[source] BoxError),
     /// The work ended in a failure that was meant to be final ([`Failure::keep`]), now or in an
     /// earlier attempt. Its writes were undone; every retry gets this response.
     #[error("the operation failed for good")]
-    Failed(Response),
-    /// The operation was done, but its response was not kept (too large, or secret).
+    #[non_exhaustive]
+    Failed {
+        /// The response that was kept.
+        response: Response,
+        /// Whether an earlier attempt kept it.
+        replayed: bool,
+    },
+    /// The operation was done before, but its response was not kept (too large, or secret).
     #[error("the operation is done; its response was not kept")]
     Omitted(Response),
     /// Another claim on the key is alive, and the operation's wait is over.
@@ -71,6 +77,8 @@ pub enum RunError {
     Protocol(#[from] Error),
 }
 
+const TRANSACTION_LOST: &str = "the work ended its own transaction (a nested begin that failed or was \
+     dropped does that in sqlx 0.9.0); what it wrote afterwards may be committed without its key";
 /// How often a transaction that lost against another one (40001, 40P01) is run, the first included.
 const ATTEMPTS_MAX: u32 = 10;
 /// The longest pause between two looks at a claim that another process holds.
@@ -87,7 +95,11 @@ impl PgOnce {
     /// When `work` fails, everything is rolled back and nothing is remembered, unless it returns
     /// [`Failure::keep`]: then its writes are undone, and the failure is stored and replayed.
     ///
-    /// The connection is in use while `work` runs. Do not call other services from it: an open
+    /// Inside `work`, nested transactions (`tx.begin()`) are savepoints. Let each of them end, and do not
+    /// drop a `begin` half way: sqlx 0.9.0 then rolls back the whole transaction behind the work's back.
+    /// `run` notices and answers [`TransactionLost`](ErrorKind::TransactionLost).
+    ///
+    /// The connection is in use while `work` runs, and while this waits for another open transaction. Do not call other services from it: an open
     /// transaction blocks vacuum. That is what leased claims are for.
     ///
     /// ```no_run
@@ -129,17 +141,17 @@ impl PgOnce {
         let mut attempt = 1;
         let mut looks = 0;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = || deadline.saturating_duration_since(Instant::now());
             // A wait beyond the limit is refused by begin, so the first one goes through as given.
-            let wait = if looks == 0 { op.wait } else { left };
+            let wait = if looks == 0 && attempt == 1 { op.wait } else { left() };
             let pause = match self.run_once(pool, op, wait, work.clone()).await {
                 Err(error) if attempt < ATTEMPTS_MAX && lost_to_another(&error) => {
                     attempt += 1;
                     jitter(Duration::from_millis(2 << attempt.min(7)))
                 }
-                Err(RunError::InProgress(_)) if !left.is_zero() => {
+                Err(RunError::InProgress(_)) if !left().is_zero() => {
                     looks += 1;
-                    jitter(LOOK_AGAIN_MAX.min(Duration::from_millis(5 << looks.min(8)))).min(left)
+                    jitter(LOOK_AGAIN_MAX.min(Duration::from_millis(5 << looks.min(8)))).min(left())
                 }
                 result => return result,
             };
@@ -166,7 +178,7 @@ impl PgOnce {
             // Answers commit too: a replay that locked its row must wait for the standby.
             Ok(result) => match commit_unbroken(tx).await {
                 Ok(()) => {
-                    checkout.settled();
+                    checkout.settled()?;
                     result
                 }
                 Err(error) => {
@@ -178,7 +190,8 @@ impl PgOnce {
             },
             Err(error) => {
                 if tx.rollback().await.is_ok() {
-                    checkout.settled();
+                    // The error at hand says more than that a transaction had been left open.
+                    let _ = checkout.settled();
                 }
                 Err(error)
             }
@@ -199,37 +212,40 @@ impl PgOnce {
         E: Into<Failure>,
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
     {
-        let claim = match self.ask(tx, op, None, wait).await? {
+        let mut claim = match self.ask(tx, op, None, wait).await? {
             Begin::Started(claim) => claim,
             Begin::Replay(replay) => return Ok(replayed(replay)),
             Begin::InProgress(wait) => return Ok(Err(RunError::InProgress(wait))),
             Begin::Mismatch(mismatch) => return Ok(Err(RunError::Mismatch(mismatch))),
             Begin::Held(held) => return Ok(Err(RunError::Held(held))),
         };
+        claim.settled = true; // run cannot forget it
         // Lets `Failure::keep` undo the work and keep the claim.
         execute(tx, "savepoint pgonce_work").await?;
-        match work(tx).await.map_err(|error| error.into().0) {
+        let ending = work(tx).await.map_err(|error| error.into().0);
+        if !tx.is_in_transaction() {
+            return Err(Error::new(ErrorKind::TransactionLost, TRANSACTION_LOST).into());
+        }
+        match ending {
             Ok(value) => {
-                let response = Response::json(&value)?;
+                let mut response = Response::json(&value)?;
+                response.omitted = op.secret;
                 claim.complete(tx, response).await?;
                 Ok(Ok(Done { value, replayed: false }))
             }
             Err(Ending::Keep(response)) => {
                 execute(tx, "rollback to savepoint pgonce_work").await?;
                 claim.fail(tx, response.clone()).await?;
-                Ok(Err(RunError::Failed(response)))
+                Ok(Err(RunError::Failed { response, replayed: false }))
             }
-            Err(Ending::Undo(error)) => {
-                claim.rolled_back();
-                Err(RunError::Work(error))
-            }
+            Err(Ending::Undo(error)) => Err(RunError::Work(error)),
         }
     }
 }
 
 fn replayed<T: DeserializeOwned>(replay: Replay) -> Result<Done<T>, RunError> {
     match replay.status {
-        Finished::Failed => Err(RunError::Failed(replay.response)),
+        Finished::Failed => Err(RunError::Failed { response: replay.response, replayed: true }),
         Finished::Completed if replay.response.is_omitted() => {
             Err(RunError::Omitted(replay.response))
         }
@@ -291,6 +307,32 @@ impl Failure {
 impl<E: Into<BoxError>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self(Ending::Undo(error.into()))
+    }
+}
+
+// By hand, both: the derived ones would print the DETAIL of a database error, which can quote a row.
+impl fmt::Debug for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Work(error) => write!(f, "Work({error})"),
+            Self::Failed { response, replayed } => {
+                write!(f, "Failed {{ response: {response:?}, replayed: {replayed} }}")
+            }
+            Self::Omitted(response) => write!(f, "Omitted({response:?})"),
+            Self::InProgress(wait) => write!(f, "{wait:?}"),
+            Self::Mismatch(mismatch) => write!(f, "{mismatch:?}"),
+            Self::Held(held) => write!(f, "{held:?}"),
+            Self::Protocol(error) => write!(f, "Protocol({error:?})"),
+        }
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Ending::Undo(error) => write!(f, "Failure({error})"),
+            Ending::Keep(response) => write!(f, "Failure::keep({response:?})"),
+        }
     }
 }
 

@@ -97,7 +97,7 @@ async fn runs_dropped_everywhere(work: Work, done_before: bool) {
             next_borrower_is_heard(&db, &pool, &format!("after {key}")).await;
             nothing_is_stuck(&db).await;
             let again = run(&db, &pool, &key, Work::Succeeds).await;
-            let kept = work == Work::FailsForGood && matches!(again, Err(RunError::Failed(_)));
+            let kept = work == Work::FailsForGood && matches!(again, Err(RunError::Failed { .. }));
             assert!(kept || again.is_ok(), "{key}: {again:?}");
             assert_eq!(effects_of(&db, &key).await, i64::from(!kept), "{key}");
             (output.is_some(), "settled")

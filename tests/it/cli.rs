@@ -59,8 +59,10 @@ async fn migrate_and_check_bring_the_schema_up_to_date() {
 #[tokio::test]
 async fn the_printed_migration_is_the_librarys() {
     let db = TestDb::new().await;
+    let bare = pgonce(&db, &["migrate", "--print", "--bare"]).await;
+    assert_eq!(bare.stdout, db.once.migration_sql(0));
     let printed = pgonce(&db, &["migrate", "--print"]).await;
-    assert_eq!(printed.stdout.trim_end(), db.once.migration_sql(0).trim_end());
+    assert_eq!(printed.stdout, format!("begin;\n{}commit;\n", bare.stdout));
 }
 
 #[tokio::test]

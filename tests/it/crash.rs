@@ -86,7 +86,7 @@ async fn cut_everywhere(
         let key = format!("{cut:?}");
         let proxy = Proxy::start(db, Some(cut));
         let error = match run(&pool_of_one(proxy.options()), &key).await {
-            Ok(_) | Err(RunError::Failed(_)) => break,
+            Ok(_) | Err(RunError::Failed { .. }) => break,
             Err(error) => error,
         };
         let commit = proxy.commit_was_sent();
@@ -126,7 +126,7 @@ async fn a_kept_failure_cut_at_any_request_is_settled_by_a_retry() {
             async |key, committed| {
                 // What was kept is replayed to a caller whose own work would succeed.
                 let retry = pay(&db, &db.pool, key).await;
-                assert_eq!(matches!(retry, Err(RunError::Failed(_))), committed, "{key}");
+                assert_eq!(matches!(retry, Err(RunError::Failed { .. })), committed, "{key}");
                 assert_eq!(effects_of(&db, key).await, i64::from(!committed), "{key}");
             },
         )

@@ -43,8 +43,11 @@ impl TestDb {
     pub async fn with_connections(connections: u32) -> Self {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let schema = format!("t_{}", COUNTER.fetch_add(1, Ordering::Relaxed));
-        let options = server().await.connect_options();
-        let db = Self::open(&schema, options, connections).await;
+        Self::create(&schema, server().await.connect_options(), connections).await
+    }
+
+    async fn create(schema: &str, options: PgConnectOptions, connections: u32) -> Self {
+        let db = Self::open(schema, options, connections).await;
         let mut conn = db.conn().await;
         db.once.migrate(&mut conn).await.expect("migrate");
         db.execute(
@@ -52,6 +55,15 @@ impl TestDb {
         )
         .await;
         db
+    }
+
+    /// In a database of its own, where no other test's snapshot keeps dead rows from being pruned.
+    pub async fn alone(name: &str) -> Self {
+        let options = server().await.connect_options();
+        let mut conn = PgConnection::connect_with(&options).await.expect("connect");
+        let sql = AssertSqlSafe(format!("create database {name}"));
+        sqlx::raw_sql(sql).execute(&mut conn).await.expect("create database");
+        Self::create(name, options.database(name), 10).await
     }
 
     /// A schema that is there already, seen from another process or through other options.

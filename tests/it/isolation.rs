@@ -1,11 +1,14 @@
 //! All three isolation levels.
 
-use pgonce::{ErrorKind, Response};
+use std::time::Duration;
+
+use pgonce::{ErrorKind, Fingerprint, OnLapse, Response};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgPool};
 
 use crate::harness::{TestDb, effect, op, started, word};
 
+const MINUTE: Duration = Duration::from_secs(60);
 const LEVELS: [&str; 3] = ["read committed", "repeatable read", "serializable"];
 const STRICT: [&str; 2] = ["repeatable read", "serializable"];
 
@@ -63,7 +66,7 @@ async fn a_holder_that_commits_while_a_strict_caller_waits_is_never_doubled() {
         let waiter = tokio::spawn({
             let (once, pool, schema) = (db.once.clone(), pool.clone(), db.schema.clone());
             async move {
-                let op = op(level).wait(std::time::Duration::from_secs(30));
+                let op = op(level).wait(Duration::from_secs(30));
                 once.run(&pool, &op, async |tx| effect(tx, &schema, level).await).await
             }
         });
@@ -85,7 +88,7 @@ async fn storms_at_every_level_double_nothing() {
             let (once, pool, schema) = (db.once.clone(), pool.clone(), db.schema.clone());
             tasks.spawn(async move {
                 let key = format!("{level} {}", task % 4);
-                let op = op(&key).wait(std::time::Duration::from_secs(30));
+                let op = op(&key).wait(Duration::from_secs(30));
                 once.run(&pool, &op, async |tx| effect(tx, &schema, &key).await).await
             });
         }
@@ -101,20 +104,34 @@ async fn storms_at_every_level_double_nothing() {
 #[tokio::test]
 async fn an_answer_never_aborts_the_callers_transaction() {
     let db = TestDb::new().await;
-    db.complete(&op("done"), "body").await;
+    db.stop_clock().await;
+    let print = |text: &str| op("done").fingerprint(Fingerprint::of_bytes(text));
+    db.complete(&print("this"), "body").await;
+    drop(db.lease(&op("lapsed"), MINUTE).await);
+    db.advance(MINUTE).await;
+    drop(db.lease(&op("leased"), MINUTE).await);
+    let mut elsewhere = db.conn().await;
+    let mut open = elsewhere.begin().await.unwrap();
+    let claim = started(db.once.begin(&mut open, &op("open")).await.unwrap());
+    let answers = [
+        ("replay", print("this")),
+        ("mismatch", print("other")),
+        ("held", op("lapsed").on_lapse(OnLapse::Hold)),
+        ("in progress", op("leased")),
+        ("in progress", op("open")),
+        ("in progress", op("open").wait(Duration::from_millis(20))),
+    ];
     for level in LEVELS {
-        let mut conn = db.conn().await;
-        let mut tx = conn
-            .begin_with(match level {
-                "read committed" => "begin isolation level read committed",
-                "repeatable read" => "begin isolation level repeatable read",
-                _ => "begin isolation level serializable",
-            })
-            .await
-            .unwrap();
-        assert_eq!(word(&db.once.begin(&mut tx, &op("done")).await.unwrap()), "replay");
-        effect(&mut tx, &db.schema, level).await.unwrap();
-        tx.commit().await.unwrap();
+        let pool = pool(&db, level);
+        for (answer, op) in &answers {
+            let mut tx = pool.begin().await.unwrap();
+            effect(&mut tx, &db.schema, "before").await.unwrap();
+            assert_eq!(word(&db.once.begin(&mut tx, op).await.unwrap()), *answer, "{level}");
+            effect(&mut tx, &db.schema, "after").await.expect(answer);
+            tx.commit().await.expect(answer);
+        }
     }
-    assert_eq!(db.effects().await, 3);
+    assert_eq!(db.effects().await, 2 * 3 * 6, "a COMMIT that rolls back is not an error");
+    claim.complete(&mut open, Response::empty()).await.unwrap();
+    open.commit().await.unwrap();
 }

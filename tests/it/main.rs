@@ -17,6 +17,7 @@ mod races;
 mod readme;
 mod reaper;
 mod run;
+mod run_lost;
 mod secrets;
 mod sql;
 mod storage;

@@ -1,9 +1,11 @@
 //! Bringing the schema up to date.
 
+use std::time::{Duration, Instant};
+
 use pgonce::{ErrorKind, PgOnce, SchemaName};
 use sqlx::Connection;
 
-use crate::harness::TestDb;
+use crate::harness::{PATIENCE, TestDb};
 
 /// A test database whose schema is gone again.
 async fn bare() -> TestDb {
@@ -90,7 +92,7 @@ async fn changed_functions_are_replaced_as_a_whole() {
     assert_eq!(db.once.check(&mut conn).await.unwrap_err().kind(), ErrorKind::SchemaOutdated);
     assert!(db.once.migrate(&mut conn).await.unwrap().functions_replaced);
     let restored: bool =
-        db.ask("select prosrc like '%IK002%' from pg_proc where oid = '{}.release(text, text, uuid)'::regprocedure").await;
+        db.ask("select prosrc like '%claim_lost%' from pg_proc where oid = '{}.release(text, text, uuid)'::regprocedure").await;
     assert!(restored);
 }
 
@@ -124,9 +126,29 @@ async fn a_long_reader_is_not_queued_behind() {
     // A reader in a transaction does not hinder replacing the functions.
     db.execute("update {}.migrations set digest = 'older' where version = 0").await;
     assert!(db.once.migrate(&mut db.conn().await).await.unwrap().functions_replaced);
-    // Whatever DDL a migration runs, it gives up on its lock after three seconds.
-    let sql = db.once.migration_sql(1);
-    assert!(sql.contains("set local lock_timeout = '3s'"));
+    // A migration's DDL cannot have its lock, and everybody else queues behind it ...
+    let limit = "set local lock_timeout = '3s';\n";
+    let ddl = format!("{limit}alter table {}.idempotency_keys add column later text;\n", db.schema);
+    let printed = db.once.migration_sql(1);
+    let sql = printed.replacen(limit, &ddl, 1);
+    assert_ne!(sql, printed);
+    let mut conn = db.conn().await;
+    let migration = tokio::spawn(async move {
+        let begun = Instant::now();
+        let result = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut conn).await;
+        (result, begun.elapsed())
+    });
+    db.until_waiting(1).await;
+    let behind = db.ask::<i64>("select count(*) from {}.idempotency_keys");
+    let (rows, migration) =
+        tokio::time::timeout(PATIENCE, async { tokio::join!(behind, migration) }).await.unwrap();
+    // ... only until it gives up, with the reader still there.
+    let (result, took) = migration.unwrap();
+    assert_eq!(result.unwrap_err().as_database_error().unwrap().code().unwrap(), "55P03");
+    assert!(took >= Duration::from_secs(2), "it tried: {took:?}");
+    assert_eq!(rows, 0);
+    tx.commit().await.unwrap();
+    db.once.check(&mut db.conn().await).await.unwrap();
 }
 
 #[tokio::test]

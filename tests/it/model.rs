@@ -16,7 +16,7 @@ const RETENTION: u64 = 100;
 
 #[derive(Debug, Clone)]
 enum Step {
-    Begin { key: u8, print: u8, lease: u64, hold: bool, attempts_max: Option<u32> },
+    Begin { key: u8, print: u8, lease: u64, hold: bool, max_attempts: Option<u32> },
     Complete { claim: prop::sample::Index },
     Fail { claim: prop::sample::Index },
     Release { claim: prop::sample::Index },
@@ -42,7 +42,7 @@ fn step() -> impl Strategy<Value = Step> {
     let attempts = prop_oneof![3 => Just(None), 1 => (1..4u32).prop_map(Some)];
     prop_oneof![
         6 => (key.clone(), print.clone(), lease.clone(), any::<bool>(), attempts).prop_map(
-            |(key, print, lease, hold, attempts_max)| Step::Begin { key, print, lease, hold, attempts_max }
+            |(key, print, lease, hold, max_attempts)| Step::Begin { key, print, lease, hold, max_attempts }
         ),
         2 => claim().prop_map(|claim| Step::Complete { claim }),
         1 => claim().prop_map(|claim| Step::Fail { claim }),
@@ -80,7 +80,7 @@ impl Model {
         print: u8,
         lease: u64,
         hold: bool,
-        attempts_max: Option<u32>,
+        max_attempts: Option<u32>,
     ) -> &'static str {
         let now = self.now;
         let fresh = |attempt, holder| Row {
@@ -112,7 +112,7 @@ impl Model {
         if live {
             return "in progress";
         }
-        if hold || attempts_max.is_some_and(|max| row.attempt >= max) {
+        if hold || max_attempts.is_some_and(|max| row.attempt >= max) {
             return "held";
         }
         row.holder = Some(holder);
@@ -160,11 +160,11 @@ impl History<'_> {
     async fn play(&mut self, step: &Step) {
         let mut conn = self.db.conn().await;
         match *step {
-            Step::Begin { key, print, lease, hold, attempts_max } => {
-                let expected = self.model.begin(key, print, lease, hold, attempts_max);
+            Step::Begin { key, print, lease, hold, max_attempts } => {
+                let expected = self.model.begin(key, print, lease, hold, max_attempts);
                 let mut op = self.op(key, print);
                 op = if hold { op.on_lapse(OnLapse::Hold) } else { op };
-                op = attempts_max.map_or(op.clone(), |max| op.attempts_max(max));
+                op = max_attempts.map_or(op.clone(), |max| op.max_attempts(max));
                 let answer =
                     self.db.once.begin_leased(&mut conn, &op, Duration::from_secs(lease)).await;
                 let answer = answer.unwrap();
@@ -270,7 +270,7 @@ impl History<'_> {
         let got = match result.await {
             Ok(done) if done.is_replay() => "replay",
             Ok(_) => "performed",
-            Err(RunError::Failed(_)) => "failed",
+            Err(RunError::Failed { .. }) => "failed",
             Err(RunError::Work(_)) => "undone",
             Err(RunError::InProgress(_)) => "in progress",
             Err(RunError::Mismatch(_)) => "mismatch",

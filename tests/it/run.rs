@@ -77,7 +77,9 @@ async fn a_kept_failure_undoes_the_work_and_is_replayed() {
             })
             .await
             .unwrap_err();
-        let RunError::Failed(response) = error else { panic!("expected failed, got {error:?}") };
+        let RunError::Failed { response, .. } = error else {
+            panic!("expected failed, got {error:?}")
+        };
         assert_eq!((response.code(), response.body()), (Some(402), b"declined".as_slice()));
     }
     assert_eq!(calls.load(Ordering::Relaxed), 1);
@@ -94,7 +96,7 @@ async fn a_kept_failure_is_stored_even_when_the_work_broke_its_transaction() {
     };
     for _ in 0..2 {
         let error = db.once.run(&db.pool, &op("k"), failing).await.unwrap_err();
-        assert!(matches!(error, RunError::Failed(_)), "{error:?}");
+        assert!(matches!(error, RunError::Failed { .. }), "{error:?}");
     }
 }
 
@@ -294,4 +296,17 @@ async fn a_panic_in_the_work_leaves_nothing_behind() {
     let patient = op("k").wait(crate::harness::PATIENCE);
     db.once.run(&db.pool, &patient, async |tx| effect(tx, &db.schema, "k").await).await.unwrap();
     assert_eq!(db.effects().await, 1);
+}
+
+#[tokio::test]
+async fn a_secret_operation_keeps_its_answer_to_itself() {
+    let db = TestDb::new().await;
+    let work = async |_: &mut PgConnection| Ok::<_, Failure>("a password".to_owned());
+    let secret = op("k").secret();
+    let first = db.once.run(&db.pool, &secret, work).await.unwrap();
+    assert_eq!(first.into_inner(), "a password");
+    let again = db.once.run(&db.pool, &secret, work).await;
+    assert!(matches!(again, Err(RunError::Omitted(_))));
+    let kept: i64 = db.ask("select count(response_body) from {}.idempotency_keys").await;
+    assert_eq!(kept, 0);
 }

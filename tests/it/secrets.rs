@@ -4,8 +4,10 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pgonce::{Begin, Failure, Fingerprint, FingerprintSecret, Key, Operation, Reaper, Response};
-use sqlx::Connection;
+use pgonce::{
+    Begin, Failure, Fingerprint, FingerprintSecret, Key, Operation, Reaper, Response, RunError,
+};
+use sqlx::{Connection, PgConnection};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::harness::{TestDb, effect, started};
@@ -78,6 +80,7 @@ async fn exercise(db: &TestDb) -> String {
     let other = Operation::new(format!("scope {CANARY}"), format!("other {CANARY}")).unwrap();
     drop(started(db.once.begin_leased(&mut conn, &other, Duration::from_millis(1)).await.unwrap()));
     show(&db.once.inspect(&mut conn, other.scope(), other.key()).await.unwrap());
+    show_failing_work(db, &mut show).await;
     // An error that carries the row in its DETAIL.
     db.execute(
         "alter table {}.idempotency_keys add constraint strict check (attempt < 1) not valid",
@@ -90,11 +93,48 @@ async fn exercise(db: &TestDb) -> String {
     let error = db.once.run(&db.pool, &refused, async |_| Ok::<u32, Failure>(1)).await.unwrap_err();
     show(&error);
     show(&format!("{error}"));
-    // A closure that fails with a telling error: its text is the caller's, and is not logged by us.
     let mut tx = conn.begin().await.unwrap();
-    let _ = db.once.run(&db.pool, &op, async |_| Err::<u32, _>(CANARY)).await;
     let _ = Reaper::new(&db.once).pass(&mut tx).await.unwrap();
     shown
+}
+
+/// Closures that run and fail, each on a fresh key.
+async fn show_failing_work(db: &TestDb, show: &mut impl FnMut(&dyn std::fmt::Debug)) {
+    let op = |key: &str| Operation::new(format!("scope {CANARY}"), format!("{key} {CANARY}"));
+    // The text is the caller's: `Debug` may show it, our `Display` and our log may not.
+    let telling = op("telling").unwrap();
+    let error = db.once.run(&db.pool, &telling, async |_| Err::<u32, _>(CANARY)).await.unwrap_err();
+    assert!(matches!(&error, RunError::Work(text) if text.to_string() == CANARY));
+    show(&format!("{error}"));
+    // The driver's error, whose DETAIL quotes the row.
+    db.execute("create unique index on {}.effect (key)").await;
+    let twice = format!("twice {CANARY}");
+    let error = db
+        .once
+        .run(&db.pool, &op("twice").unwrap(), async |tx| {
+            effect(tx, &db.schema, &twice).await?;
+            effect(tx, &db.schema, &twice).await
+        })
+        .await
+        .unwrap_err();
+    let RunError::Work(cause) = &error else { panic!("{error}") };
+    assert!(format!("{cause:?}").contains(&twice), "there is something to hide");
+    show(&error);
+    show(&format!("{error}"));
+    let RunError::Work(cause) = error else { unreachable!() };
+    show(&Failure::from(cause));
+    // A failure that is kept, and then replayed.
+    show(&Failure::keep(Response::bytes(CANARY).with_headers(CANARY)));
+    let kept = op("kept").unwrap();
+    for _ in ["performed", "replayed"] {
+        let work = async |_: &mut PgConnection| {
+            Err::<u32, _>(Failure::keep(Response::bytes(CANARY).with_headers(CANARY)))
+        };
+        let error = db.once.run(&db.pool, &kept, work).await.unwrap_err();
+        assert!(matches!(&error, RunError::Failed { .. }));
+        show(&error);
+        show(&format!("{error}"));
+    }
 }
 
 #[tokio::test]
@@ -111,8 +151,11 @@ async fn nothing_secret_is_logged_or_shown() {
     let logged = log.close();
     assert!(logged.contains("claim dropped unfinished"), "the log was captured: {logged}");
     assert!(logged.contains(".begin("), "down to the driver's statements");
+    // As a derived `Debug` of its bytes would show it.
+    let bytes = format!("{:?}", CANARY.as_bytes());
+    let bytes = bytes.trim_matches(['[', ']']);
     for (place, text) in [("log", &logged), ("debug output", &shown)] {
-        let leak = text.lines().find(|line| line.contains(CANARY));
+        let leak = text.lines().find(|line| line.contains(CANARY) || line.contains(bytes));
         assert_eq!(leak, None, "leaked into the {place}");
     }
 }

@@ -163,21 +163,3 @@ async fn statements_survive_a_column_added_under_them() {
     claim.complete(&mut conn, Response::empty()).await.unwrap();
     assert_eq!(word(&db.once.begin(&mut conn, &op("b")).await.unwrap()), "replay");
 }
-
-#[tokio::test]
-async fn the_language_of_the_server_does_not_matter() {
-    let db = TestDb::new().await;
-    // Errors are told apart by SQLSTATE: the same conflict with other words.
-    for setting in ["set lc_messages = 'C'", "set lc_messages = 'de_DE.UTF-8'"] {
-        let mut conn = db.conn().await;
-        // A server without that locale refuses the setting and keeps its language.
-        let _ = conn.execute(setting).await;
-        let mut tx = conn.begin_with("begin isolation level repeatable read").await.unwrap();
-        tx.execute("select 1").await.unwrap();
-        db.complete(&op(setting), "x").await;
-        let error = db.once.begin(&mut tx, &op(setting)).await.unwrap_err();
-        assert_eq!(error.kind(), pgonce::ErrorKind::Contention);
-    }
-    let mut conn = db.conn().await;
-    effect(&mut conn, &db.schema, "k").await.unwrap();
-}
