@@ -28,10 +28,14 @@ struct Found {
 
 /// How often migrate looks again after another process was faster.
 const LOOKS_MAX: u32 = 10;
+/// Comes after every migration, for callers whose transaction goes on.
+const RESTORE: &str =
+    "select set_config('lock_timeout', current_setting('pgonce.outer_lock_timeout'), true);\n";
 /// Comes before every migration. The first lock_timeout is patience with other migrating processes,
 /// the second makes a DDL statement give up rather than queue behind a long reader with everybody
 /// else queued behind it.
-const PREAMBLE: &str = r#"set local lock_timeout = '60s';
+const PREAMBLE: &str = r#"select set_config('pgonce.outer_lock_timeout', current_setting('lock_timeout'), true);
+set local lock_timeout = '60s';
 select pg_advisory_xact_lock(hashtextextended('pgonce migrate ' || :'schema', 0));
 set local lock_timeout = '3s';
 do $pgonce$
@@ -88,8 +92,8 @@ impl PgOnce {
                     migrated.functions_replaced = true;
                     return Ok(migrated);
                 }
-                // Its row is there already: another process was faster. Look again.
-                Err(error) if sqlstate_in(&error) == Some("23505") => {}
+                // Its row is there already, or changed under us: another process was faster. Look again.
+                Err(error) if matches!(sqlstate_in(&error), Some("23505" | "40001")) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -214,5 +218,6 @@ fn template(from: u32) -> String {
 on conflict (version) do update set digest = excluded.digest, applied_at = excluded.applied_at;\n",
         functions_digest()
     ));
+    sql.push_str(RESTORE);
     sql
 }

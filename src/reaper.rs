@@ -55,6 +55,8 @@ const BATCH_ROWS: std::ops::RangeInclusive<u32> = 100..=10_000;
 const BATCH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two batches, so that a long pass leaves room for others.
 const BATCH_PAUSE: Duration = Duration::from_millis(10);
+/// A pass that takes longer ends and reports; the next one looks at skipped keys again.
+const PASS_MAX: Duration = Duration::from_secs(60);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 /// Where a pass stands.
@@ -172,7 +174,11 @@ impl Reaper {
                 Ok(None) => break,
                 Ok(Some(reaped)) => {
                     failures = 0;
-                    pause = self.interval.mul_f64(0.9 + fastrand::f64() / 5.0);
+                    pause = if reaped.backlog > 0 && reaped.deleted > 0 {
+                        BATCH_PAUSE // the pass was cut short
+                    } else {
+                        self.interval.mul_f64(0.9 + fastrand::f64() / 5.0)
+                    };
                     if reaped.deleted > 0 || reaped.backlog > 0 {
                         tracing::info!(
                             deleted = reaped.deleted,
@@ -187,8 +193,9 @@ impl Reaper {
                     failures += 1;
                     pause = Duration::from_secs(1 << failures.min(6)).min(BACKOFF_MAX);
                     tracing::warn!(kind = ?error.kind(), sqlstate = error.sqlstate(), "reaping failed");
-                    // Cancelled by a statement_timeout: the batch was far too large.
-                    if sqlstate_in(&error) == Some("57014") {
+                    // Cancelled by a statement_timeout, or no answer: the batch was far too large.
+                    if sqlstate_in(&error) == Some("57014") || error.kind() == ErrorKind::Connection
+                    {
                         rows = (rows / 10).max(*BATCH_ROWS.start());
                     }
                 }
@@ -204,12 +211,13 @@ impl Reaper {
         pass: &mut Pass,
         shutdown: &mut Pin<&mut impl Future>,
     ) -> Result<Option<Reaped>> {
+        let began = Instant::now();
         loop {
             let Some(conn) = before(shutdown, pool.acquire()).await else { return Ok(None) };
             let mut conn = conn.map_err(database)?;
             // Never cancelled by the shutdown, only when the connection is dead.
             let batch = async {
-                let more = self.batch(&mut conn, pass).await?;
+                let more = self.batch(&mut conn, pass).await? && began.elapsed() < PASS_MAX;
                 if more {
                     Ok(None)
                 } else {

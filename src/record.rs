@@ -26,7 +26,7 @@ pub struct Record {
     pub token: Option<Uuid>,
     /// Whether the key is bound to a request.
     pub fingerprinted: bool,
-    /// When the key was first begun.
+    /// When the key was first begun, or begun anew after a release or after it was forgotten.
     pub created_at: OffsetDateTime,
     /// When it was completed or failed.
     pub completed_at: Option<OffsetDateTime>,
