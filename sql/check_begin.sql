@@ -4,7 +4,6 @@ create or replace function :"schema".check_begin(
   on_lapse text, max_attempts integer)
 returns void
 language plpgsql immutable parallel safe
-set search_path = pg_catalog, pg_temp
 as $pgonce$
 #variable_conflict use_variable
 begin

@@ -4,7 +4,6 @@
 -- standard_conforming_strings says.
 create or replace function :"schema".check_name(field text, name text) returns void
 language plpgsql immutable parallel safe
-set search_path = pg_catalog, pg_temp
 as $pgonce$
 #variable_conflict use_variable
 begin

@@ -2,7 +2,6 @@
 create or replace function :"schema".check_range(field text, value bigint, lowest bigint, highest bigint)
 returns void
 language plpgsql immutable parallel safe
-set search_path = pg_catalog, pg_temp
 as $pgonce$
 #variable_conflict use_variable
 begin

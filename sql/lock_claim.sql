@@ -3,7 +3,6 @@
 -- lost, or this is not the connection whose open transaction holds it.
 create or replace function :"schema".lock_claim(scope text, key text, token uuid) returns void
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $pgonce$
 #variable_conflict use_variable
 begin

@@ -2,7 +2,6 @@
 -- own so that each look is a statement with a snapshot of its own.
 create or replace function :"schema".look(scope text, key text) returns :"schema".idempotency_keys
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $pgonce$
 #variable_conflict use_variable
 declare

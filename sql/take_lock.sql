@@ -2,7 +2,6 @@
 -- had; begin catches that in the block that it calls this from.
 create or replace function :"schema".take_lock(lock_id bigint, deadline timestamptz) returns void
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $pgonce$
 #variable_conflict use_variable
 declare
