@@ -263,6 +263,24 @@ async fn completing_on_another_connection_is_refused_and_does_not_hang() {
     let db = TestDb::new().await;
     let mut tx = db.pool.begin().await.unwrap();
     let claim = started(db.once.begin(&mut tx, &op("k")).await.unwrap());
-    let error = claim.complete(&mut db.conn().await, Response::empty()).await.unwrap_err();
+    let mut elsewhere = db.conn().await;
+    let complete = claim.complete(&mut elsewhere, Response::empty());
+    let error = tokio::time::timeout(LONG, complete).await.expect("no hanging").unwrap_err();
     assert_eq!(error.kind(), pgonce::ErrorKind::ClaimLost);
+}
+
+#[tokio::test]
+async fn a_takeover_restores_the_callers_lock_timeout() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    let minute = Duration::from_secs(60);
+    drop(db.lease(&op("k"), minute).await);
+    db.advance(minute).await;
+    let mut tx = db.pool.begin().await.unwrap();
+    sqlx::raw_sql("set local lock_timeout = '77s'").execute(&mut *tx).await.unwrap();
+    let answer = db.once.begin(&mut tx, &op("k").wait(LONG)).await.unwrap();
+    assert_eq!(word(&answer), "started");
+    let timeout: String =
+        sqlx::query_scalar("show lock_timeout").fetch_one(&mut *tx).await.unwrap();
+    assert_eq!(timeout, "77s");
 }
