@@ -15,6 +15,8 @@ pub struct TestDb {
     pub pool: PgPool,
     pub schema: String,
     pub options: PgConnectOptions,
+    /// Held for its drop.
+    _own_server: Option<Throwaway>,
 }
 
 /// How long a test waits for something that must happen before it calls it a failure.
@@ -57,13 +59,11 @@ impl TestDb {
         db
     }
 
-    /// In a database of its own, where no other test's snapshot keeps dead rows from being pruned.
-    pub async fn alone(name: &str) -> Self {
-        let options = server().await.connect_options();
-        let mut conn = PgConnection::connect_with(&options).await.expect("connect");
-        let sql = AssertSqlSafe(format!("create database {name}"));
-        sqlx::raw_sql(sql).execute(&mut conn).await.expect("create database");
-        Self::create(name, options.database(name), 10).await
+    /// On a server of its own, where no other test's transaction keeps dead rows from being pruned.
+    pub async fn alone() -> Self {
+        let server = Throwaway::start(&Options::new().fast()).await.expect("a PostgreSQL");
+        let db = Self::create("alone", server.connect_options(), 10).await;
+        Self { _own_server: Some(server), ..db }
     }
 
     /// A schema that is there already, seen from another process or through other options.
@@ -73,7 +73,7 @@ impl TestDb {
         let pool =
             PgPoolOptions::new().max_connections(connections).connect_lazy_with(options.clone());
         let once = PgOnce::new().schema(SchemaName::new(schema).expect("a schema name"));
-        Self { once, pool, schema: schema.to_owned(), options }
+        Self { once, pool, schema: schema.to_owned(), options, _own_server: None }
     }
 
     /// A connection outside the pool.

@@ -34,7 +34,7 @@ async fn counters(db: &TestDb, inserted: i64, updated: i64) -> Counters {
 
 #[tokio::test]
 async fn completing_is_a_hot_update() {
-    let db = TestDb::alone("storage_completing").await;
+    let db = TestDb::alone().await;
     db.execute("alter table {}.idempotency_keys set (autovacuum_enabled = off)").await;
     for n in 0..500 {
         let mut tx = db.pool.begin().await.unwrap();
@@ -54,7 +54,7 @@ async fn completing_is_a_hot_update() {
 
 #[tokio::test]
 async fn extending_a_lease_is_a_hot_update() {
-    let db = TestDb::alone("storage_extending").await;
+    let db = TestDb::alone().await;
     let minute = std::time::Duration::from_secs(60);
     let mut claim = db.lease(&op("k"), minute).await;
     let mut conn = db.conn().await;
