@@ -80,6 +80,26 @@ begin
           end if;
           perform set_config('lock_timeout', outer_timeout, true);
           at := :"schema".clock();
+          token := gen_random_uuid();
+          if seen.status = 1 and seen.token is not null and seen.expires_at > at then
+            -- Lapsed: the same operation goes on. Its retention still counts from the first begin.
+            attempt := seen.attempt + 1;
+            update :"schema".idempotency_keys k
+               set token = token, attempt = attempt, fingerprint = coalesce(k.fingerprint, fingerprint),
+                   lease_expires_at = coalesce(at + lease_ms * interval '1 millisecond', k.expires_at)
+             where k.scope = scope collate "C" and k.key = key collate "C";
+          else
+            -- Released or forgotten: a new operation in the old row.
+            attempt := case when seen.expires_at > at then seen.attempt + 1 else 1 end;
+            update :"schema".idempotency_keys k
+               set created_at = at, expires_at = at + retention_ms * interval '1 millisecond',
+                   lease_expires_at = at + coalesce(lease_ms, retention_ms) * interval '1 millisecond',
+                   completed_at = null, token = token, attempt = attempt, status = 1, fingerprint = fingerprint,
+                   response_code = null, response_headers = null, response_body = null, response_omitted = false
+             where k.scope = scope collate "C" and k.key = key collate "C";
+          end if;
+          answer := 'started';
+          return;
         end if;
       exception
         when sqlstate 'IK000' then
@@ -92,9 +112,15 @@ begin
 
     if answer = 'replay' then
       if lock_replay then
-        perform 1 from :"schema".idempotency_keys k
-          where k.scope = scope collate "C" and k.key = key collate "C" and k.token = seen.token for key share;
-        continue when not found;
+        begin
+          if not :"schema".lock_replay(scope, key, seen.token, deadline) then
+            answer := null;
+          end if;
+        exception when lock_not_available then
+          answer := 'in_progress';
+          return;
+        end;
+        continue when answer is null;
       end if;
       status := case seen.status when 2 then 'completed' else 'failed' end;
       response_code := seen.response_code;
@@ -111,32 +137,15 @@ begin
       return;
     end if;
 
-    token := gen_random_uuid();
-    if seen.status is null then
-      attempt := 1;
-      insert into :"schema".idempotency_keys
-        (created_at, expires_at, lease_expires_at, token, attempt, status, scope, key, fingerprint)
-      values (at, at + retention_ms * interval '1 millisecond',
-              at + coalesce(lease_ms, retention_ms) * interval '1 millisecond',
-              token, attempt, 1, scope, key, fingerprint)
-      on conflict on constraint idempotency_keys_pkey do nothing;
-    elsif seen.status = 1 and seen.token is not null and seen.expires_at > at then
-      -- Lapsed: the same operation goes on. Its retention still counts from the first begin.
-      attempt := seen.attempt + 1;
-      update :"schema".idempotency_keys k
-         set token = token, attempt = attempt, fingerprint = coalesce(k.fingerprint, fingerprint),
-             lease_expires_at = coalesce(at + lease_ms * interval '1 millisecond', k.expires_at)
-       where k.scope = scope collate "C" and k.key = key collate "C";
-    else
-      -- Released or forgotten: a new operation in the old row.
-      attempt := case when seen.expires_at > at then seen.attempt + 1 else 1 end;
-      update :"schema".idempotency_keys k
-         set created_at = at, expires_at = at + retention_ms * interval '1 millisecond',
-             lease_expires_at = at + coalesce(lease_ms, retention_ms) * interval '1 millisecond',
-             completed_at = null, token = token, attempt = attempt, status = 1, fingerprint = fingerprint,
-             response_code = null, response_headers = null, response_body = null, response_omitted = false
-       where k.scope = scope collate "C" and k.key = key collate "C";
-    end if;
+    -- No row. The insert stays outside of the block above: in a subtransaction it would cost a second
+    -- transaction id. The primary key decides against writers that take no lock.
+    insert into :"schema".idempotency_keys
+      (created_at, expires_at, lease_expires_at, token, attempt, status, scope, key, fingerprint)
+    values (at, at + retention_ms * interval '1 millisecond',
+            at + coalesce(lease_ms, retention_ms) * interval '1 millisecond',
+            gen_random_uuid(), 1, 1, scope, key, fingerprint)
+    on conflict on constraint idempotency_keys_pkey do nothing
+    returning idempotency_keys.token, idempotency_keys.attempt into token, attempt;
     if found then
       answer := 'started';
       return;

@@ -11,6 +11,9 @@ declare
   part  bytea;
   input bytea := convert_to('pgonce', 'UTF8');
 begin
+  if parts is null then
+    raise exception 'the parts of the fingerprint are null' using errcode = 'IK001';
+  end if;
   foreach part in array parts loop
     if part is null then
       raise exception 'a part of the fingerprint is null' using errcode = 'IK001';

@@ -284,3 +284,20 @@ async fn a_takeover_restores_the_callers_lock_timeout() {
         sqlx::query_scalar("show lock_timeout").fetch_one(&mut *tx).await.unwrap();
     assert_eq!(timeout, "77s");
 }
+
+#[tokio::test]
+async fn a_locking_replay_keeps_to_the_bound_too() {
+    let db = TestDb::new().await;
+    db.complete(&op("k"), "done").await;
+    let mut other = db.pool.begin().await.unwrap();
+    let lock = "select 1 from {}.idempotency_keys for update";
+    sqlx::query(db.sql(lock)).execute(&mut *other).await.unwrap();
+    let mut tx = db.pool.begin().await.unwrap();
+    let op_locking = op("k").lock_replay();
+    let locking = db.once.begin(&mut tx, &op_locking);
+    let answer = tokio::time::timeout(LONG, locking).await.expect("no hanging").unwrap();
+    assert_eq!(word(&answer), "in progress");
+    other.rollback().await.unwrap();
+    let answer = db.once.begin(&mut tx, &op("k").lock_replay()).await.unwrap();
+    assert_eq!(word(&answer), "replay");
+}
