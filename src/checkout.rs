@@ -33,7 +33,7 @@ impl Checkout {
     /// locks, so that a retry does not meet its own predecessor. The driver reports the refusal
     /// before that.
     pub(crate) async fn rolled_back(mut self) {
-        if self.conn.ping().await.is_ok() {
+        if self.conn.ping().await.is_ok() && !self.conn.is_in_transaction() {
             self.settled = true;
         }
     }

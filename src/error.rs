@@ -128,6 +128,8 @@ impl ErrorKind {
             "IK002" => Self::ClaimLost,
             "IK003" => Self::Corrupt,
             "40001" | "40P01" => Self::Contention,
+            // No such savepoint: COMMIT meant one that a leaked nested transaction had made.
+            "3B001" => Self::TransactionLost,
             "25006" => Self::ReadOnly,
             // No such schema, table or function.
             "3F000" | "42P01" | "42883" => Self::SchemaOutdated,
@@ -149,6 +151,9 @@ pub(crate) fn database(error: sqlx::Error) -> Error {
         (ErrorKind::InvalidInput, _) => "scope or key is not valid UTF-8 without NUL".to_owned(),
         (ErrorKind::Contention, _) => {
             "the database gave up this transaction for another one; run it again".to_owned()
+        }
+        (ErrorKind::TransactionLost, _) => {
+            "the work left a nested transaction open; everything was rolled back".to_owned()
         }
         (ErrorKind::ReadOnly, _) => {
             "the database is read-only; pgonce needs the primary".to_owned()
@@ -218,19 +223,22 @@ pub(crate) fn sqlstate_in<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e
 pub(crate) fn is_retryable(error: &(dyn StdError + 'static)) -> bool {
     match sqlstate_in(error) {
         Some(code) => ErrorKind::of_code(code).is_retryable(Some(code)),
-        None => driver_error_in(error).is_some_and(|cause| ErrorKind::of(cause).is_retryable(None)),
+        None => is_disconnection(error),
     }
 }
 
-fn driver_error_in<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e sqlx::Error> {
+/// Whether a connection broke, or was not to be had. An `anyhow::Error` hides the driver's error and
+/// shows only the I/O error in it.
+pub(crate) fn is_disconnection(error: &(dyn StdError + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
+        let kind = error.downcast_ref::<sqlx::Error>().map(ErrorKind::of);
+        if kind == Some(ErrorKind::Connection) || error.is::<std::io::Error>() {
+            return true;
         }
         next = error.source();
     }
-    None
+    false
 }
 
 // So that a `Key` is as good an argument as text that becomes one.

@@ -63,8 +63,8 @@ impl Fingerprint {
     /// numbers do not matter.
     ///
     /// # Errors
-    /// [`Encoding`](crate::ErrorKind::Encoding) when the value cannot be written as JSON, or holds an
-    /// integer beyond 2^53 - 1: canonical JSON writes numbers as doubles, in which neighbours look alike.
+    /// [`Encoding`](crate::ErrorKind::Encoding) when the value cannot be written as JSON, or holds a
+    /// number beyond 2^53 - 1: canonical JSON writes numbers as doubles, in which neighbours look alike.
     pub fn of_json<T: Serialize + ?Sized>(value: &T) -> Result<Self> {
         Ok(Self::of_bytes(canonical(value)?))
     }
@@ -143,25 +143,21 @@ fn canonical<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
     serde_json_canonicalizer::to_vec(&value).map_err(refused)
 }
 
-/// RFC 8785 writes every number as a double. Two large integers would share one, and two requests
-/// one fingerprint; so they are refused, as I-JSON (RFC 7493, section 2.2) advises.
+/// RFC 8785 writes every number as a double. Beyond 2^53 - 1 two integers share one, and two requests
+/// would share a fingerprint; so they are refused, as I-JSON (RFC 7493, section 2.2) advises.
 fn check_integers(value: &Value) -> Result<()> {
-    const INTEGER_MAX: u64 = (1 << 53) - 1;
+    const INTEGER_MAX: f64 = 9_007_199_254_740_991.0;
     match value {
-        Value::Number(number) => {
-            let magnitude = number.as_u64().or_else(|| number.as_i64().map(i64::unsigned_abs));
-            if magnitude.is_some_and(|magnitude| magnitude > INTEGER_MAX) {
-                return Err(Error::new(
-                    ErrorKind::Encoding,
-                    "the request has an integer beyond 2^53 - 1, which canonical JSON cannot tell from \
-                     its neighbours; send it as a string, or fingerprint the bytes",
-                ));
-            }
-            Ok(())
+        Value::Number(number) if number.as_f64().is_none_or(|n| n.abs() > INTEGER_MAX) => {
+            Err(Error::new(
+                ErrorKind::Encoding,
+                "the request has a number beyond 2^53 - 1, which canonical JSON cannot tell from its \
+                 neighbours; send it as a string, or fingerprint the bytes",
+            ))
         }
         Value::Array(items) => items.iter().try_for_each(check_integers),
         Value::Object(fields) => fields.values().try_for_each(check_integers),
-        Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Ok(()),
     }
 }
 
@@ -187,9 +183,12 @@ mod tests {
 
     #[test]
     fn integers_that_a_double_cannot_hold_are_refused_at_any_depth() {
-        for value in
-            [json!(9_007_199_254_740_992_u64), json!(-9_007_199_254_740_992_i64), json!(u64::MAX)]
-        {
+        for value in [
+            json!(9_007_199_254_740_992_u64),
+            json!(-9_007_199_254_740_992_i64),
+            json!(u64::MAX),
+            json!(18_446_744_073_709_551_616.0),
+        ] {
             let error = Fingerprint::of_json(&json!({"a": [1, {"b": value}]})).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Encoding);
         }

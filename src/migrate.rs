@@ -30,7 +30,8 @@ struct Found {
 const LOOKS_MAX: u32 = 10;
 /// Comes after every migration, for callers whose transaction goes on.
 const RESTORE: &str =
-    "select set_config('lock_timeout', current_setting('pgonce.outer_lock_timeout'), true);\n";
+    "select set_config('lock_timeout', coalesce(nullif(current_setting('pgonce.outer_lock_timeout', true), ''),
+                                           current_setting('lock_timeout')), true);\n";
 /// Comes before every migration. The first lock_timeout is patience with other migrating processes,
 /// the second makes a DDL statement give up rather than queue behind a long reader with everybody
 /// else queued behind it.
@@ -78,8 +79,15 @@ impl PgOnce {
     /// # Cancel safety
     /// Cancel safe: dropped, the migration is applied whole or not at all.
     pub async fn migrate(&self, conn: &mut PgConnection) -> Result<Migrated> {
+        let mut raced = None;
         for _ in 0..LOOKS_MAX {
-            let found = self.found(conn).await?;
+            let found = match (self.found(conn).await, raced) {
+                // In the caller's transaction, which the race has aborted: only the caller can go on.
+                (Err(error), Some(race)) if error.sqlstate().as_deref() == Some("25P02") => {
+                    return Err(race);
+                }
+                (found, _) => found?,
+            };
             refuse_newer(&found)?;
             let mut migrated =
                 Migrated { from: found.version, to: latest(), functions_replaced: false };
@@ -93,7 +101,9 @@ impl PgOnce {
                     return Ok(migrated);
                 }
                 // Its row is there already, or changed under us: another process was faster. Look again.
-                Err(error) if matches!(sqlstate_in(&error), Some("23505" | "40001")) => {}
+                Err(error) if matches!(sqlstate_in(&error), Some("23505" | "40001")) => {
+                    raced = Some(error);
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -65,6 +65,8 @@ struct Pass {
     /// Everything before it is deleted; see `sql/reap.sql`.
     watermark_micros: Option<i64>,
     deleted: u64,
+    /// Whether it ended because of its time and not for want of keys.
+    cut_short: bool,
 }
 
 impl PgOnce {
@@ -174,10 +176,9 @@ impl Reaper {
                 Ok(None) => break,
                 Ok(Some(reaped)) => {
                     failures = 0;
-                    pause = if reaped.backlog > 0 && reaped.deleted > 0 {
-                        BATCH_PAUSE // the pass was cut short
-                    } else {
-                        self.interval.mul_f64(0.9 + fastrand::f64() / 5.0)
+                    pause = match pass.cut_short {
+                        true => BATCH_PAUSE,
+                        false => self.interval.mul_f64(0.9 + fastrand::f64() / 5.0),
                     };
                     if reaped.deleted > 0 || reaped.backlog > 0 {
                         tracing::info!(
@@ -217,8 +218,9 @@ impl Reaper {
             let mut conn = conn.map_err(database)?;
             // Never cancelled by the shutdown, only when the connection is dead.
             let batch = async {
-                let more = self.batch(&mut conn, pass).await? && began.elapsed() < PASS_MAX;
-                if more {
+                let more = self.batch(&mut conn, pass).await?;
+                pass.cut_short = more && began.elapsed() >= PASS_MAX;
+                if more && !pass.cut_short {
                     Ok(None)
                 } else {
                     self.once.overdue(&mut conn, pass.deleted).await.map(Some)
@@ -250,7 +252,7 @@ impl Reaper {
 
 impl Pass {
     fn new(rows: u32) -> Self {
-        Self { rows, watermark_micros: None, deleted: 0 }
+        Self { rows, watermark_micros: None, deleted: 0, cut_short: false }
     }
 }
 

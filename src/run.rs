@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::answer::{Begin, Finished, Held, InProgress, Mismatch, Replay};
 use crate::checkout::{Checkout, commit_unbroken};
-use crate::error::{Error, ErrorKind, database, is_retryable, sqlstate_in};
+use crate::error::{Error, ErrorKind, database, is_disconnection, is_retryable, sqlstate_in};
 use crate::once::PgOnce;
 use crate::operation::Operation;
 use crate::response::Response;
@@ -47,7 +47,8 @@ enum Ending {
 pub enum RunError {
     /// The work failed. Everything was rolled back and nothing is remembered: the same key runs
     /// again. The error is the closure's own; downcast it to get its type back (one that came in an
-    /// `anyhow::Error` shows only its text and its sources).
+    /// `anyhow::Error` shows only its text and its sources, and a pool's time-out in it is not recognised
+    /// as retryable).
     #[error("the work failed; nothing was kept")]
     Work(#[source] BoxError),
     /// The work ended in a failure that was meant to be final ([`Failure::keep`]), now or in an
@@ -77,8 +78,6 @@ pub enum RunError {
     Protocol(#[from] Error),
 }
 
-const TRANSACTION_LOST: &str = "the work ended its own transaction (a nested begin that failed or was \
-     dropped does that in sqlx 0.9.0); what it wrote afterwards may be committed without its key";
 /// How often a transaction that lost against another one (40001, 40P01) is run, the first included.
 const ATTEMPTS_MAX: u32 = 10;
 /// The longest pause between two looks at a claim that another process holds.
@@ -97,7 +96,8 @@ impl PgOnce {
     ///
     /// Inside `work`, nested transactions (`tx.begin()`) are savepoints. Let each of them end, and do not
     /// drop a `begin` half way: sqlx 0.9.0 then rolls back the whole transaction behind the work's back.
-    /// `run` notices and answers [`TransactionLost`](ErrorKind::TransactionLost).
+    /// `run` notices and answers [`TransactionLost`](ErrorKind::TransactionLost). Never send `COMMIT` or
+    /// `ROLLBACK` yourself: what is written afterwards is committed without its key, and unnoticed.
     ///
     /// The connection is in use while `work` runs, and while this waits for another open transaction. Do not call other services from it: an open
     /// transaction blocks vacuum. That is what leased claims are for.
@@ -224,7 +224,7 @@ impl PgOnce {
         execute(tx, "savepoint pgonce_work").await?;
         let ending = work(tx).await.map_err(|error| error.into().0);
         if !tx.is_in_transaction() {
-            return Err(Error::new(ErrorKind::TransactionLost, TRANSACTION_LOST).into());
+            return Err(transaction_lost(ending));
         }
         match ending {
             Ok(value) => {
@@ -240,6 +240,20 @@ impl PgOnce {
             }
             Err(Ending::Undo(error)) => Err(RunError::Work(error)),
         }
+    }
+}
+
+/// The work has ended the transaction, or the driver has behind its back.
+fn transaction_lost<T>(ending: Result<T, Ending>) -> RunError {
+    const MESSAGE: &str = "the work ended its own transaction (a nested begin that failed or was \
+         dropped does that in sqlx 0.9.0); what it wrote afterwards may be committed without its key";
+    match ending {
+        // Nothing can have been written afterwards.
+        Err(Ending::Undo(error)) if is_disconnection(error.as_ref()) => RunError::Work(error),
+        Err(Ending::Undo(error)) => {
+            Error::with_source(ErrorKind::TransactionLost, MESSAGE, error).into()
+        }
+        _ => Error::new(ErrorKind::TransactionLost, MESSAGE).into(),
     }
 }
 

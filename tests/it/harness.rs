@@ -212,3 +212,9 @@ pub async fn effect(conn: &mut PgConnection, schema: &str, key: &str) -> sqlx::R
     let sql = format!("insert into {schema}.effect (key) values ($1) returning id");
     sqlx::query_scalar(AssertSqlSafe(sql)).bind(key).fetch_one(conn).await
 }
+
+/// `psql` from beside the server, or from the `PATH` where a package has the server only.
+pub async fn psql() -> tokio::process::Command {
+    let beside = server().await.bin_dir().join("psql");
+    tokio::process::Command::new(if beside.exists() { beside } else { "psql".into() })
+}

@@ -186,3 +186,20 @@ fn the_schema_name_appears_quoted_and_no_placeholder_is_left() {
         sql.contains("\"select\".idempotency_keys") && !sql.contains(":\"") && !sql.contains(":'")
     );
 }
+
+#[tokio::test]
+async fn the_bare_sql_can_be_applied_statement_by_statement() {
+    let db = bare().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, db.once.migration_sql(0)).unwrap();
+    let url = crate::harness::server().await.url();
+    let ended = crate::harness::psql()
+        .await
+        .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &url, "-f"])
+        .arg(file.path())
+        .output()
+        .await
+        .unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    db.once.check(&mut db.conn().await).await.unwrap();
+}

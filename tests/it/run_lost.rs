@@ -103,3 +103,38 @@ async fn a_wait_is_not_started_over_by_a_lost_transaction() {
     assert!(began.elapsed() < 6 * wait, "{:?}", began.elapsed());
     drop(claim);
 }
+
+#[tokio::test]
+async fn a_nested_transaction_leaked_before_a_kept_failure_is_noticed_too() {
+    let db = TestDb::with_connections(1).await;
+    let error = db
+        .once
+        .run(&db.pool, &op("k"), async |tx| {
+            std::mem::forget(tx.begin().await?);
+            Err::<(), _>(Failure::keep(pgonce::Response::empty()))
+        })
+        .await
+        .unwrap_err();
+    let RunError::Protocol(error) = error else { panic!("{error:?}") };
+    assert_eq!(error.kind(), ErrorKind::TransactionLost);
+    effect(&mut db.pool.acquire().await.unwrap(), &db.schema, "next").await.unwrap();
+    assert_eq!(db.effects().await, 1);
+}
+
+#[tokio::test]
+async fn a_connection_lost_in_a_nested_begin_is_only_that() {
+    let db = TestDb::new().await;
+    let error = db
+        .once
+        .run(&db.pool, &op("k"), async |tx| {
+            let pid: i32 =
+                sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *tx).await?;
+            db.execute(&format!("select pg_terminate_backend({pid}, 10000)")).await;
+            let nested = tx.begin().await?;
+            nested.commit().await
+        })
+        .await
+        .unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+    assert!(matches!(error, RunError::Work(_)), "{error:?}");
+}

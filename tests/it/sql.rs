@@ -6,7 +6,7 @@ use pgonce::{PgOnce, Response};
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::io::AsyncWriteExt;
 
-use crate::harness::{TestDb, effect, op, server, started, word};
+use crate::harness::{TestDb, effect, op, psql, server, started, word};
 
 const SQL_DOC: &str = include_str!("../../src/docs/sql.md");
 
@@ -24,10 +24,8 @@ async fn psql_alone_can_begin_complete_replay_and_mismatch() {
     let options = server().await.connect_options().database("sql_page");
     let mut conn = PgConnection::connect_with(&options).await.unwrap();
     PgOnce::new().migrate(&mut conn).await.unwrap();
-    // Beside the server, or on the PATH where a package has the server only.
-    let beside = server().await.bin_dir().join("psql");
-    let psql = if beside.exists() { beside } else { "psql".into() };
-    let mut psql = tokio::process::Command::new(psql)
+    let mut psql = psql()
+        .await
         .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h"])
         .arg(options.get_socket().expect("a socket"))
         .args(["-U", "postgres", "-d", "sql_page"])
