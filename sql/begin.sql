@@ -44,7 +44,6 @@ declare
   deadline timestamptz;
   at       timestamptz;
   seen     :"schema".idempotency_keys;
-  outer_timeout constant text := current_setting('lock_timeout');
 begin
   perform :"schema".check_begin(scope, key, fingerprint, retention_ms, lease_ms, wait_ms, on_lapse, max_attempts);
   deadline := clock_timestamp() + wait_ms * interval '1 millisecond';
@@ -68,36 +67,8 @@ begin
         if answer is not null then
           raise exception 'give the locks back' using errcode = 'IK000';
         elsif seen.status is not null then
-          -- The row itself, exactly as seen, which a reaper or a foreign writer may hold.
-          perform :"schema".bound_locks(deadline);
-          perform 1 from :"schema".idempotency_keys k
-            where k.scope = scope collate "C" and k.key = key collate "C" and k.status = seen.status
-              and k.token is not distinct from seen.token
-              and k.expires_at = seen.expires_at and k.lease_expires_at = seen.lease_expires_at
-            for no key update;
-          if not found then
-            raise exception 'look again' using errcode = 'IK000';
-          end if;
-          perform set_config('lock_timeout', outer_timeout, true);
-          at := :"schema".clock();
-          token := gen_random_uuid();
-          if seen.status = 1 and seen.token is not null and seen.expires_at > at then
-            -- Lapsed: the same operation goes on. Its retention still counts from the first begin.
-            attempt := seen.attempt + 1;
-            update :"schema".idempotency_keys k
-               set token = token, attempt = attempt, fingerprint = coalesce(k.fingerprint, fingerprint),
-                   lease_expires_at = coalesce(at + lease_ms * interval '1 millisecond', k.expires_at)
-             where k.scope = scope collate "C" and k.key = key collate "C";
-          else
-            -- Released or forgotten: a new operation in the old row.
-            attempt := case when seen.expires_at > at then seen.attempt + 1 else 1 end;
-            update :"schema".idempotency_keys k
-               set created_at = at, expires_at = at + retention_ms * interval '1 millisecond',
-                   lease_expires_at = at + coalesce(lease_ms, retention_ms) * interval '1 millisecond',
-                   completed_at = null, token = token, attempt = attempt, status = 1, fingerprint = fingerprint,
-                   response_code = null, response_headers = null, response_body = null, response_omitted = false
-             where k.scope = scope collate "C" and k.key = key collate "C";
-          end if;
+          select w.token, w.attempt into token, attempt
+            from :"schema".write_over(seen, fingerprint, retention_ms, lease_ms, deadline) w;
           answer := 'started';
           return;
         end if;

@@ -24,6 +24,7 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
     ("bound_locks", include_str!("../sql/bound_locks.sql")),
     ("take_lock", include_str!("../sql/take_lock.sql")),
     ("lock_replay", include_str!("../sql/lock_replay.sql")),
+    ("write_over", include_str!("../sql/write_over.sql")),
     ("begin", include_str!("../sql/begin.sql")),
     ("claim_lost", include_str!("../sql/claim_lost.sql")),
     ("lock_claim", include_str!("../sql/lock_claim.sql")),

@@ -90,3 +90,21 @@ fn the_core_does_not_choose_for_its_users() {
         assert_eq!(found, None);
     }
 }
+
+#[test]
+fn no_dependency_needs_a_newer_rust_than_this_crate_promises() {
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--all-features", "--offline"])
+        .output()
+        .unwrap();
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let parse = |version: &str| -> Vec<u32> {
+        version.split('.').take(2).map(|part| part.parse().unwrap()).collect()
+    };
+    let promised = parse(env!("CARGO_PKG_RUST_VERSION"));
+    for package in metadata["packages"].as_array().unwrap() {
+        if let Some(needed) = package["rust_version"].as_str() {
+            assert!(parse(needed) <= promised, "{} needs Rust {needed}", package["name"]);
+        }
+    }
+}
