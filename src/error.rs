@@ -153,7 +153,7 @@ pub(crate) fn database(error: sqlx::Error) -> Error {
             "the database gave up this transaction for another one; run it again".to_owned()
         }
         (ErrorKind::TransactionLost, _) => {
-            "the work left a nested transaction open; everything was rolled back".to_owned()
+            "the work ended or left open a transaction that was not its own".to_owned()
         }
         (ErrorKind::ReadOnly, _) => {
             "the database is read-only; pgonce needs the primary".to_owned()
@@ -228,12 +228,25 @@ pub(crate) fn is_retryable(error: &(dyn StdError + 'static)) -> bool {
 }
 
 /// Whether a connection broke, or was not to be had. An `anyhow::Error` hides the driver's error and
-/// shows only the I/O error in it.
-pub(crate) fn is_disconnection(error: &(dyn StdError + 'static)) -> bool {
+/// shows only the I/O error in it; a work's other I/O errors are none of ours.
+fn is_disconnection(error: &(dyn StdError + 'static)) -> bool {
+    use std::io::ErrorKind as Io;
     let mut next = Some(error);
     while let Some(error) = next {
         let kind = error.downcast_ref::<sqlx::Error>().map(ErrorKind::of);
-        if kind == Some(ErrorKind::Connection) || error.is::<std::io::Error>() {
+        let broken = error.downcast_ref::<std::io::Error>().is_some_and(|error| {
+            matches!(
+                error.kind(),
+                Io::BrokenPipe
+                    | Io::ConnectionAborted
+                    | Io::ConnectionRefused
+                    | Io::ConnectionReset
+                    | Io::NotConnected
+                    | Io::TimedOut
+                    | Io::UnexpectedEof
+            )
+        });
+        if kind == Some(ErrorKind::Connection) || broken {
             return true;
         }
         next = error.source();

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::answer::{Begin, Finished, Held, InProgress, Mismatch, Replay};
 use crate::checkout::{Checkout, commit_unbroken};
-use crate::error::{Error, ErrorKind, database, is_disconnection, is_retryable, sqlstate_in};
+use crate::error::{Error, ErrorKind, database, is_retryable, sqlstate_in};
 use crate::once::PgOnce;
 use crate::operation::Operation;
 use crate::response::Response;
@@ -248,8 +248,7 @@ fn transaction_lost<T>(ending: Result<T, Ending>) -> RunError {
     const MESSAGE: &str = "the work ended its own transaction (a nested begin that failed or was \
          dropped does that in sqlx 0.9.0); what it wrote afterwards may be committed without its key";
     match ending {
-        // Nothing can have been written afterwards.
-        Err(Ending::Undo(error)) if is_disconnection(error.as_ref()) => RunError::Work(error),
+        // Never retryable, whatever the error: a connection that broke may have committed before.
         Err(Ending::Undo(error)) => {
             Error::with_source(ErrorKind::TransactionLost, MESSAGE, error).into()
         }

@@ -31,7 +31,14 @@ async fn a_nested_transaction_that_is_leaked_is_noticed_and_poisons_nothing() {
 #[tokio::test]
 async fn work_that_loses_its_transaction_is_told_so_and_not_retried() {
     let db = TestDb::new().await;
-    for (key, ending) in [("ok", true), ("error", false)] {
+    let broken_pipe = || sqlx::Error::Io(std::io::ErrorKind::BrokenPipe.into());
+    for (key, ending) in [
+        ("ok", None),
+        ("error", Some(sqlx::Error::RowNotFound)),
+        // Even a broken connection says nothing about what was committed before it broke.
+        ("broken", Some(broken_pipe())),
+    ] {
+        let ending = &ending;
         let error = db
             .once
             .run(&db.pool, &op(key), async |tx| {
@@ -39,7 +46,11 @@ async fn work_that_loses_its_transaction_is_told_so_and_not_retried() {
                 let _overlooked = sqlx::query("select 1/0").execute(&mut *tx).await;
                 assert!(tx.begin().await.is_err());
                 effect(tx, &db.schema, "outside").await?; // autocommits
-                if ending { Ok(()) } else { Err(sqlx::Error::RowNotFound) }
+                match ending {
+                    None => Ok(()),
+                    Some(sqlx::Error::RowNotFound) => Err(sqlx::Error::RowNotFound),
+                    Some(_) => Err(broken_pipe()),
+                }
             })
             .await
             .unwrap_err();
@@ -100,7 +111,7 @@ async fn a_wait_is_not_started_over_by_a_lost_transaction() {
     let result = db.once.run(&db.pool, &op("k").wait(wait), async |_| Ok::<_, Failure>(())).await;
     assert!(result.unwrap_err().is_retryable());
     // Ten attempts and their pauses, but one wait.
-    assert!(began.elapsed() < 6 * wait, "{:?}", began.elapsed());
+    assert!(began.elapsed() < 9 * wait, "{:?}", began.elapsed());
     drop(claim);
 }
 
@@ -122,7 +133,7 @@ async fn a_nested_transaction_leaked_before_a_kept_failure_is_noticed_too() {
 }
 
 #[tokio::test]
-async fn a_connection_lost_in_a_nested_begin_is_only_that() {
+async fn a_connection_lost_in_a_nested_begin_keeps_its_cause() {
     let db = TestDb::new().await;
     let error = db
         .once
@@ -135,6 +146,8 @@ async fn a_connection_lost_in_a_nested_begin_is_only_that() {
         })
         .await
         .unwrap_err();
-    assert!(error.is_retryable(), "{error:?}");
-    assert!(matches!(error, RunError::Work(_)), "{error:?}");
+    let RunError::Protocol(error) = error else { panic!("{error:?}") };
+    // It looks like a lost transaction, and a retry must not be the answer to that; the cause is told.
+    assert_eq!(error.kind(), ErrorKind::TransactionLost);
+    assert!(std::error::Error::source(&error).is_some());
 }
