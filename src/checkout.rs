@@ -1,57 +1,148 @@
-//! A pooled connection that never goes back to the pool with a transaction open.
+//! A pooled connection with a transaction of ours open on it.
+
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
-use sqlx::{Connection, PgPool, Postgres, Transaction};
+use sqlx::{Database, PgConnection, PgPool, Postgres, Transaction};
+use sqlx_core::transaction::TransactionManager;
 
+use crate::answer::Begin;
+use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, commit as commit_error, database};
+use crate::once::PgOnce;
+use crate::operation::Operation;
+use crate::response::Response;
 
-/// A connection borrowed from a pool for one transaction. Dropped before [`settled`] it is closed
-/// instead of returned, and the server rolls back.
+type Manager = <Postgres as Database>::TransactionManager;
+
+/// A connection borrowed from a pool with a transaction open on it, which it owns: it can be handed
+/// to somebody and taken back, as sqlx's own `Transaction` cannot without giving up what follows.
+/// Dropped before it was committed or rolled back, the connection is closed instead of returned, and
+/// the server rolls back.
 ///
 /// sqlx 0.9.0 marks a transaction as open only when the answer to BEGIN arrives. A future dropped
 /// in between leaves it open on the server and unknown to the driver; the next borrower's writes
 /// would then go into it and be lost. Closing is the one remedy that needs no further round trip.
-///
-/// [`settled`]: Checkout::settled
 pub(crate) struct Checkout {
     conn: PoolConnection<Postgres>,
     settled: bool,
 }
 
 impl Checkout {
-    pub(crate) async fn new(pool: &PgPool) -> Result<Self> {
+    pub(crate) async fn begin(pool: &PgPool) -> Result<Self> {
         // Cancelling acquire is safe: nothing has been sent yet.
         let conn = pool.acquire().await.map_err(database)?;
-        Ok(Self { conn, settled: false })
+        let mut checkout = Self { conn, settled: false };
+        Manager::begin(&mut checkout.conn, None).await.map_err(database)?;
+        Ok(checkout)
     }
 
-    pub(crate) async fn begin(&mut self) -> Result<Transaction<'_, Postgres>> {
-        self.conn.begin().await.map_err(database)
+    /// Begins an operation. When it is started, a savepoint is set behind the claim, so that
+    /// [`fail`](Checkout::fail) can undo the work and keep the claim.
+    pub(crate) async fn ask(
+        &mut self,
+        once: &PgOnce,
+        op: &Operation,
+        wait: Duration,
+    ) -> Result<Begin> {
+        let mut begin = once.ask(&mut self.conn, op, None, wait).await?;
+        if let Begin::Started(claim) = &mut begin {
+            claim.settled = true; // it ends with this transaction, however that ends
+            self.execute("savepoint pgonce_work").await?;
+        }
+        Ok(begin)
     }
 
-    /// After a COMMIT that the server refused: waits until it has rolled back and let go of its
-    /// locks, so that a retry does not meet its own predecessor. The driver reports the refusal
-    /// before that.
-    pub(crate) async fn rolled_back(mut self) {
-        if self.conn.ping().await.is_ok() && !self.conn.is_in_transaction() {
-            self.settled = true;
+    /// Completes the claim and commits it with what the work wrote.
+    pub(crate) async fn complete(mut self, claim: Claim, response: Response) -> Result<()> {
+        let completed = match self.check() {
+            Ok(()) => claim.complete(&mut self.conn, response).await,
+            Err(error) => Err(error),
+        };
+        self.commit_after(completed).await
+    }
+
+    /// Undoes the work, fails the claim and commits that.
+    pub(crate) async fn fail(mut self, claim: Claim, response: Response) -> Result<()> {
+        let failed = match self.undo_work().await {
+            Ok(()) => claim.fail(&mut self.conn, response).await,
+            Err(error) => Err(error),
+        };
+        self.commit_after(failed).await
+    }
+
+    async fn undo_work(&mut self) -> Result<()> {
+        self.check()?;
+        self.execute("rollback to savepoint pgonce_work").await
+    }
+
+    async fn commit_after(self, finished: Result<()>) -> Result<()> {
+        match finished {
+            Ok(()) => self.commit().await,
+            Err(error) => {
+                self.rollback().await;
+                Err(error)
+            }
         }
     }
 
-    /// Says that the transaction has ended.
-    ///
-    /// # Errors
-    /// When the driver counts another one: the work leaked a nested transaction, COMMIT released only
-    /// its savepoint, and closing the connection now rolls everything back.
-    pub(crate) fn settled(mut self) -> Result<()> {
-        if self.conn.is_in_transaction() {
-            return Err(Error::new(
-                ErrorKind::TransactionLost,
-                "the work left a nested transaction open; everything was rolled back",
-            ));
+    /// Commits a transaction whose last statement succeeded.
+    pub(crate) async fn commit(mut self) -> Result<()> {
+        self.check()?;
+        match Manager::commit(&mut self.conn).await {
+            Ok(()) => {
+                self.settled = true;
+                Ok(())
+            }
+            Err(error) => {
+                let error = commit_error(error);
+                // Reported before the server has rolled back and let go of its locks. A retry should
+                // not meet its own predecessor, so wait; it also tells the driver's books.
+                if error.kind() != ErrorKind::CommitUnknown {
+                    self.rollback().await;
+                }
+                Err(error)
+            }
         }
-        self.settled = true;
-        Ok(())
+    }
+
+    /// Rolls back. A connection on which that fails is closed.
+    pub(crate) async fn rollback(mut self) {
+        let depth = Manager::get_transaction_depth(&self.conn);
+        self.settled = depth == 1 && Manager::rollback(&mut self.conn).await.is_ok();
+    }
+
+    /// Whether the transaction is the one that was begun here, and nothing else is open in it. Work
+    /// can end it, and a nested transaction that it forgot would turn COMMIT into RELEASE.
+    pub(crate) fn check(&self) -> Result<()> {
+        let message = match Manager::get_transaction_depth(&self.conn) {
+            1 => return Ok(()),
+            0 => {
+                "the work ended its own transaction (a nested begin that failed or was dropped does \
+                 that in sqlx 0.9.0); what it wrote afterwards may be committed without its key"
+            }
+            _ => "the work left a nested transaction open; everything was rolled back",
+        };
+        Err(Error::new(ErrorKind::TransactionLost, message))
+    }
+
+    async fn execute(&mut self, statement: &'static str) -> Result<()> {
+        sqlx::raw_sql(statement).execute(&mut *self.conn).await.map(drop).map_err(database)
+    }
+}
+
+impl Deref for Checkout {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.conn
+    }
+}
+
+impl DerefMut for Checkout {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.conn
     }
 }
 
@@ -89,10 +180,5 @@ pub async fn commit(mut tx: Transaction<'_, Postgres>) -> Result<()> {
     // An error that the caller overlooked has aborted the transaction: COMMIT would roll back and
     // still report success. Any statement before it fails instead (25P02).
     sqlx::raw_sql("select").execute(&mut *tx).await.map_err(database)?;
-    commit_unbroken(tx).await
-}
-
-/// Commits a transaction whose last statement succeeded.
-pub(crate) async fn commit_unbroken(tx: Transaction<'_, Postgres>) -> Result<()> {
     tx.commit().await.map_err(commit_error)
 }

@@ -11,8 +11,8 @@ use sqlx::{Connection, PgConnection, PgPool};
 use tokio::time::Instant;
 
 use crate::answer::{Begin, Finished, Held, InProgress, Mismatch, Replay};
-use crate::checkout::{Checkout, commit_unbroken};
-use crate::error::{Error, ErrorKind, database, is_retryable, sqlstate_in};
+use crate::checkout::Checkout;
+use crate::error::{Error, ErrorKind, is_retryable, sqlstate_in};
 use crate::once::PgOnce;
 use crate::operation::Operation;
 use crate::response::Response;
@@ -172,87 +172,58 @@ impl PgOnce {
         E: Into<Failure>,
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
     {
-        let mut checkout = Checkout::new(pool).await?;
-        let mut tx = checkout.begin().await?;
-        match self.perform(&mut tx, op, wait, work).await {
-            // Answers commit too: a replay that locked its row must wait for the standby.
-            Ok(result) => match commit_unbroken(tx).await {
-                Ok(()) => {
-                    checkout.settled()?;
-                    result
-                }
-                Err(error) => {
-                    if error.kind() != ErrorKind::CommitUnknown {
-                        checkout.rolled_back().await;
-                    }
-                    Err(error.into())
-                }
-            },
-            Err(error) => {
-                if tx.rollback().await.is_ok() {
-                    // The error at hand says more than that a transaction had been left open.
-                    let _ = checkout.settled();
-                }
-                Err(error)
+        let mut checkout = Checkout::begin(pool).await?;
+        let claim = match checkout.ask(self, op, wait).await {
+            Ok(Begin::Started(claim)) => claim,
+            Ok(answer) => {
+                // Answers commit too: a replay that locked its row must wait for the standby.
+                checkout.commit().await?;
+                return answered(answer);
             }
-        }
-    }
-
-    /// What happens inside the transaction. `Ok` says what to return once it is committed, `Err`
-    /// why it must be rolled back.
-    async fn perform<T, E, F>(
-        &self,
-        tx: &mut PgConnection,
-        op: &Operation,
-        wait: Duration,
-        work: F,
-    ) -> Result<Result<Done<T>, RunError>, RunError>
-    where
-        T: Serialize + DeserializeOwned,
-        E: Into<Failure>,
-        F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
-    {
-        let mut claim = match self.ask(tx, op, None, wait).await? {
-            Begin::Started(claim) => claim,
-            Begin::Replay(replay) => return Ok(replayed(replay)),
-            Begin::InProgress(wait) => return Ok(Err(RunError::InProgress(wait))),
-            Begin::Mismatch(mismatch) => return Ok(Err(RunError::Mismatch(mismatch))),
-            Begin::Held(held) => return Ok(Err(RunError::Held(held))),
+            Err(error) => {
+                checkout.rollback().await;
+                return Err(error.into());
+            }
         };
-        claim.settled = true; // run cannot forget it
-        // Lets `Failure::keep` undo the work and keep the claim.
-        execute(tx, "savepoint pgonce_work").await?;
-        let ending = work(tx).await.map_err(|error| error.into().0);
-        if !tx.is_in_transaction() {
-            return Err(transaction_lost(ending));
-        }
-        match ending {
+        match work(&mut checkout).await.map_err(|error| error.into().0) {
             Ok(value) => {
-                let mut response = Response::json(&value)?;
+                let mut response = match Response::json(&value) {
+                    Ok(response) => response,
+                    Err(error) => {
+                        checkout.rollback().await;
+                        return Err(error.into());
+                    }
+                };
                 response.omitted = op.secret;
-                claim.complete(tx, response).await?;
-                Ok(Ok(Done { value, replayed: false }))
+                checkout.complete(claim, response).await?;
+                Ok(Done { value, replayed: false })
             }
             Err(Ending::Keep(response)) => {
-                execute(tx, "rollback to savepoint pgonce_work").await?;
-                claim.fail(tx, response.clone()).await?;
-                Ok(Err(RunError::Failed { response, replayed: false }))
+                checkout.fail(claim, response.clone()).await?;
+                Err(RunError::Failed { response, replayed: false })
             }
-            Err(Ending::Undo(error)) => Err(RunError::Work(error)),
+            Err(Ending::Undo(error)) => {
+                let lost = checkout.check().err().filter(|_| !checkout.is_in_transaction());
+                checkout.rollback().await;
+                Err(match lost {
+                    // Never retryable, whatever the error: a connection that broke may have
+                    // committed before.
+                    Some(lost) => lost.caused_by(error).into(),
+                    None => RunError::Work(error),
+                })
+            }
         }
     }
 }
 
-/// The work has ended the transaction, or the driver has behind its back.
-fn transaction_lost<T>(ending: Result<T, Ending>) -> RunError {
-    const MESSAGE: &str = "the work ended its own transaction (a nested begin that failed or was \
-         dropped does that in sqlx 0.9.0); what it wrote afterwards may be committed without its key";
-    match ending {
-        // Never retryable, whatever the error: a connection that broke may have committed before.
-        Err(Ending::Undo(error)) => {
-            Error::with_source(ErrorKind::TransactionLost, MESSAGE, error).into()
-        }
-        _ => Error::new(ErrorKind::TransactionLost, MESSAGE).into(),
+/// What to return for an answer other than *started*.
+fn answered<T: DeserializeOwned>(answer: Begin) -> Result<Done<T>, RunError> {
+    match answer {
+        Begin::Started(_) => unreachable!("work is run for a started claim"),
+        Begin::Replay(replay) => replayed(replay),
+        Begin::InProgress(wait) => Err(RunError::InProgress(wait)),
+        Begin::Mismatch(mismatch) => Err(RunError::Mismatch(mismatch)),
+        Begin::Held(held) => Err(RunError::Held(held)),
     }
 }
 
@@ -275,10 +246,6 @@ fn lost_to_another(error: &RunError) -> bool {
         }
         _ => false,
     }
-}
-
-async fn execute(conn: &mut PgConnection, statement: &'static str) -> Result<(), Error> {
-    sqlx::raw_sql(statement).execute(conn).await.map(drop).map_err(database)
 }
 
 /// Half to all of `pause`, so that those who lost together do not meet again.
