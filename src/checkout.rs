@@ -107,6 +107,13 @@ impl Checkout {
         }
     }
 
+    /// Commits a transaction in which an error may have been overlooked; see [`commit`].
+    #[cfg(feature = "tower")]
+    pub(crate) async fn commit_probed(mut self) -> Result<()> {
+        let probed = self.execute("select").await;
+        self.commit_after(probed).await
+    }
+
     /// Rolls back. A connection on which that fails is closed.
     pub(crate) async fn rollback(mut self) {
         let depth = Manager::get_transaction_depth(&self.conn);

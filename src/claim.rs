@@ -6,6 +6,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use crate::answer::Finished;
 use crate::error::{Result, database};
 use crate::key::{Key, Scope, log_hash};
 use crate::operation::millis;
@@ -60,7 +61,7 @@ impl Claim {
     /// back. Outside a transaction, begin again with the same key to find out.
     pub async fn complete(mut self, conn: &mut PgConnection, response: Response) -> Result<()> {
         self.settled = true;
-        self.finish(conn, self.statements.complete.clone(), response).await
+        self.finish(conn, Finished::Completed, response).await
     }
 
     /// Finishes with the response of a final failure, which every later begin replays.
@@ -76,16 +77,20 @@ impl Claim {
     /// As [`complete`](Claim::complete).
     pub async fn fail(mut self, conn: &mut PgConnection, response: Response) -> Result<()> {
         self.settled = true;
-        self.finish(conn, self.statements.fail.clone(), response).await
+        self.finish(conn, Finished::Failed, response).await
     }
 
-    async fn finish(
+    pub(crate) async fn finish(
         &self,
         conn: &mut PgConnection,
-        statement: sqlx::SqlStr,
+        finished: Finished,
         response: Response,
     ) -> Result<()> {
-        sqlx::query(statement)
+        let statement = match finished {
+            Finished::Completed => &self.statements.complete,
+            Finished::Failed => &self.statements.fail,
+        };
+        sqlx::query(statement.clone())
             .bind(self.scope.as_str())
             .bind(self.key.as_str())
             .bind(self.token)

@@ -83,6 +83,17 @@ impl Fingerprint {
         Self(bytes)
     }
 
+    /// Marks how the parts were chosen: fingerprints made by different recipes are not compared.
+    #[cfg(feature = "tower")]
+    pub(crate) fn made_by(mut self, recipe: &str) -> Self {
+        let mark = digest_of_parts(b"pgonce recipe", [recipe]);
+        // Mixed in, because under a secret these bytes hold the secret's id.
+        for (byte, mark) in self.0[1..4].iter_mut().zip(mark) {
+            *byte ^= mark;
+        }
+        self
+    }
+
     /// The bytes as stored.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
@@ -134,7 +145,7 @@ impl FingerprintSecret {
     }
 }
 
-fn canonical<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
+pub(crate) fn canonical<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
     let refused = |error: serde_json::Error| {
         Error::with_source(ErrorKind::Encoding, "the request cannot be written as JSON", error)
     };

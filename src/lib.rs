@@ -4,6 +4,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod answer;
+mod before;
 mod checkout;
 mod claim;
 mod error;
@@ -20,6 +21,8 @@ mod schema;
 mod sql;
 #[cfg(feature = "throwaway")]
 pub mod throwaway;
+#[cfg(feature = "tower")]
+pub mod web;
 
 pub use answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
 pub use checkout::commit;

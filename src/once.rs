@@ -30,8 +30,8 @@ use crate::sql::Statements;
 pub struct PgOnce {
     pub(crate) schema: SchemaName,
     pub(crate) statements: Arc<Statements>,
-    retention: Duration,
-    response_bytes_max: u32,
+    pub(crate) retention: Duration,
+    pub(crate) response_bytes_max: u32,
 }
 
 /// How long keys are remembered unless told otherwise.

@@ -123,6 +123,22 @@ impl Operation {
         self
     }
 
+    /// A key for a remote that takes idempotency keys itself: always the same one for this operation
+    /// and `name`, in every attempt and every process, and another one for any other. It does not show
+    /// scope or key.
+    ///
+    /// ```
+    /// # use pgonce::Operation;
+    /// let op = Operation::new("acme/charges.create", "order-17")?;
+    /// assert_eq!(op.derived_key("charge"), op.clone().derived_key("charge"));
+    /// assert_ne!(op.derived_key("charge"), op.derived_key("refund"));
+    /// # Ok::<(), pgonce::Error>(())
+    /// ```
+    #[must_use]
+    pub fn derived_key(&self, name: &str) -> Key {
+        Key::derive(["derived key", self.scope.as_str(), self.key.as_str(), name])
+    }
+
     /// The scope.
     #[must_use]
     pub fn scope(&self) -> &Scope {

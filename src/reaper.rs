@@ -1,12 +1,11 @@
 //! Deleting keys past their retention.
 
-use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use sqlx::{PgConnection, PgPool};
 
+use crate::before::before;
 use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
 use crate::once::{PgOnce, get};
 
@@ -264,18 +263,6 @@ fn next_rows(rows: u32, took: Duration, budget: Duration) -> u32 {
         _ => rows,
     };
     next.clamp(*BATCH_ROWS.start(), *BATCH_ROWS.end())
-}
-
-/// The output of `future`, or `None` when `shutdown` completes first.
-async fn before<F: Future>(shutdown: &mut Pin<&mut impl Future>, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    poll_fn(|cx| {
-        if shutdown.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(None);
-        }
-        future.as_mut().poll(cx).map(Some)
-    })
-    .await
 }
 
 #[cfg(test)]

@@ -23,4 +23,6 @@ mod sql;
 mod storage;
 mod tidy;
 mod waiting;
+#[cfg(feature = "axum")]
+mod web;
 mod worker;

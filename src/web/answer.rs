@@ -1,0 +1,276 @@
+//! What the layer did with a request, and its own answers as problem details.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use serde_json::json;
+
+use crate::error::{Error, ErrorKind};
+
+/// What the layer did with a request. It is in the extensions of every response that went through
+/// the layer, and [`Idempotency::counters`](super::Idempotency::counters) counts it.
+///
+/// ```
+/// use pgonce::web::Answer;
+/// assert_eq!(Answer::InProgress.code(), "in_progress");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Answer {
+    /// The handler ran under the key and its response was kept.
+    Performed,
+    /// The handler ran under the key, nothing was kept, and the key is free.
+    Released,
+    /// The handler ran under the key and does not know whether its work took effect
+    /// ([`Settle::Lapse`](super::Settle::Lapse)); the claim is left to lapse.
+    Unknown,
+    /// The handler of a leased route ran under the key and its response was sent, but it could not be
+    /// stored; the claim is left to lapse.
+    Unstored,
+    /// The stored response was sent.
+    Replayed,
+    /// The operation is done, but its response was not kept.
+    Omitted,
+    /// Another request with this key is being worked on.
+    InProgress,
+    /// The key belongs to another request.
+    Mismatch,
+    /// The key waits for an operator.
+    Held,
+    /// A key is required and there is none.
+    KeyMissing,
+    /// The key's header is malformed.
+    KeyMalformed,
+    /// The scope function found no scope.
+    NoScope,
+    /// The request's body is over the limit.
+    RequestTooLarge,
+    /// The request's body could not be read to its end.
+    RequestUnreadable,
+    /// The replay was refused by [`authorize_replay`](super::Idempotency::authorize_replay).
+    ReplayRefused,
+    /// The database could not be asked; nothing ran.
+    Unavailable,
+    /// The database or the schema refused; nothing ran.
+    StoreRefused,
+    /// The handler ran, but its work could not be committed; nothing was kept.
+    NotCommitted,
+    /// The connection broke during COMMIT; the same key finds out.
+    CommitUnknown,
+    /// The handler did not give its transaction back, or lost it; its code must be looked at.
+    TransactionLost,
+    /// The handler's response broke off while it was read.
+    ResponseUnreadable,
+    /// The handler ran without a key: there was none, or the route ignores keys.
+    Unkeyed,
+    /// The handler ran without protection, because the database could not be asked and the route
+    /// fails open.
+    Unprotected,
+}
+
+/// A refusal: one of the layer's own answers. Never stored.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) answer: Answer,
+    pub(crate) status: StatusCode,
+    pub(crate) detail: String,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl Answer {
+    /// All of them.
+    pub const ALL: [Self; 23] = [
+        Self::Performed,
+        Self::Released,
+        Self::Unknown,
+        Self::Unstored,
+        Self::Replayed,
+        Self::Omitted,
+        Self::InProgress,
+        Self::Mismatch,
+        Self::Held,
+        Self::KeyMissing,
+        Self::KeyMalformed,
+        Self::NoScope,
+        Self::RequestTooLarge,
+        Self::RequestUnreadable,
+        Self::ReplayRefused,
+        Self::Unavailable,
+        Self::StoreRefused,
+        Self::NotCommitted,
+        Self::CommitUnknown,
+        Self::TransactionLost,
+        Self::ResponseUnreadable,
+        Self::Unkeyed,
+        Self::Unprotected,
+    ];
+
+    /// A stable word: the problem's `code`, the end of its `type`, and a label for metrics.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        self.describe().0
+    }
+
+    /// The code; a title for people; the status; whether the same request with the same key may
+    /// succeed later. For what is not a problem, status and title are of no account.
+    fn describe(self) -> (&'static str, &'static str, StatusCode, bool) {
+        use StatusCode as S;
+        match self {
+            Self::Performed => ("performed", "", S::OK, false),
+            Self::Released => ("released", "", S::OK, false),
+            Self::Unknown => ("unknown", "", S::OK, false),
+            Self::Unstored => ("unstored", "", S::OK, false),
+            Self::Replayed => ("replayed", "", S::OK, false),
+            Self::Unkeyed => ("unkeyed", "", S::OK, false),
+            Self::Unprotected => ("unprotected", "", S::OK, false),
+            Self::Omitted => {
+                ("omitted", "The operation is done; its response was not kept", S::OK, false)
+            }
+            Self::InProgress => {
+                ("in_progress", "A request with this key is in progress", S::CONFLICT, true)
+            }
+            Self::Mismatch => {
+                ("mismatch", "This key belongs to another request", S::UNPROCESSABLE_ENTITY, false)
+            }
+            Self::Held => ("held", "This key waits for an operator", S::CONFLICT, false),
+            Self::KeyMissing => {
+                ("key_missing", "An idempotency key is required", S::BAD_REQUEST, false)
+            }
+            Self::KeyMalformed => {
+                ("key_malformed", "The idempotency key is malformed", S::BAD_REQUEST, false)
+            }
+            Self::NoScope => {
+                ("no_scope", "The request belongs to nobody", S::INTERNAL_SERVER_ERROR, false)
+            }
+            Self::RequestTooLarge => {
+                ("request_too_large", "The request is too large", S::PAYLOAD_TOO_LARGE, false)
+            }
+            Self::RequestUnreadable => {
+                ("request_unreadable", "The request could not be read", S::BAD_REQUEST, true)
+            }
+            Self::ReplayRefused => (
+                "replay_refused",
+                "The stored response is not for this caller",
+                S::FORBIDDEN,
+                false,
+            ),
+            Self::Unavailable => {
+                ("unavailable", "The key could not be checked", S::SERVICE_UNAVAILABLE, true)
+            }
+            Self::StoreRefused => {
+                ("store_refused", "The key could not be checked", S::INTERNAL_SERVER_ERROR, false)
+            }
+            Self::NotCommitted => {
+                ("not_committed", "Nothing was kept", S::SERVICE_UNAVAILABLE, true)
+            }
+            Self::CommitUnknown => {
+                ("commit_unknown", "The outcome is unknown", S::SERVICE_UNAVAILABLE, true)
+            }
+            Self::TransactionLost => {
+                ("transaction_lost", "The transaction was lost", S::INTERNAL_SERVER_ERROR, false)
+            }
+            Self::ResponseUnreadable => {
+                ("response_unreadable", "The response broke off", S::INTERNAL_SERVER_ERROR, true)
+            }
+        }
+    }
+}
+
+impl Refusal {
+    pub(crate) fn new(answer: Answer, detail: impl Into<String>) -> Self {
+        let (.., status, _) = answer.describe();
+        Self { answer, status, detail: detail.into(), retry_after: None }
+    }
+
+    pub(crate) fn status(mut self, status: StatusCode) -> Self {
+        self.status = status;
+        self
+    }
+
+    pub(crate) fn retry_after(mut self, pause: Duration) -> Self {
+        self.retry_after = Some(pause);
+        self
+    }
+
+    /// Begin failed: nothing ran.
+    pub(crate) fn unasked(error: &Error) -> Self {
+        if error.is_retryable() {
+            Self::new(
+                Answer::Unavailable,
+                "Nothing was done. Send the same request with the same key again.",
+            )
+            .retry_after(Duration::from_secs(1))
+        } else {
+            Self::new(Answer::StoreRefused, "Nothing was done. The service's operators must look.")
+        }
+    }
+
+    /// The handler ran, and then its work could not be committed.
+    pub(crate) fn uncommitted(error: &Error) -> Self {
+        match error.kind() {
+            ErrorKind::CommitUnknown => Self::new(
+                Answer::CommitUnknown,
+                "It may be done or not. Send the same request with the same key to find out.",
+            )
+            .retry_after(Duration::from_secs(1)),
+            ErrorKind::TransactionLost => {
+                Self::new(Answer::TransactionLost, "The service's operators must look.")
+            }
+            _ => Self::new(
+                Answer::NotCommitted,
+                "Nothing was kept. Send the same request with the same key again.",
+            )
+            .retry_after(Duration::from_secs(1)),
+        }
+    }
+
+    /// The answer as problem details (RFC 9457), or as text for a client that takes no JSON.
+    pub(crate) fn into_response(self, docs: &str, json: bool) -> http::Response<Bytes> {
+        let (code, title, _, retryable) = self.answer.describe();
+        let (content_type, body) = if json {
+            let problem = json!({
+                "type": format!("{docs}#{code}"),
+                "title": title,
+                "status": self.status.as_u16(),
+                "detail": self.detail,
+                "code": code,
+                "retryable": retryable,
+                "docs": docs,
+            });
+            ("application/problem+json", problem.to_string())
+        } else {
+            let retry = if retryable { "retryable" } else { "not retryable" };
+            let Self { detail, .. } = self;
+            (
+                "text/plain; charset=utf-8",
+                format!("{title} ({code}, {retry}). {detail}\n{docs}#{code}\n"),
+            )
+        };
+        // What is stored of an operation that answered with one of these has no body either.
+        let bodiless = matches!(self.status.as_u16(), 204 | 205 | 304);
+        let body = if bodiless { Bytes::new() } else { Bytes::from(body) };
+        let mut response = http::Response::new(body);
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(pause) = self.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(pause.as_secs().max(1)));
+        }
+        response.extensions_mut().insert(self.answer);
+        response
+    }
+}
+
+/// Whether the client takes JSON or does not say.
+pub(crate) fn takes_json(asked: &HeaderMap) -> bool {
+    let mut accepted = asked.get_all(ACCEPT).iter().peekable();
+    accepted.peek().is_none()
+        || accepted.any(|value| {
+            let value = value.as_bytes().to_ascii_lowercase();
+            let takes = |what: &[u8]| value.windows(what.len()).any(|part| part == what);
+            takes(b"json") || takes(b"application/*") || takes(b"*/*")
+        })
+}

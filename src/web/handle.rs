@@ -1,0 +1,276 @@
+//! What a handler takes out of its request: the transaction, and the claim.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use http::Extensions;
+use sqlx::{PgConnection, PgPool};
+
+use crate::checkout::Checkout;
+use crate::error::Result;
+use crate::key::Key;
+use crate::operation::Operation;
+
+/// The transaction that holds the key. What a handler writes through it is committed together with the
+/// key and the response, before the response's first byte is sent; or not at all.
+///
+/// A handler takes it as an extractor (feature `axum`) or with [`OnceTx::of`], uses it as a
+/// `&mut PgConnection`, and drops it when it returns. It never commits: the layer does. Nested
+/// transactions (`tx.begin()`) are savepoints; never send `COMMIT` or `ROLLBACK` yourself.
+///
+/// On a leased route there is none to begin with; [`OnceClaim::begin`] opens it.
+///
+/// ```
+/// # #[cfg(feature = "axum")] mod example {
+/// use pgonce::web::OnceTx;
+///
+/// async fn create_payment(mut tx: OnceTx) -> Result<&'static str, &'static str> {
+///     sqlx::query("insert into payment (amount) values (100)")
+///         .execute(&mut *tx)
+///         .await
+///         .map_err(|_| "not paid")?;
+///     Ok("paid")
+/// }
+/// # }
+/// ```
+pub struct OnceTx {
+    /// Always there, until drop gives it back.
+    checkout: Option<Checkout>,
+    handle: Handle,
+}
+
+/// The operation a handler performs: for keys to hand to others, and on a leased route for the
+/// transaction that finishes it.
+///
+/// ```
+/// # #[cfg(feature = "axum")] mod example {
+/// use pgonce::web::OnceClaim;
+/// # async fn ask_provider(key: pgonce::Key) -> bool { true }
+///
+/// async fn create_charge(claim: OnceClaim) -> Result<&'static str, pgonce::Error> {
+///     let paid = ask_provider(claim.derived_key("charge")).await; // no connection is held meanwhile
+///     let mut tx = claim.begin().await?;
+///     sqlx::query("insert into charge (paid) values ($1)").bind(paid).execute(&mut *tx).await.ok();
+///     Ok("charged") // the layer commits the charge, the key and this answer
+/// }
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct OnceClaim(Handle);
+
+/// Why a handler cannot have its [`OnceTx`] or [`OnceClaim`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unavailable {
+    /// The request did not go through an [`Idempotency`](super::Idempotency) layer, or its method is
+    /// none that the layer covers.
+    #[error("no idempotency layer around this handler covers this method")]
+    NoLayer,
+    /// The route is leased: take a [`OnceClaim`] and call [`begin`](OnceClaim::begin) when the outside
+    /// work is done.
+    #[error("this route is leased: take OnceClaim and call begin")]
+    Leased,
+    /// Another part of the handler holds the transaction.
+    #[error("the transaction is in use elsewhere in this handler")]
+    InUse,
+    /// There is no connection to the database, and the route fails open or observes only.
+    #[error("there is no connection to the database")]
+    NoConnection,
+}
+
+/// What the layer and the handler share. It is in the request's extensions.
+#[derive(Clone)]
+pub(crate) struct Handle(Arc<Shared>);
+
+struct Shared {
+    pool: PgPool,
+    leased: bool,
+    /// `None`: the request has no key.
+    operation: Option<Operation>,
+    attempt: u32,
+    /// Whether the handler has begun to act: it has used the transaction or the claim.
+    used: AtomicBool,
+    tx: Mutex<Tx>,
+}
+
+enum Tx {
+    /// There is none (yet).
+    None,
+    Here(Checkout),
+    WithHandler,
+    /// The handler has answered; what comes back now comes too late.
+    Over,
+}
+
+/// What the handler has left behind.
+pub(crate) struct Left {
+    pub(crate) checkout: Option<Checkout>,
+    pub(crate) used: bool,
+    /// The handler has answered, but somebody still holds its transaction.
+    pub(crate) kept: bool,
+}
+
+impl Handle {
+    pub(crate) fn new(
+        pool: &PgPool,
+        leased: bool,
+        operation: Option<Operation>,
+        attempt: u32,
+        checkout: Option<Checkout>,
+    ) -> Self {
+        let tx = checkout.map_or(Tx::None, Tx::Here);
+        Self(Arc::new(Shared {
+            pool: pool.clone(),
+            leased,
+            operation,
+            attempt,
+            used: AtomicBool::new(false),
+            tx: Mutex::new(tx),
+        }))
+    }
+
+    /// Takes back what the handler has.
+    pub(crate) fn finish(&self) -> Left {
+        let tx = std::mem::replace(&mut *self.tx(), Tx::Over);
+        let used = self.0.used.load(Ordering::Relaxed);
+        match tx {
+            Tx::Here(checkout) => Left { checkout: Some(checkout), used, kept: false },
+            Tx::WithHandler => Left { checkout: None, used, kept: true },
+            Tx::None | Tx::Over => Left { checkout: None, used, kept: false },
+        }
+    }
+
+    fn tx(&self) -> MutexGuard<'_, Tx> {
+        // Nothing panics while it is held.
+        self.0.tx.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn use_it(&self) {
+        self.0.used.store(true, Ordering::Relaxed);
+    }
+
+    /// The transaction, if it is here; `Ok(None)` when there is none yet.
+    fn take(&self) -> Result<Option<OnceTx>, Unavailable> {
+        let mut tx = self.tx();
+        match std::mem::replace(&mut *tx, Tx::WithHandler) {
+            Tx::Here(checkout) => {
+                Ok(Some(OnceTx { checkout: Some(checkout), handle: self.clone() }))
+            }
+            Tx::None => {
+                *tx = Tx::None;
+                Ok(None)
+            }
+            in_use @ (Tx::WithHandler | Tx::Over) => {
+                *tx = in_use;
+                Err(Unavailable::InUse)
+            }
+        }
+    }
+}
+
+impl OnceTx {
+    /// Takes the transaction out of a request's extensions.
+    ///
+    /// # Errors
+    /// [`Unavailable`]: the request did not go through a layer that opens one, or somebody holds it.
+    pub fn of(extensions: &Extensions) -> Result<Self, Unavailable> {
+        let handle = extensions.get::<Handle>().ok_or(Unavailable::NoLayer)?;
+        if handle.0.leased {
+            return Err(Unavailable::Leased);
+        }
+        handle.take()?.ok_or(Unavailable::NoConnection)
+    }
+}
+
+impl OnceClaim {
+    /// Takes the claim out of a request's extensions.
+    ///
+    /// # Errors
+    /// [`Unavailable::NoLayer`]: the request did not go through a layer that covers it.
+    pub fn of(extensions: &Extensions) -> Result<Self, Unavailable> {
+        extensions.get::<Handle>().cloned().map(Self).ok_or(Unavailable::NoLayer)
+    }
+
+    /// A key for a remote that takes idempotency keys itself: the same one in every attempt at this
+    /// operation, another one for every other `name` and operation. See [`Operation::derived_key`].
+    /// A request without a key gets a random one.
+    #[must_use]
+    pub fn derived_key(&self, name: &str) -> Key {
+        self.0.use_it();
+        match &self.0.0.operation {
+            Some(operation) => operation.derived_key(name),
+            None => Key::generate(),
+        }
+    }
+
+    /// How many claims the key has had, this one included; 0 without a key.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.0.0.attempt
+    }
+
+    /// Opens the transaction that will be committed with the key and the response, when the outside
+    /// work is done; or takes the one that is open. Should another request have taken the claim over,
+    /// nothing of it is kept.
+    ///
+    /// # Errors
+    /// [`Connection`](crate::ErrorKind::Connection), or
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) when another part of the handler holds it.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropped, there is none.
+    pub async fn begin(&self) -> Result<OnceTx> {
+        self.0.use_it();
+        let in_use = |error: Unavailable| crate::Error::invalid(error.to_string());
+        if let Some(tx) = self.0.take().map_err(in_use)? {
+            return Ok(tx);
+        }
+        let checkout = Checkout::begin(&self.0.0.pool).await?;
+        let mut tx = self.0.tx();
+        if !matches!(*tx, Tx::None) {
+            return Err(in_use(Unavailable::InUse)); // two at once; the second connection is closed
+        }
+        *tx = Tx::WithHandler;
+        Ok(OnceTx { checkout: Some(checkout), handle: self.0.clone() })
+    }
+}
+
+impl Deref for OnceTx {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        self.checkout.as_ref().expect("BUG: only drop takes it")
+    }
+}
+
+impl DerefMut for OnceTx {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.handle.use_it();
+        self.checkout.as_mut().expect("BUG: only drop takes it")
+    }
+}
+
+impl Drop for OnceTx {
+    fn drop(&mut self) {
+        let mut tx = self.handle.tx();
+        if matches!(*tx, Tx::WithHandler)
+            && let Some(checkout) = self.checkout.take()
+        {
+            *tx = Tx::Here(checkout);
+        }
+    }
+}
+
+impl fmt::Debug for OnceTx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnceTx(..)")
+    }
+}
+
+impl fmt::Debug for OnceClaim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OnceClaim").field("attempt", &self.attempt()).finish_non_exhaustive()
+    }
+}

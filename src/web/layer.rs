@@ -1,0 +1,391 @@
+//! The layer: a route's policy, put together by a builder.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::request::Parts;
+use http::{HeaderName, Method, StatusCode};
+use sqlx::PgPool;
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use super::counters::Counters;
+use super::fingerprint::RequestFingerprint;
+use super::key::KeyRules;
+use super::policy::{Lease, Mode, Presence};
+use super::replay::KeptHeaders;
+use super::settle::FinalStatuses;
+use crate::error::Result;
+use crate::key::Scope;
+use crate::once::PgOnce;
+use crate::operation::OnLapse;
+
+type ScopeFn = Arc<dyn Fn(&Parts) -> Option<Scope> + Send + Sync>;
+type Authorized = Pin<Box<dyn Future<Output = Result<(), StatusCode>> + Send>>;
+type AuthorizeFn = Arc<dyn Fn(Parts) -> Authorized + Send + Sync>;
+
+/// A [`tower::Layer`](tower_layer::Layer) that makes the handlers under it idempotent: a request with a key that was
+/// answered before gets the same answer, and the handler does not run again.
+///
+/// Transactional unless [`leased`](Idempotency::leased), and with a key required. Every method below
+/// returns a changed copy, so one layer made at start-up is the base of every route's:
+///
+/// ```
+/// # fn example(pool: sqlx::PgPool) -> pgonce::Result<()> {
+/// use std::time::Duration;
+/// use http::request::Parts;
+/// use pgonce::{PgOnce, Scope, web::Idempotency};
+/// # #[derive(Clone)] struct Tenant(String);
+///
+/// let idempotency = Idempotency::new(PgOnce::new(), pool, |request: &Parts| {
+///     let Tenant(name) = request.extensions.get()?; // put there by the authentication, outside
+///     Scope::new(format!("{name}/payments.create")).ok()
+/// });
+/// let leased = idempotency.clone().leased(Duration::from_secs(30));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A layer without a scope cannot be made:
+///
+/// ```compile_fail,E0061
+/// # fn example(pool: sqlx::PgPool) {
+/// let idempotency = pgonce::web::Idempotency::new(pgonce::PgOnce::new(), pool);
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Idempotency {
+    pub(crate) once: PgOnce,
+    pub(crate) pool: PgPool,
+    pub(crate) scope: ScopeFn,
+    pub(crate) mode: Mode,
+    pub(crate) presence: Presence,
+    pub(crate) observe: bool,
+    pub(crate) fail_open: bool,
+    pub(crate) key_rules: KeyRules,
+    pub(crate) methods: Vec<Method>,
+    pub(crate) retention: Option<Duration>,
+    pub(crate) wait: Duration,
+    pub(crate) waiters: Arc<Semaphore>,
+    pub(crate) on_lapse: OnLapse,
+    pub(crate) max_attempts: Option<u32>,
+    pub(crate) lock_replay: bool,
+    pub(crate) fingerprint: RequestFingerprint,
+    pub(crate) request_bytes_max: usize,
+    pub(crate) final_statuses: FinalStatuses,
+    pub(crate) kept_headers: KeptHeaders,
+    pub(crate) replay_marker: HeaderName,
+    pub(crate) secret: bool,
+    pub(crate) authorize_replay: Option<AuthorizeFn>,
+    pub(crate) docs: Arc<str>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) tasks: TaskTracker,
+}
+
+const RENEWED_FOR_DEFAULT: Duration = Duration::from_secs(600);
+const REQUEST_BYTES_MAX_DEFAULT: usize = 1024 * 1024;
+const WAITERS_MAX_DEFAULT: usize = 16;
+const KEY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
+const REPLAY_MARKER: HeaderName = HeaderName::from_static("idempotent-replayed");
+const DOCS: &str = "https://docs.rs/pgonce/latest/pgonce/_docs/http/index.html";
+
+impl Idempotency {
+    /// A layer over this pool, for the scope that `scope` finds in a request: its authenticated tenant or
+    /// user, and the operation. The same key in another scope is another operation.
+    ///
+    /// `None` means that the request belongs to nobody, or that the scope breaks the limits of
+    /// [`Scope`]. It is answered with 500, because authentication has to come first: put this layer
+    /// inside of it. Never take the scope from the client's word alone.
+    #[must_use]
+    pub fn new<F>(once: PgOnce, pool: PgPool, scope: F) -> Self
+    where
+        F: Fn(&Parts) -> Option<Scope> + Send + Sync + 'static,
+    {
+        Self {
+            once,
+            pool,
+            scope: Arc::new(scope),
+            mode: Mode::Transactional,
+            presence: Presence::Required,
+            observe: false,
+            fail_open: false,
+            key_rules: KeyRules { header: KEY_HEADER, strict: false, entropy_min: 0.0 },
+            methods: vec![Method::POST, Method::PATCH],
+            retention: None,
+            wait: Duration::ZERO,
+            waiters: Arc::new(Semaphore::new(WAITERS_MAX_DEFAULT)),
+            on_lapse: OnLapse::default(),
+            max_attempts: None,
+            lock_replay: false,
+            fingerprint: RequestFingerprint::new(),
+            request_bytes_max: REQUEST_BYTES_MAX_DEFAULT,
+            final_statuses: FinalStatuses::Default { server_errors: false },
+            kept_headers: KeptHeaders::default(),
+            replay_marker: REPLAY_MARKER,
+            secret: false,
+            authorize_replay: None,
+            docs: DOCS.into(),
+            counters: Arc::default(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// For handlers that call other services: the claim is committed before the handler runs, and
+    /// completed after it. The handler runs in a task of its own, which survives a client that hangs up,
+    /// and no connection is held meanwhile.
+    ///
+    /// The claim lapses `lease` after its holder was last heard of; a process that dies blocks its keys
+    /// for so long. It is renewed every third of that while the handler runs, for up to ten minutes
+    /// ([`renewed_for`](Idempotency::renewed_for)). Takes 1 ms up to the retention.
+    #[must_use]
+    pub fn leased(mut self, lease: Duration) -> Self {
+        self.mode = Mode::Leased(Lease { length: lease, renewed_for: RENEWED_FOR_DEFAULT });
+        self
+    }
+
+    /// For how long a leased handler's claim is renewed. One that hangs loses its key in the end. No effect
+    /// before [`leased`](Idempotency::leased).
+    #[must_use]
+    pub fn renewed_for(mut self, ceiling: Duration) -> Self {
+        if let Mode::Leased(lease) = &mut self.mode {
+            lease.renewed_for = ceiling;
+        }
+        self
+    }
+
+    /// Requests without a key are refused with 400. The default.
+    #[must_use]
+    pub fn required(mut self) -> Self {
+        self.presence = Presence::Required;
+        self
+    }
+
+    /// Requests without a key run unprotected; what they write through the layer is still one
+    /// transaction. A key that is there must be well formed.
+    #[must_use]
+    pub fn optional(mut self) -> Self {
+        self.presence = Presence::Optional;
+        self
+    }
+
+    /// Keys are ignored; a response to a request with one says `Idempotency-Status: ignored`.
+    #[must_use]
+    pub fn off(mut self) -> Self {
+        self.presence = Presence::Off;
+        self
+    }
+
+    /// Never refuses and never replays: keys are begun and completed, and what would have been
+    /// answered is counted ([`Counters::observed`]). For trying a policy on live traffic.
+    #[must_use]
+    pub fn observe(mut self) -> Self {
+        self.observe = true;
+        self
+    }
+
+    /// Runs the handler unprotected when the database cannot be asked, with a warning in the log and a
+    /// count. Without it such requests are refused with 503 or 500, and nothing runs.
+    #[must_use]
+    pub fn fail_open(mut self) -> Self {
+        self.fail_open = true;
+        self
+    }
+
+    /// The header that carries the key; `Idempotency-Key` by default.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName) -> Self {
+        self.key_rules.header = name;
+        self
+    }
+
+    /// Takes a key only as a string in quotes, as RFC 9651 and the IETF draft write it. Otherwise
+    /// `"abc"` and `abc` name the same key.
+    #[must_use]
+    pub fn strict_keys(mut self) -> Self {
+        self.key_rules.strict = true;
+        self
+    }
+
+    /// Refuses keys that look easy to guess: fewer bits than this, by the frequencies of their
+    /// characters. A UUID has about 130, `order-17` has 24. Zero by default.
+    #[must_use]
+    pub fn key_entropy_min(mut self, bits: f64) -> Self {
+        self.key_rules.entropy_min = bits;
+        self
+    }
+
+    /// The methods that are covered; POST and PATCH by default. Others, and requests to upgrade the
+    /// connection, pass untouched.
+    #[must_use]
+    pub fn methods(mut self, methods: impl IntoIterator<Item = Method>) -> Self {
+        let passing = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::CONNECT];
+        self.methods = methods.into_iter().filter(|method| !passing.contains(method)).collect();
+        self
+    }
+
+    /// How long keys are remembered, as [`Operation::retention`](crate::Operation::retention).
+    #[must_use]
+    pub fn retention(mut self, retention: Duration) -> Self {
+        self.retention = Some(retention);
+        self
+    }
+
+    /// How long a duplicate of a request in progress waits for its answer; zero by default: 409 at
+    /// once. It holds no connection while it waits, and looks at least four times a second.
+    #[must_use]
+    pub fn wait(mut self, bound: Duration) -> Self {
+        self.wait = bound;
+        self
+    }
+
+    /// How many requests may wait at the same time; 16 by default. Further ones get their 409 at once. The
+    /// limit is one for this copy of the layer and all copies of it.
+    #[must_use]
+    pub fn waiters_max(mut self, waiters: usize) -> Self {
+        self.waiters = Arc::new(Semaphore::new(waiters.min(Semaphore::MAX_PERMITS)));
+        self
+    }
+
+    /// What becomes of a leased key whose holder is gone, as [`Operation::on_lapse`](crate::Operation::on_lapse).
+    #[must_use]
+    pub fn on_lapse(mut self, policy: OnLapse) -> Self {
+        self.on_lapse = policy;
+        self
+    }
+
+    /// As [`Operation::max_attempts`](crate::Operation::max_attempts).
+    #[must_use]
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = Some(attempts);
+        self
+    }
+
+    /// As [`Operation::lock_replay`](crate::Operation::lock_replay).
+    #[must_use]
+    pub fn lock_replay(mut self) -> Self {
+        self.lock_replay = true;
+        self
+    }
+
+    /// Which parts of a request its key is bound to.
+    #[must_use]
+    pub fn fingerprint(mut self, fingerprint: RequestFingerprint) -> Self {
+        self.fingerprint = fingerprint;
+        self
+    }
+
+    /// The longest request body under a key, in bytes; 1 MiB by default. Longer ones are refused with
+    /// 413. It is read into memory as a whole, and axum's own limit does not apply here.
+    #[must_use]
+    pub fn request_bytes_max(mut self, bytes: usize) -> Self {
+        self.request_bytes_max = bytes;
+        self
+    }
+
+    /// The longest response that is stored, as [`PgOnce::response_bytes_max`].
+    #[must_use]
+    pub fn response_bytes_max(mut self, bytes: u32) -> Self {
+        self.once = self.once.response_bytes_max(bytes);
+        self
+    }
+
+    /// Stores 5xx of the handler's own too, as the first version of Stripe's interface does: their writes
+    /// are undone and retries get the same error.
+    #[must_use]
+    pub fn store_server_errors(mut self) -> Self {
+        self.final_statuses = FinalStatuses::Default { server_errors: true };
+        self
+    }
+
+    /// Which statuses of 400 and above are final when they are the handler's own: stored and replayed,
+    /// their writes undone. By default 4xx but 401, 403, 405, 408, 413, 415 and 429.
+    ///
+    /// A status counts as the handler's own once it has used its [`OnceTx`](super::OnceTx) or
+    /// [`OnceClaim`](super::OnceClaim); before that it may be an extractor's, and nothing has
+    /// happened. [`Settle`](super::Settle) on a response overrides all of this.
+    #[must_use]
+    pub fn final_statuses<F>(mut self, are_final: F) -> Self
+    where
+        F: Fn(StatusCode) -> bool + Send + Sync + 'static,
+    {
+        self.final_statuses = FinalStatuses::Custom(Arc::new(are_final));
+        self
+    }
+
+    /// Stores and replays one more response header. By default these are kept: `Content-Type`,
+    /// `-Encoding`, `-Language`, `-Location` and `-Disposition`, `Location`, `ETag`, `Last-Modified`, `Link`.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for one that must not be replayed: cookies and
+    /// credentials, hop-by-hop headers, `Date`, lengths, request ids, rate limits, CORS.
+    pub fn keep_header(mut self, name: HeaderName) -> Result<Self> {
+        self.kept_headers.add(name)?;
+        Ok(self)
+    }
+
+    /// The header that marks a replay with `true`; `Idempotent-Replayed` by default.
+    #[must_use]
+    pub fn replay_marker(mut self, name: HeaderName) -> Self {
+        self.replay_marker = name;
+        self
+    }
+
+    /// Keeps the responses of these routes out of the table. A retry learns that the operation is done.
+    #[must_use]
+    pub fn secret(mut self) -> Self {
+        self.secret = true;
+        self
+    }
+
+    /// Asks before a stored response is handed out, since the handler's own checks do not run then: the
+    /// caller's grant may have been revoked in the meantime. The refusal's status is sent.
+    #[must_use]
+    pub fn authorize_replay<F, A>(mut self, authorize: F) -> Self
+    where
+        F: Fn(Parts) -> A + Send + Sync + 'static,
+        A: Future<Output = Result<(), StatusCode>> + Send + 'static,
+    {
+        self.authorize_replay = Some(Arc::new(move |parts| Box::pin(authorize(parts))));
+        self
+    }
+
+    /// Your own page about idempotency keys: the `docs` of problem answers, and with `#` and the code
+    /// their `type`.
+    #[must_use]
+    pub fn docs(mut self, url: impl AsRef<str>) -> Self {
+        self.docs = url.as_ref().into();
+        self
+    }
+
+    /// What the layer and all its copies have answered so far.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Waits until no leased handler is at work, in this layer and all its copies. Call it when the
+    /// server takes no more requests, before the process ends: handlers whose clients have hung up are
+    /// still running.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropped, the handlers go on.
+    pub async fn drain(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.tasks.reopen();
+    }
+}
+
+impl fmt::Debug for Idempotency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Idempotency")
+            .field("mode", &self.mode)
+            .field("presence", &self.presence)
+            .field("observe", &self.observe)
+            .field("header", &self.key_rules.header)
+            .field("methods", &self.methods)
+            .finish_non_exhaustive()
+    }
+}

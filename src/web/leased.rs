@@ -1,0 +1,303 @@
+//! Leased routes: the claim is committed first, and the handler runs in a task of its own that
+//! survives its client.
+
+use std::panic::resume_unwind;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body::Body;
+use tokio::time::Instant;
+use tower_service::Service;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::answer::{Answer, Refusal};
+use super::body::Buffered;
+use super::handle::Handle;
+use super::layer::Idempotency;
+use super::perform::{Answered, Performed, perform};
+use super::policy::Lease;
+use super::service::{Ended, NotBegun, not_begun, unkeyed};
+use super::settle::Settle;
+use super::transactional::undo;
+use super::waiting::Waiting;
+use crate::answer::{Begin, Finished, InProgress, Replay};
+use crate::before::before;
+use crate::claim::Claim;
+use crate::error::{Error, ErrorKind, Result, database};
+use crate::operation::{OnLapse, Operation};
+use crate::record::{Record, Status};
+use crate::response::Response as Stored;
+
+/// How often storing a response is tried when the database is away for a moment.
+const STORE_TRIES_MAX: u32 = 4;
+
+/// How a task ended: with the request, or before the handler had it.
+enum Attempt<S, B, R, E> {
+    Ended(Ended<R, E>),
+    NotStarted { begun: Result<Begin>, inner: S, request: Request<Buffered<B>> },
+}
+
+pub(crate) async fn respond<S, B, R>(
+    config: &Arc<Idempotency>,
+    mut inner: S,
+    mut request: Request<Buffered<B>>,
+    op: Operation,
+    lease: Lease,
+) -> Ended<R, S::Error>
+where
+    S: Service<Request<Buffered<B>>, Response = Response<R>> + Send + 'static,
+    S::Error: Send + 'static,
+    S::Future: Send,
+    B: Body + Send + 'static,
+    R: Body + Send + 'static,
+    R::Data: Send,
+{
+    let mut waiting = Waiting::new(config);
+    loop {
+        // Begun in the task, too: a claim committed by a future that is then dropped would have no
+        // holder until its lease lapses.
+        let attempt = attempt(Arc::clone(config), inner, request, op.clone(), lease);
+        let task = config.tasks.spawn(attempt.in_current_span());
+        let begun = match task.await {
+            Ok(Attempt::Ended(ended)) => return ended,
+            Ok(Attempt::NotStarted { begun, inner: i, request: r }) => {
+                (inner, request) = (i, r);
+                begun
+            }
+            Err(gone) if gone.is_panic() => resume_unwind(gone.into_panic()),
+            Err(_) => {
+                let detail =
+                    "The service is shutting down. Send the same request with the same key again.";
+                return Ended::Refused(Refusal::new(Answer::Unavailable, detail));
+            }
+        };
+        if matches!(begun, Ok(Begin::InProgress(_))) && waiting.pause().await {
+            continue;
+        }
+        return match not_begun(config, begun) {
+            NotBegun::Told(begin) => Ended::Told(begin),
+            NotBegun::Refused(refusal) => Ended::Refused(refusal),
+            NotBegun::Run(called) => unkeyed(config, inner, request, called).await,
+        };
+    }
+}
+
+async fn attempt<S, B, R>(
+    config: Arc<Idempotency>,
+    inner: S,
+    request: Request<Buffered<B>>,
+    op: Operation,
+    lease: Lease,
+) -> Attempt<S, B, R, S::Error>
+where
+    S: Service<Request<Buffered<B>>, Response = Response<R>>,
+    R: Body,
+{
+    let begun = async {
+        let mut conn = config.pool.acquire().await.map_err(database)?;
+        config.once.begin_leased(&mut conn, &op, lease.length).await
+    };
+    match begun.await {
+        Ok(Begin::Started(claim)) => {
+            Attempt::Ended(run(&config, inner, request, op, lease, claim).await)
+        }
+        begun => Attempt::NotStarted { begun, inner, request },
+    }
+}
+
+/// Runs the handler under its claim, renews the lease meanwhile, and settles the claim.
+async fn run<S, B, R>(
+    config: &Idempotency,
+    mut inner: S,
+    request: Request<Buffered<B>>,
+    op: Operation,
+    lease: Lease,
+    mut claim: Claim,
+) -> Ended<R, S::Error>
+where
+    S: Service<Request<Buffered<B>>, Response = Response<R>>,
+    R: Body,
+{
+    let handle = Handle::new(&config.pool, true, Some(op.clone()), claim.attempt(), None);
+    let performed = {
+        let mut lost = pin!(renew(config, &mut claim, lease));
+        before(&mut lost, perform(config, &mut inner, request, &handle, true)).await
+    };
+    let token = claim.token();
+    let Some((performed, left)) = performed else {
+        // Another request holds the key now, so this handler was stopped.
+        claim.settled = true;
+        undo(handle.finish().checkout).await;
+        return told_by_holder(config, &op).await;
+    };
+    let unknown = matches!(performed, Performed::Panicked(_)) && op.on_lapse == OnLapse::Hold;
+    let Answered { response, settle, stored } = match performed.answered(left.kept) {
+        Ok(answered) => answered,
+        Err(ended) => {
+            undo(left.checkout).await;
+            give_back(config, claim, unknown).await;
+            return ended;
+        }
+    };
+    let finished = match (settle, left.checkout) {
+        (Settle::Complete, Some(checkout)) if !config.observe => {
+            match checkout.complete(claim, stored).await {
+                Ok(()) => return Ended::Answered(response, Answer::Performed),
+                Err(error) => return uncommitted(config, &op, token, &error).await,
+            }
+        }
+        (Settle::Complete, Some(checkout)) => {
+            // Observed only: whatever becomes of the claim, the handler's writes stand.
+            if let Err(error) = checkout.commit_probed().await {
+                return uncommitted(config, &op, token, &error).await;
+            }
+            Finished::Completed
+        }
+        (Settle::Complete, None) => Finished::Completed,
+        (Settle::Fail, checkout) => {
+            undo(checkout).await;
+            Finished::Failed
+        }
+        (settle @ (Settle::Release | Settle::Lapse), checkout) => {
+            undo(checkout).await;
+            let unknown = settle == Settle::Lapse;
+            give_back(config, claim, unknown).await;
+            let answer = if unknown { Answer::Unknown } else { Answer::Released };
+            return Ended::Answered(response, answer);
+        }
+    };
+    store(config, &op, claim, finished, stored, response).await
+}
+
+/// Stores the response of outside work. The work is done, so its client is told in any case, unless
+/// another request has taken the claim over: then that one's response is the operation's.
+async fn store<R, E>(
+    config: &Idempotency,
+    op: &Operation,
+    mut claim: Claim,
+    finished: Finished,
+    stored: Stored,
+    response: Response<Buffered<R>>,
+) -> Ended<R, E> {
+    claim.settled = true;
+    let mut tries = 0;
+    let result = loop {
+        let result = async {
+            let mut conn = config.pool.acquire().await.map_err(database)?;
+            claim.finish(&mut conn, finished, stored.clone()).await
+        };
+        tries += 1;
+        match result.await {
+            Err(error) if error.is_retryable() && tries < STORE_TRIES_MAX => {
+                tokio::time::sleep(Duration::from_millis(50 << tries)).await;
+            }
+            result => break result,
+        }
+    };
+    match result {
+        Ok(()) => Ended::Answered(response, Answer::Performed),
+        Err(error) if error.kind() == ErrorKind::ClaimLost && !config.observe => {
+            match holder(config, op).await {
+                // An earlier try had got through, and only its confirmation had not.
+                Ok(Some((record, _))) if is_ours(&record, claim.token()) => {
+                    Ended::Answered(response, Answer::Performed)
+                }
+                found => told_by(found),
+            }
+        }
+        Err(error) => {
+            // A retry takes the lapsed claim over and asks the remote again, under the same derived key.
+            tracing::error!(%error, sqlstate = error.sqlstate(), "a response was sent and not stored");
+            Ended::Answered(response, Answer::Unstored)
+        }
+    }
+}
+
+/// The handler's last writes were not committed, and neither was the end of its claim.
+async fn uncommitted<R, E>(
+    config: &Idempotency,
+    op: &Operation,
+    token: Uuid,
+    error: &Error,
+) -> Ended<R, E> {
+    if error.kind() == ErrorKind::ClaimLost {
+        return told_by_holder(config, op).await;
+    }
+    tracing::warn!(%error, sqlstate = error.sqlstate(), "a handler's work was not committed");
+    // So that the retry need not wait for the lease. Refused if the commit got through after all.
+    if let Ok(mut conn) = config.pool.acquire().await {
+        let _ = config.once.release(&mut conn, op.scope(), op.key(), token).await;
+    }
+    Ended::Refused(Refusal::uncommitted(error))
+}
+
+/// Gives the claim back so that a retry may run at once; or leaves it to lapse, when it is unknown
+/// whether the outside work took effect.
+async fn give_back(config: &Idempotency, mut claim: Claim, unknown: bool) {
+    if unknown {
+        claim.settled = true;
+        return;
+    }
+    let released = async {
+        let mut conn = config.pool.acquire().await.map_err(database)?;
+        claim.release(&mut conn).await
+    };
+    if let Err(error) = released.await {
+        tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given back; it lapses");
+    }
+}
+
+/// Pushes the lease again and again, up to the route's ceiling. Ends only when the claim is lost.
+async fn renew(config: &Idempotency, claim: &mut Claim, lease: Lease) {
+    let began = Instant::now();
+    while began.elapsed() < lease.renewed_for {
+        tokio::time::sleep(lease.length / 3).await;
+        let extended = async {
+            let mut conn = config.pool.acquire().await.map_err(database)?;
+            claim.extend(&mut conn, lease.length).await
+        };
+        match extended.await {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::ClaimLost && !config.observe => return,
+            Err(error) => tracing::warn!(%error, "a lease was not renewed"),
+        }
+    }
+    tracing::warn!(
+        "a handler has run longer than its lease is renewed; others may take its key over"
+    );
+    std::future::pending().await
+}
+
+/// Who holds or has finished the key.
+async fn holder(config: &Idempotency, op: &Operation) -> Result<Option<(Record, Stored)>> {
+    let mut conn = config.pool.acquire().await.map_err(database)?;
+    config.once.inspect(&mut conn, op.scope(), op.key()).await
+}
+
+fn is_ours(record: &Record, token: Uuid) -> bool {
+    record.token == Some(token) && matches!(record.status, Status::Completed | Status::Failed)
+}
+
+/// The answer of a request whose claim another one has taken over: that one's response, or *in
+/// progress*. Never its own, which is not the operation's.
+async fn told_by_holder<R, E>(config: &Idempotency, op: &Operation) -> Ended<R, E> {
+    tracing::warn!("a handler outlived its lease and another request took its key over");
+    told_by(holder(config, op).await)
+}
+
+fn told_by<R, E>(holder: Result<Option<(Record, Stored)>>) -> Ended<R, E> {
+    let (record, response) = match holder {
+        Ok(Some(found)) => found,
+        Ok(None) => return Ended::Told(Begin::InProgress(InProgress { lease_remaining: None })),
+        Err(error) => return Ended::Refused(Refusal::unasked(&error)),
+    };
+    let status = match record.status {
+        Status::Completed => Finished::Completed,
+        Status::Failed => Finished::Failed,
+        _ => return Ended::Told(Begin::InProgress(InProgress { lease_remaining: None })),
+    };
+    Ended::Told(Begin::Replay(Replay { status, response }))
+}

@@ -1,0 +1,58 @@
+//! Idempotency for HTTP: a tower layer that commits a handler's writes, its key and its response in one
+//! transaction, before the first byte of the response is sent.
+//!
+//! The page [HTTP](crate::_docs::http) tells it all: modes, statuses, answers, order of layers.
+//!
+//! ```no_run
+//! # #[cfg(feature = "axum")]
+//! # mod example {
+//! use axum::{Json, Router, http::{StatusCode, request::Parts}, routing::post};
+//! use pgonce::{PgOnce, Scope, web::{Idempotency, OnceTx}};
+//! # #[derive(Clone)] struct Tenant(String);
+//! # #[derive(serde::Deserialize)] struct Payment { amount: i64 }
+//!
+//! fn router(pool: sqlx::PgPool) -> Router {
+//!     let idempotency = Idempotency::new(PgOnce::new(), pool, |request: &Parts| {
+//!         let Tenant(name) = request.extensions.get()?;
+//!         Scope::new(format!("{name}/payments.create")).ok()
+//!     });
+//!     Router::new().route("/payments", post(create_payment).layer(idempotency))
+//! }
+//!
+//! async fn create_payment(mut tx: OnceTx, Json(payment): Json<Payment>) -> Result<StatusCode, StatusCode> {
+//!     sqlx::query("insert into payment (amount) values ($1)")
+//!         .bind(payment.amount)
+//!         .execute(&mut *tx)
+//!         .await
+//!         .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+//!     Ok(StatusCode::CREATED)
+//! }
+//! # }
+//! ```
+
+mod answer;
+mod body;
+mod counters;
+#[cfg(feature = "axum")]
+mod extract;
+mod fingerprint;
+mod handle;
+mod key;
+mod layer;
+mod leased;
+mod perform;
+mod policy;
+mod replay;
+mod service;
+mod settle;
+mod transactional;
+mod waiting;
+
+pub use answer::Answer;
+pub use body::Buffered;
+pub use counters::Counters;
+pub use fingerprint::RequestFingerprint;
+pub use handle::{OnceClaim, OnceTx, Unavailable};
+pub use layer::Idempotency;
+pub use service::IdempotencyService;
+pub use settle::{Secret, Settle};

@@ -1,0 +1,145 @@
+//! Runs the handler and decides what becomes of its response.
+
+use std::any::Any;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::Poll;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::BodyExt;
+use tower_service::Service;
+
+use super::answer::{Answer, Refusal};
+use super::body::Buffered;
+use super::handle::{Handle, Left};
+use super::layer::Idempotency;
+use super::service::Ended;
+use super::settle::{Secret, Settle};
+use crate::response::Response as Stored;
+
+pub(crate) type Panic = Box<dyn Any + Send>;
+
+/// What came of the handler.
+#[allow(clippy::large_enum_variant, reason = "the large one is the usual one")]
+pub(crate) enum Performed<R, E> {
+    Answered(Answered<R>),
+    /// The service failed, without a response.
+    Failed(E),
+    Panicked(Panic),
+    /// The response broke off while it was read.
+    Unreadable,
+}
+
+impl<R, E> Performed<R, E> {
+    /// The handler's answer, or how the request ends without one. `kept`: somebody still holds its
+    /// transaction, so nothing can be committed.
+    #[allow(clippy::result_large_err, reason = "moved once, into the answer")]
+    pub(crate) fn answered(self, kept: bool) -> Result<Answered<R>, Ended<R, E>> {
+        match self {
+            Self::Answered(_) if kept => {
+                tracing::error!(
+                    "a handler answered and kept its transaction; nothing was committed"
+                );
+                let detail = "The service's operators must look.";
+                Err(Ended::Refused(Refusal::new(Answer::TransactionLost, detail)))
+            }
+            Self::Answered(answered) => Ok(answered),
+            Self::Failed(error) => Err(Ended::Failed(error)),
+            Self::Panicked(panic) => Err(Ended::Panicked(panic)),
+            Self::Unreadable => {
+                let detail = "Nothing was kept. Send the same request with the same key again.";
+                Err(Ended::Refused(Refusal::new(Answer::ResponseUnreadable, detail)))
+            }
+        }
+    }
+}
+
+pub(crate) struct Answered<R> {
+    /// For the client.
+    pub(crate) response: Response<Buffered<R>>,
+    pub(crate) settle: Settle,
+    /// For the table. Made only when it is wanted.
+    pub(crate) stored: Stored,
+}
+
+/// Calls the handler, and reads its response if that is to be stored. `keyed`: whether there is a key
+/// to store it under.
+pub(crate) async fn perform<S, B, R>(
+    config: &Idempotency,
+    inner: &mut S,
+    mut request: Request<Buffered<B>>,
+    handle: &Handle,
+    keyed: bool,
+) -> (Performed<R, S::Error>, Left)
+where
+    S: Service<Request<Buffered<B>>, Response = Response<R>>,
+    R: Body,
+{
+    request.extensions_mut().insert(handle.clone());
+    // Called inside, because the call itself may panic too.
+    let response = match caught(async { inner.call(request).await }).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => return (Performed::Failed(error), handle.finish()),
+        Err(panic) => return (Performed::Panicked(panic), handle.finish()),
+    };
+    let left = handle.finish();
+    let settle = response.extensions().get::<Settle>().copied();
+    let settle =
+        settle.unwrap_or_else(|| config.final_statuses.settle(response.status(), left.used));
+    let wanted = keyed && matches!(settle, Settle::Complete | Settle::Fail);
+    let performed = match caught(keep(config, response, wanted)).await {
+        Ok(Ok((response, stored))) => Performed::Answered(Answered { response, settle, stored }),
+        Ok(Err(Unreadable)) => Performed::Unreadable,
+        Err(panic) => Performed::Panicked(panic),
+    };
+    (performed, left)
+}
+
+struct Unreadable;
+
+/// The response for the client, and what to store of it. Read are only bodies that say how long they
+/// are and are short enough; a stream may never end, and is passed on and stored as *omitted*.
+async fn keep<R: Body>(
+    config: &Idempotency,
+    response: Response<R>,
+    wanted: bool,
+) -> Result<(Response<Buffered<R>>, Stored), Unreadable> {
+    let (parts, body) = response.into_parts();
+    let code = i32::from(parts.status.as_u16());
+    let omitted = Stored::empty().with_code(code).secret();
+    let short = body.size_hint().exact().is_some_and(|size| size <= config.response_limit());
+    // A part of a body and "you have it already" answer one request's headers, not the operation.
+    let whole = !matches!(parts.status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
+    let secret = config.secret || parts.extensions.get::<Secret>().is_some();
+    if !wanted || !short || !whole || secret {
+        return Ok((Response::from_parts(parts, Buffered::untouched(body)), omitted));
+    }
+    let collected = body.collect().await.map_err(|_| Unreadable)?;
+    let trailers = collected.trailers().cloned();
+    let bytes = collected.to_bytes();
+    let stored = match trailers {
+        Some(_) => omitted, // what gRPC says in its trailers would be missing
+        None => store(config, &parts.headers, &bytes).with_code(code),
+    };
+    Ok((Response::from_parts(parts, Buffered::whole(bytes, trailers)), stored))
+}
+
+fn store(config: &Idempotency, headers: &HeaderMap, body: &Bytes) -> Stored {
+    if headers.contains_key(http::header::SET_COOKIE) {
+        tracing::warn!("a response under an idempotency key sets a cookie; a replay will not");
+    }
+    Stored::bytes(body.to_vec()).with_headers(config.kept_headers.block(headers))
+}
+
+/// A future's output, or the panic it ended in.
+pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, Panic> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
+}

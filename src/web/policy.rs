@@ -1,0 +1,157 @@
+//! What a policy says about a request, and to the world.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::UPGRADE;
+use http::request::Parts;
+use http::{HeaderName, Request};
+use serde_json::{Value, json};
+use tower_layer::Layer;
+
+use super::answer::{Answer, Refusal};
+use super::layer::Idempotency;
+use super::service::IdempotencyService;
+use crate::key::{Key, Scope};
+use crate::operation::Operation;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Transactional,
+    Leased(Lease),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lease {
+    pub(crate) length: Duration,
+    /// For how long it is pushed again and again.
+    pub(crate) renewed_for: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Presence {
+    Required,
+    Optional,
+    Off,
+}
+
+impl<S> Layer<S> for Idempotency {
+    type Service = IdempotencyService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        IdempotencyService::new(inner, self.clone().into())
+    }
+}
+
+impl Idempotency {
+    /// Whether the layer has anything to do with this request.
+    pub(crate) fn covers<B>(&self, request: &Request<B>) -> bool {
+        self.methods.contains(request.method()) && !request.headers().contains_key(UPGRADE)
+    }
+
+    pub(crate) fn is_transactional(&self) -> bool {
+        self.mode == Mode::Transactional
+    }
+
+    pub(crate) fn response_limit(&self) -> u64 {
+        u64::from(self.once.response_bytes_max)
+    }
+
+    /// The operation a request names, or why it may not run.
+    pub(crate) fn name(&self, request: &Parts) -> Result<Option<(Scope, Key)>, Refusal> {
+        if self.presence == Presence::Off {
+            return Ok(None);
+        }
+        let key = self
+            .key_rules
+            .key_in(&request.headers)
+            .map_err(|detail| Refusal::new(Answer::KeyMalformed, format!("{detail}.")))?;
+        let Some(key) = key else {
+            if self.presence == Presence::Optional {
+                return Ok(None);
+            }
+            let header = &self.key_rules.header;
+            let detail = format!(
+                "Send a {header} header with a key of your own for this request, such as a UUID."
+            );
+            return Err(Refusal::new(Answer::KeyMissing, detail));
+        };
+        let Some(scope) = (self.scope)(request) else {
+            tracing::error!("no idempotency scope in a request: does authentication come first?");
+            let detail =
+                "The service could not tell whose request this is; its operators must look.";
+            return Err(Refusal::new(Answer::NoScope, detail));
+        };
+        Ok(Some((scope, key)))
+    }
+
+    /// The operation of a request that has been read in full.
+    pub(crate) fn operation(
+        &self,
+        scope: Scope,
+        key: Key,
+        request: &Parts,
+        body: &Bytes,
+    ) -> Operation {
+        Operation {
+            scope,
+            key,
+            fingerprint: Some(self.fingerprint.of(request, body)),
+            retention: self.retention,
+            wait: Duration::ZERO, // the layer waits without a connection
+            on_lapse: self.on_lapse,
+            max_attempts: self.max_attempts,
+            lock_replay: self.lock_replay,
+            secret: self.secret,
+        }
+    }
+
+    pub(crate) fn too_large(&self) -> Refusal {
+        let detail =
+            format!("With an idempotency key a body takes up to {} bytes.", self.request_bytes_max);
+        Refusal::new(Answer::RequestTooLarge, detail)
+    }
+
+    /// The request headers a browser must be allowed to send: for
+    /// `CorsLayer::allow_headers`, beside your own.
+    #[must_use]
+    pub fn request_headers(&self) -> [HeaderName; 1] {
+        [self.key_rules.header.clone()]
+    }
+
+    /// The response headers a browser must be shown: for `CorsLayer::expose_headers`, beside your own.
+    #[must_use]
+    pub fn response_headers(&self) -> [HeaderName; 2] {
+        [self.replay_marker.clone(), http::header::RETRY_AFTER]
+    }
+
+    /// The route's idempotency policy as JSON, to be published: the IETF draft wants a resource to say
+    /// which keys it takes and for how long it remembers them. Serve it, or put it into an OpenAPI document.
+    ///
+    /// ```
+    /// # fn example(idempotency: &pgonce::web::Idempotency) {
+    /// let published = idempotency.specification();
+    /// assert_eq!(published["retention_seconds"], 86_400);
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn specification(&self) -> Value {
+        json!({
+            "header": self.key_rules.header.as_str(),
+            "key": match self.presence {
+                Presence::Required => "required",
+                Presence::Optional => "optional",
+                Presence::Off => "ignored",
+            },
+            "key_syntax": if self.key_rules.strict { "RFC 9651 string" } else { "RFC 9651 string or bare text" },
+            "key_bytes_max": 255,
+            "methods": self.methods.iter().map(http::Method::as_str).collect::<Vec<_>>(),
+            "retention_seconds": self.retention.unwrap_or(self.once.retention).as_secs(),
+            "fingerprint": self.fingerprint.recipe(),
+            "request_bytes_max": self.request_bytes_max,
+            "replay_marker": self.replay_marker.as_str(),
+            "replayed_headers": self.kept_headers.names().collect::<Vec<_>>(),
+            "docs": &*self.docs,
+        })
+    }
+}

@@ -1,0 +1,322 @@
+//! What happens to a request, from its key to its answer.
+
+use std::panic::resume_unwind;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderValue, Request, Response};
+use http_body::Body;
+use tower_service::Service;
+
+use super::answer::{Answer, Refusal, takes_json};
+use super::body::{Buffered, Read, read};
+use super::handle::Handle;
+use super::layer::Idempotency;
+use super::perform::{Answered, Panic, perform};
+use super::policy::{Mode, Presence};
+use super::settle::Settle;
+use super::transactional::undo;
+use super::{leased, replay, transactional};
+use crate::answer::Begin;
+use crate::checkout::Checkout;
+use crate::error::Result;
+use crate::response::Response as Stored;
+
+/// The service that [`Idempotency`] wraps around a handler.
+#[derive(Debug, Clone)]
+pub struct IdempotencyService<S> {
+    inner: S,
+    config: Arc<Idempotency>,
+}
+
+/// How a request ended.
+pub(crate) enum Ended<R, E> {
+    /// With the handler's response.
+    Answered(Response<Buffered<R>>, Answer),
+    /// With a stored response.
+    Replayed(Response<Bytes>),
+    /// With an answer of the layer's own.
+    Refused(Refusal),
+    /// With the operation's answer to begin, still to be put into words.
+    Told(Begin),
+    /// With an error of the service's own.
+    Failed(E),
+    Panicked(Panic),
+}
+
+impl<S> IdempotencyService<S> {
+    pub(crate) fn new(inner: S, config: Arc<Idempotency>) -> Self {
+        Self { inner, config }
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for IdempotencyService<S>
+where
+    S: Service<Request<Buffered<B>>, Response = Response<R>> + Clone + Send + 'static,
+    S::Error: Send + 'static,
+    S::Future: Send,
+    B: Body + Send + 'static,
+    R: Body + Send + 'static,
+    R::Data: Send,
+{
+    type Response = Response<Buffered<R>>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        // The service that was polled ready is the one to call; the clone takes its place.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let config = Arc::clone(&self.config);
+        if !config.covers(&request) {
+            let response = inner.call(request.map(Buffered::untouched));
+            return Box::pin(async {
+                response.await.map(|response| response.map(Buffered::untouched))
+            });
+        }
+        Box::pin(respond(config, inner, request))
+    }
+}
+
+async fn respond<S, B, R>(
+    config: Arc<Idempotency>,
+    inner: S,
+    request: Request<B>,
+) -> Result<Response<Buffered<R>>, S::Error>
+where
+    S: Service<Request<Buffered<B>>, Response = Response<R>> + Send + 'static,
+    S::Error: Send + 'static,
+    S::Future: Send,
+    B: Body + Send + 'static,
+    R: Body + Send + 'static,
+    R::Data: Send,
+{
+    let json = takes_json(request.headers());
+    let ignored = config.presence == Presence::Off
+        && request.headers().contains_key(&config.key_rules.header);
+    let (mut response, answer) = match decide(&config, inner, request).await {
+        Ended::Answered(response, answer) => (response, answer),
+        Ended::Replayed(response) => (whole(response), Answer::Replayed),
+        Ended::Refused(refusal) => {
+            let answer = refusal.answer;
+            (whole(refusal.into_response(&config.docs, json)), answer)
+        }
+        Ended::Told(_) => unreachable!("BUG: decide puts it into words"),
+        Ended::Failed(error) => return Err(error),
+        Ended::Panicked(panic) => resume_unwind(panic),
+    };
+    config.counters.count(answer);
+    tracing::debug!(answer = answer.code(), "idempotency");
+    response.extensions_mut().insert(answer);
+    if matches!(answer, Answer::Replayed | Answer::Omitted) {
+        let marker = HeaderValue::from_static("true");
+        response.headers_mut().insert(config.replay_marker.clone(), marker);
+    }
+    if ignored {
+        let value = HeaderValue::from_static("ignored");
+        response.headers_mut().insert("idempotency-status", value);
+    }
+    Ok(response)
+}
+
+fn whole<R>(response: Response<Bytes>) -> Response<Buffered<R>> {
+    response.map(|bytes| Buffered::whole(bytes, None))
+}
+
+/// Everything up to the words of the answer.
+async fn decide<S, B, R>(
+    config: &Arc<Idempotency>,
+    inner: S,
+    request: Request<B>,
+) -> Ended<R, S::Error>
+where
+    S: Service<Request<Buffered<B>>, Response = Response<R>> + Send + 'static,
+    S::Error: Send + 'static,
+    S::Future: Send,
+    B: Body + Send + 'static,
+    R: Body + Send + 'static,
+    R::Data: Send,
+{
+    let (parts, body) = request.into_parts();
+    let named = match config.name(&parts) {
+        Ok(named) => named,
+        Err(refusal) if config.observe => {
+            config.counters.observe(refusal.answer);
+            None
+        }
+        Err(refusal) => return Ended::Refused(refusal),
+    };
+    if named.is_none() && !config.is_transactional() {
+        let request = Request::from_parts(parts, Buffered::untouched(body));
+        return unkeyed(config, inner, request, Answer::Unkeyed).await;
+    }
+    // Read before any connection is taken, and before the key is begun: half a request is none.
+    let (op, body) = match read(body, config.request_bytes_max).await {
+        Read::Whole(bytes, trailers) => {
+            let op = named.map(|(scope, key)| config.operation(scope, key, &parts, &bytes));
+            (op, Buffered::whole(bytes, trailers))
+        }
+        Read::TooLarge(body) if named.is_none() => (None, body),
+        Read::TooLarge(body) if config.observe => {
+            config.counters.observe(Answer::RequestTooLarge);
+            (None, body)
+        }
+        Read::TooLarge(_) => return Ended::Refused(config.too_large()),
+        Read::Broken => {
+            let detail = "The request's body ended before its end. Send it again.";
+            return Ended::Refused(Refusal::new(Answer::RequestUnreadable, detail));
+        }
+    };
+    // Only who asks for a second look pays for a copy.
+    let asked_by = config.authorize_replay.as_ref().map(|_| parts.clone());
+    let request = Request::from_parts(parts, body);
+    let ended = match (op, &config.mode) {
+        (None, _) => unkeyed(config, inner, request, Answer::Unkeyed).await,
+        (Some(op), Mode::Transactional) => transactional::respond(config, inner, request, op).await,
+        (Some(op), Mode::Leased(lease)) => {
+            leased::respond(config, inner, request, op, *lease).await
+        }
+    };
+    match ended {
+        Ended::Told(begin) => tell(config, begin, asked_by).await,
+        ended => ended,
+    }
+}
+
+/// Runs the handler without a key. What it writes through the layer is one transaction all the same.
+pub(crate) async fn unkeyed<S, B, R>(
+    config: &Idempotency,
+    mut inner: S,
+    request: Request<Buffered<B>>,
+    called: Answer,
+) -> Ended<R, S::Error>
+where
+    S: Service<Request<Buffered<B>>, Response = Response<R>>,
+    R: Body,
+{
+    let mut checkout = None;
+    if config.is_transactional() {
+        checkout = match Checkout::begin(&config.pool).await {
+            Ok(checkout) => Some(checkout),
+            // It may do without: OnceTx says so if it does not.
+            Err(_) if config.observe || config.fail_open => None,
+            Err(error) => return Ended::Refused(Refusal::unasked(&error)),
+        };
+    }
+    let handle = Handle::new(&config.pool, !config.is_transactional(), None, 0, checkout);
+    let (performed, left) = perform(config, &mut inner, request, &handle, false).await;
+    let Answered { response, settle, .. } = match performed.answered(left.kept) {
+        Ok(answered) => answered,
+        Err(ended) => {
+            undo(left.checkout).await;
+            return ended;
+        }
+    };
+    match (settle, left.checkout) {
+        (_, None) => {}
+        (Settle::Complete, Some(checkout)) => {
+            if let Err(error) = checkout.commit_probed().await {
+                return Ended::Refused(Refusal::uncommitted(&error));
+            }
+        }
+        (_, checkout) => undo(checkout).await,
+    }
+    Ended::Answered(response, called)
+}
+
+/// What to do with a request whose key was not begun.
+pub(crate) enum NotBegun {
+    Told(Begin),
+    Refused(Refusal),
+    /// Run it all the same, and call it this.
+    Run(Answer),
+}
+
+/// A begin that did not start the operation.
+pub(crate) fn not_begun(config: &Idempotency, begun: Result<Begin>) -> NotBegun {
+    let refusal = match begun {
+        Ok(begin) if config.observe => {
+            config.counters.observe(answer_to(&begin));
+            return NotBegun::Run(Answer::Unkeyed);
+        }
+        Ok(begin) => return NotBegun::Told(begin),
+        Err(error) => {
+            tracing::error!(%error, sqlstate = error.sqlstate(), "an idempotency key could not be begun");
+            Refusal::unasked(&error)
+        }
+    };
+    if config.observe {
+        config.counters.observe(refusal.answer);
+        return NotBegun::Run(Answer::Unkeyed);
+    }
+    if config.fail_open {
+        tracing::warn!("a request runs without idempotency protection");
+        return NotBegun::Run(Answer::Unprotected);
+    }
+    NotBegun::Refused(refusal)
+}
+
+fn answer_to(begin: &Begin) -> Answer {
+    match begin {
+        Begin::Started(_) => Answer::Performed,
+        Begin::Replay(replay) if replay.response().is_omitted() => Answer::Omitted,
+        Begin::Replay(_) => Answer::Replayed,
+        Begin::InProgress(_) => Answer::InProgress,
+        Begin::Mismatch(_) => Answer::Mismatch,
+        Begin::Held(_) => Answer::Held,
+    }
+}
+
+/// Puts an answer to begin into words.
+async fn tell<R, E>(config: &Idempotency, begin: Begin, asked_by: Option<Parts>) -> Ended<R, E> {
+    let answer = answer_to(&begin);
+    let refusal = match begin {
+        Begin::Replay(replay) => return replay_to(config, replay.into_response(), asked_by).await,
+        Begin::InProgress(wait) => {
+            let detail = "Wait, and send the same request with the same key again.";
+            Refusal::new(answer, detail).retry_after(wait.retry_after())
+        }
+        Begin::Mismatch(_) => Refusal::new(
+            answer,
+            "The key was first sent with another request. Send that one, or this one with a key of its own.",
+        ),
+        Begin::Held(_) | Begin::Started(_) => Refusal::new(
+            answer,
+            "It is not known whether the operation took effect; the service's operators decide. Do not \
+             send it under another key.",
+        ),
+    };
+    Ended::Refused(refusal)
+}
+
+async fn replay_to<R, E>(
+    config: &Idempotency,
+    stored: Stored,
+    asked_by: Option<Parts>,
+) -> Ended<R, E> {
+    if let (Some(authorize), Some(parts)) = (&config.authorize_replay, asked_by)
+        && let Err(status) = authorize(parts).await
+    {
+        let detail = "The operation is done; its response is not for this caller now.";
+        return Ended::Refused(Refusal::new(Answer::ReplayRefused, detail).status(status));
+    }
+    let replayed = if stored.is_omitted() {
+        replay::status(&stored).map(|status| {
+            let detail = "The operation took effect when it was first sent. Do not send it under another key.";
+            Ended::Refused(Refusal::new(Answer::Omitted, detail).status(status))
+        })
+    } else {
+        replay::replayed(stored).map(Ended::Replayed)
+    };
+    replayed.unwrap_or_else(|error| {
+        tracing::error!(%error, "a stored response cannot be replayed");
+        Ended::Refused(Refusal::unasked(&error))
+    })
+}

@@ -1,0 +1,83 @@
+//! What becomes of the key when the handler has answered.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::StatusCode;
+
+/// A handler's own word on what becomes of its key, put into the response's extensions (with feature
+/// `axum`: returned as a part of the response). It overrides the route's rule for statuses.
+///
+/// ```
+/// use pgonce::web::Settle;
+/// let mut response = http::Response::builder().status(409).body("limit reached")?;
+/// response.extensions_mut().insert(Settle::Fail); // final, although the rule may think otherwise
+/// # Ok::<(), http::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Settle {
+    /// Keep the writes, store the response, replay it. The rule for 2xx and 3xx.
+    Complete,
+    /// Undo the writes, store the response, replay it: a failure that is final. The rule for 4xx of the
+    /// handler's own, but not for 401, 403, 405, 408, 413, 415 and 429.
+    Fail,
+    /// Undo the writes and store nothing: the key is free, and a retry runs the handler again. The
+    /// rule for 5xx, and for what an extractor rejects.
+    Release,
+    /// The handler does not know whether its outside work took effect. On a leased route the claim is
+    /// left to lapse, and then taken over or held, as [`on_lapse`](super::Idempotency::on_lapse)
+    /// says. On a transactional route the same as `Release`: everything is undone.
+    Lapse,
+}
+
+/// Put into a response's extensions, keeps it out of the table: it is stored as *omitted*. The key still
+/// blocks a second run, and a retry learns that the operation is done.
+///
+/// ```
+/// let mut response = http::Response::new("a new password");
+/// response.extensions_mut().insert(pgonce::web::Secret);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Secret;
+
+/// Which statuses of 400 and above are final.
+#[derive(Clone)]
+pub(crate) enum FinalStatuses {
+    Default { server_errors: bool },
+    Custom(Arc<dyn Fn(StatusCode) -> bool + Send + Sync>),
+}
+
+impl FinalStatuses {
+    fn contains(&self, status: StatusCode) -> bool {
+        match self {
+            Self::Default { server_errors } if status.is_server_error() => *server_errors,
+            // What stands for the moment and not for the operation: who asks, how, how often.
+            Self::Default { .. } => {
+                !matches!(status.as_u16(), 401 | 403 | 405 | 408 | 413 | 415 | 429)
+            }
+            Self::Custom(contains) => contains(status),
+        }
+    }
+
+    /// `used`: the handler has touched its transaction or claim. Before that a 4xx or 5xx may be an
+    /// extractor's, and nothing has happened either way.
+    pub(crate) fn settle(&self, status: StatusCode, used: bool) -> Settle {
+        if status.as_u16() < 400 {
+            Settle::Complete
+        } else if used && self.contains(status) {
+            Settle::Fail
+        } else {
+            Settle::Release
+        }
+    }
+}
+
+impl fmt::Debug for FinalStatuses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default { server_errors } => write!(f, "Default(server errors: {server_errors})"),
+            Self::Custom(_) => f.write_str("Custom(..)"),
+        }
+    }
+}

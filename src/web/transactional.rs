@@ -1,0 +1,131 @@
+//! Transactional routes: key, writes and response in one transaction, committed before the first byte.
+
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body::Body;
+use tower_service::Service;
+
+use super::answer::{Answer, Refusal};
+use super::body::Buffered;
+use super::handle::Handle;
+use super::layer::Idempotency;
+use super::perform::{Answered, perform};
+use super::service::{Ended, NotBegun, not_begun, unkeyed};
+use super::settle::Settle;
+use super::waiting::Waiting;
+use crate::answer::Begin;
+use crate::checkout::Checkout;
+use crate::claim::Claim;
+use crate::error::{Error, ErrorKind, Result};
+use crate::operation::Operation;
+
+/// How long a rollback may hold up an answer. A statement that the handler gave up on may still run.
+const ROLLBACK_MAX: Duration = Duration::from_secs(1);
+
+pub(crate) async fn respond<S, B, R>(
+    config: &Idempotency,
+    inner: S,
+    request: Request<Buffered<B>>,
+    op: Operation,
+) -> Ended<R, S::Error>
+where
+    S: Service<Request<Buffered<B>>, Response = Response<R>>,
+    R: Body,
+{
+    let mut waiting = Waiting::new(config);
+    loop {
+        match begin(config, &op).await {
+            Ok(Begun::Started(claim, checkout)) => {
+                return run(config, inner, request, op, claim, checkout).await;
+            }
+            Ok(Begun::Answered(Begin::InProgress(_))) if waiting.pause().await => {}
+            begun => {
+                let begin = begun.and_then(Begun::answer);
+                return match not_begun(config, begin) {
+                    NotBegun::Told(begin) => Ended::Told(begin),
+                    NotBegun::Refused(refusal) => Ended::Refused(refusal),
+                    NotBegun::Run(called) => unkeyed(config, inner, request, called).await,
+                };
+            }
+        }
+    }
+}
+
+enum Begun {
+    Started(Claim, Checkout),
+    /// Anything else, which has ended the transaction.
+    Answered(Begin),
+}
+
+impl Begun {
+    fn answer(self) -> Result<Begin> {
+        match self {
+            Self::Answered(begin) => Ok(begin),
+            Self::Started(..) => Err(Error::new(ErrorKind::TransactionLost, "BUG: it was started")),
+        }
+    }
+}
+
+/// Begins the key in a transaction of its own.
+async fn begin(config: &Idempotency, op: &Operation) -> Result<Begun> {
+    let mut checkout = Checkout::begin(&config.pool).await?;
+    match checkout.ask(&config.once, op, Duration::ZERO).await {
+        Ok(Begin::Started(claim)) => Ok(Begun::Started(claim, checkout)),
+        // Committed, because a replay that locked its row must wait for the standby.
+        Ok(answer) => checkout.commit().await.map(|()| Begun::Answered(answer)),
+        Err(error) => {
+            checkout.rollback().await;
+            Err(error)
+        }
+    }
+}
+
+/// Runs the handler in the transaction that holds its claim, and ends both.
+async fn run<S, B, R>(
+    config: &Idempotency,
+    mut inner: S,
+    request: Request<Buffered<B>>,
+    op: Operation,
+    claim: Claim,
+    checkout: Checkout,
+) -> Ended<R, S::Error>
+where
+    S: Service<Request<Buffered<B>>, Response = Response<R>>,
+    R: Body,
+{
+    let handle = Handle::new(&config.pool, false, Some(op), claim.attempt(), Some(checkout));
+    let (performed, left) = perform(config, &mut inner, request, &handle, true).await;
+    let answered = performed.answered(left.kept);
+    let (Answered { response, settle, stored }, checkout) = match (answered, left.checkout) {
+        (Ok(answered), Some(checkout)) => (answered, checkout),
+        (Ok(_), None) => unreachable!("BUG: the transaction is here unless it was kept"),
+        (Err(ended), checkout) => {
+            undo(checkout).await;
+            return ended;
+        }
+    };
+    let committed = match settle {
+        Settle::Complete => checkout.complete(claim, stored).await,
+        Settle::Fail => checkout.fail(claim, stored).await,
+        Settle::Release | Settle::Lapse => {
+            undo(Some(checkout)).await;
+            return Ended::Answered(response, Answer::Released);
+        }
+    };
+    match committed {
+        Ok(()) => Ended::Answered(response, Answer::Performed),
+        Err(error) => {
+            tracing::warn!(%error, sqlstate = error.sqlstate(), "a handler's work was not committed");
+            Ended::Refused(Refusal::uncommitted(&error))
+        }
+    }
+}
+
+/// Rolls back before the answer leaves, so that an immediate retry does not meet its own predecessor. A
+/// connection that is still busy is closed instead.
+pub(crate) async fn undo(checkout: Option<Checkout>) {
+    if let Some(checkout) = checkout {
+        let _ = tokio::time::timeout(ROLLBACK_MAX, checkout.rollback()).await;
+    }
+}

@@ -1,0 +1,73 @@
+//! The HTTP layer. Most tests call the router in process; `sockets` and what follows go over TCP.
+
+mod transactional;
+
+use std::convert::Infallible;
+
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::BodyExt;
+use pgonce::Scope;
+use pgonce::web::{Answer, Idempotency};
+use tower::ServiceExt;
+
+use crate::harness::TestDb;
+
+/// A layer whose scope is the request's `x-tenant` header.
+pub fn layer(db: &TestDb) -> Idempotency {
+    Idempotency::new(db.once.clone(), db.pool.clone(), |request: &Parts| {
+        let tenant = request.headers.get("x-tenant")?.to_str().ok()?;
+        Scope::new(format!("{tenant}/test")).ok()
+    })
+}
+
+/// A response in full.
+#[derive(Debug, Clone)]
+pub struct Got {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    /// What the layer did, if the request went through one.
+    pub answer: Option<Answer>,
+}
+
+impl Got {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    pub fn is_replay(&self) -> bool {
+        self.header("idempotent-replayed") == Some("true")
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).expect("a JSON body")
+    }
+
+    /// The code of a problem answer.
+    pub fn code(&self) -> String {
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
+        self.json()["code"].as_str().expect("a code").to_owned()
+    }
+}
+
+/// A POST to `/` of tenant `acme` with this key.
+pub fn post(key: &str, body: impl Into<Body>) -> Request<Body> {
+    Request::post("/")
+        .header("x-tenant", "acme")
+        .header("idempotency-key", key)
+        .body(body.into())
+        .unwrap()
+}
+
+/// Sends a request through the router in process.
+pub async fn send(router: &Router, request: Request<Body>) -> Got {
+    let sent: Result<_, Infallible> = router.clone().oneshot(request).await;
+    let (parts, body) = sent.unwrap().into_parts();
+    let body = body.collect().await.expect("a whole body").to_bytes();
+    let answer = parts.extensions.get().copied();
+    Got { status: parts.status, headers: parts.headers, body, answer }
+}
