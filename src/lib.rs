@@ -49,6 +49,9 @@ pub mod _docs {
     pub mod protocol {}
     #[doc = include_str!("docs/sql.md")]
     pub mod sql {}
+    #[cfg(feature = "axum")]
+    #[doc = include_str!("docs/http.md")]
+    pub mod http {}
     #[doc = include_str!("docs/failure-modes.md")]
     pub mod failure_modes {}
     #[doc = include_str!("docs/operations.md")]

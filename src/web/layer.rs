@@ -217,7 +217,7 @@ impl Idempotency {
     }
 
     /// The methods that are covered; POST and PATCH by default. Others, and requests to upgrade the
-    /// connection, pass untouched.
+    /// connection, pass untouched; so do GET, HEAD, OPTIONS, TRACE and CONNECT in any case.
     #[must_use]
     pub fn methods(mut self, methods: impl IntoIterator<Item = Method>) -> Self {
         let passing = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::CONNECT];

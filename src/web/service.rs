@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use tower_service::Service;
+use tracing::{Instrument, Span};
 
 use super::answer::{Answer, Refusal, takes_json};
 use super::body::{Buffered, Read, read};
@@ -23,6 +24,7 @@ use super::{leased, replay, transactional};
 use crate::answer::Begin;
 use crate::checkout::Checkout;
 use crate::error::Result;
+use crate::key::log_hash;
 use crate::response::Response as Stored;
 
 /// The service that [`Idempotency`] wraps around a handler.
@@ -101,19 +103,22 @@ where
     let json = takes_json(request.headers());
     let ignored = config.presence == Presence::Off
         && request.headers().contains_key(&config.key_rules.header);
-    let (mut response, answer) = match decide(&config, inner, request).await {
-        Ended::Answered(response, answer) => (response, answer),
-        Ended::Replayed(response) => (whole(response), Answer::Replayed),
-        Ended::Refused(refusal) => {
-            let answer = refusal.answer;
-            (whole(refusal.into_response(&config.docs, json)), answer)
-        }
-        Ended::Told(_) => unreachable!("BUG: decide puts it into words"),
-        Ended::Failed(error) => return Err(error),
-        Ended::Panicked(panic) => resume_unwind(panic),
-    };
+    // The handler's own log lines are in it too.
+    let span = tracing::info_span!("idempotency", key = tracing::field::Empty);
+    let (mut response, answer) =
+        match decide(&config, inner, request).instrument(span.clone()).await {
+            Ended::Answered(response, answer) => (response, answer),
+            Ended::Replayed(response) => (whole(response), Answer::Replayed),
+            Ended::Refused(refusal) => {
+                let answer = refusal.answer;
+                (whole(refusal.into_response(&config.docs, json)), answer)
+            }
+            Ended::Told(_) => unreachable!("BUG: decide puts it into words"),
+            Ended::Failed(error) => return Err(error),
+            Ended::Panicked(panic) => resume_unwind(panic),
+        };
     config.counters.count(answer);
-    tracing::debug!(answer = answer.code(), "idempotency");
+    span.in_scope(|| tracing::debug!(answer = answer.code(), "answered"));
     response.extensions_mut().insert(answer);
     if matches!(answer, Answer::Replayed | Answer::Omitted) {
         let marker = HeaderValue::from_static("true");
@@ -174,6 +179,11 @@ where
             return Ended::Refused(Refusal::new(Answer::RequestUnreadable, detail));
         }
     };
+    if let Some(op) = &op
+        && !Span::current().is_disabled()
+    {
+        Span::current().record("key", log_hash(op.scope(), op.key()));
+    }
     // Only who asks for a second look pays for a copy.
     let asked_by = config.authorize_replay.as_ref().map(|_| parts.clone());
     let request = Request::from_parts(parts, body);

@@ -63,7 +63,9 @@ impl FinalStatuses {
     /// `used`: the handler has touched its transaction or claim. Before that a 4xx or 5xx may be an
     /// extractor's, and nothing has happened either way.
     pub(crate) fn settle(&self, status: StatusCode, used: bool) -> Settle {
-        if status.as_u16() < 400 {
+        if status.is_informational() {
+            Settle::Release // an upgrade is no outcome
+        } else if status.as_u16() < 400 {
             Settle::Complete
         } else if used && self.contains(status) {
             Settle::Fail
