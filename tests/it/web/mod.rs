@@ -1,6 +1,11 @@
 //! The HTTP layer. Most tests call the router in process; `sockets` and what follows go over TCP.
 
+mod hangups;
+mod single_packet;
+mod sockets;
+mod streams;
 mod transactional;
+mod wire;
 
 use std::convert::Infallible;
 
