@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::UPGRADE;
 use http::request::Parts;
-use http::{HeaderName, Request};
+use http::{HeaderMap, HeaderName, Request};
 use serde_json::{Value, json};
 use tower_layer::Layer;
 
@@ -46,7 +46,7 @@ impl<S> Layer<S> for Idempotency {
 impl Idempotency {
     /// Whether the layer has anything to do with this request.
     pub(crate) fn covers<B>(&self, request: &Request<B>) -> bool {
-        self.methods.contains(request.method()) && !request.headers().contains_key(UPGRADE)
+        self.methods.contains(request.method()) && !upgrades(request.headers())
     }
 
     pub(crate) fn is_transactional(&self) -> bool {
@@ -154,4 +154,13 @@ impl Idempotency {
             "docs": &*self.docs,
         })
     }
+}
+
+/// Whether the connection is asked to become something else. An offer to go on in HTTP/2 does not count:
+/// some clients make it with any request, and the request stays what it is.
+fn upgrades(headers: &HeaderMap) -> bool {
+    let offers = headers.get_all(UPGRADE).iter();
+    offers
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .any(|protocol| !protocol.trim_ascii().eq_ignore_ascii_case(b"h2c"))
 }

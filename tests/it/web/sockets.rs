@@ -104,6 +104,19 @@ async fn reads_and_upgrades_pass_without_a_look_at_the_database() {
 }
 
 #[tokio::test]
+async fn an_offer_to_speak_http2_is_no_upgrade() {
+    let db = TestDb::with_connections(1).await;
+    let server = Server::start(router(&db)).await;
+    // What curl and Java's client send with the first request on a connection without TLS.
+    let offer =
+        "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n";
+    let mut wire = Wire::connect(server.addr).await;
+    wire.send(head("k") + offer + "content-length: 3\r\n\r\nabc").await;
+    assert_eq!(wire.answer().await.status, StatusCode::CREATED);
+    assert!(server.post("k", "abc").await.is_replay());
+}
+
+#[tokio::test]
 async fn a_body_that_says_it_is_too_long_is_refused_before_it_is_sent() {
     let db = TestDb::with_connections(1).await;
     let server = Server::start(router(&db)).await;
