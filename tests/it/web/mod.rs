@@ -2,8 +2,10 @@
 
 mod hangups;
 mod hyper;
+mod layers;
 mod single_packet;
 mod sockets;
+mod stacks;
 mod streams;
 mod transactional;
 mod wire;
