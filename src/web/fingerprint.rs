@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, Uri};
 use serde_json::Value;
 
 use crate::fingerprint::{Fingerprint, FingerprintSecret};
@@ -114,13 +114,14 @@ impl RequestFingerprint {
             Some(json) => ("json", json.as_slice()),
             None => ("bytes", body.as_ref()),
         };
+        let uri = whole_uri(request);
         let mut parts = ByteParts::from([
             Cow::Borrowed(request.method.as_str().as_bytes()),
-            Cow::Borrowed(request.uri.path().as_bytes()),
+            Cow::Borrowed(uri.path().as_bytes()),
         ]);
         if !self.query_ignored {
             // No query and an empty one differ.
-            let query = request.uri.query();
+            let query = uri.query();
             parts.push(Cow::Owned(
                 query.map(|query| format!("?{query}")).unwrap_or_default().into(),
             ));
@@ -162,6 +163,16 @@ impl RequestFingerprint {
         }
         recipe.join(", ")
     }
+}
+
+/// The URI as it was asked for. A nested router sees only what follows its own place, which
+/// `/accounts/1/deposit` and `/accounts/2/deposit` have in common.
+fn whole_uri(request: &Parts) -> &Uri {
+    #[cfg(feature = "axum")]
+    if let Some(axum::extract::OriginalUri(uri)) = request.extensions.get() {
+        return uri;
+    }
+    &request.uri
 }
 
 /// A header's values in their order, their number first, so that the values of two headers never run

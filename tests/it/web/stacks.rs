@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::Path;
 use axum::routing::{get, post as on_post};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
@@ -175,4 +176,19 @@ async fn a_layer_around_a_router_covers_what_is_not_there_and_a_route_layer_does
     assert_eq!(told(&routed, "/nowhere").await, [404, 404]);
     // None of these was the end of its key.
     assert_eq!(db.ask::<i64>("select count(*) from {}.idempotency_keys").await, 1);
+}
+
+#[tokio::test]
+async fn a_key_is_bound_to_the_whole_path_of_a_nested_route() {
+    let db = TestDb::with_connections(1).await;
+    let handler = async |_: OnceTx, Path(account): Path<u32>| account.to_string();
+    let inside = Router::new().route("/deposit", on_post(handler).layer(layer(&db)));
+    let outside = Router::new().route("/deposit", on_post(handler));
+    let inside = Router::new().nest("/accounts/{account}", inside);
+    let outside = Router::new().nest("/accounts/{account}", outside).layer(layer(&db));
+    assert_eq!(&*send(&inside, to("/accounts/1/deposit", "k")).await.body, b"1");
+    let other = send(&inside, to("/accounts/2/deposit", "k")).await;
+    assert_eq!(other.status, StatusCode::UNPROCESSABLE_ENTITY, "{other:?}");
+    // Wherever the layer is put: moving it is no new request.
+    assert!(send(&outside, to("/accounts/1/deposit", "k")).await.is_replay());
 }
