@@ -1,5 +1,6 @@
 //! Bodies that the layer has read, in part or in whole, and gives on.
 
+use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -7,7 +8,10 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, LengthLimitError};
+
+/// What the error of a request's body must turn into, as in axum.
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// What the layer has read of a body, and then the rest of it as it comes: the request's body for
 /// the handler, and the response's for the client.
@@ -22,6 +26,8 @@ pub(crate) enum Read<B> {
     Whole(Bytes, Option<HeaderMap>),
     /// Over the limit; the body is still good to be given on.
     TooLarge(Buffered<B>),
+    /// Cut off by a limit that a layer outside has put around the body.
+    CutOff,
     Broken,
 }
 
@@ -38,7 +44,11 @@ impl<B> Buffered<B> {
 }
 
 /// Reads a body of up to `limit` bytes. One that declares more is not read at all.
-pub(crate) async fn read<B: Body>(body: B, limit: usize) -> Read<B> {
+pub(crate) async fn read<B>(body: B, limit: usize) -> Read<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
     if body.size_hint().lower() > limit as u64 {
         return Read::TooLarge(Buffered::untouched(body));
     }
@@ -46,7 +56,12 @@ pub(crate) async fn read<B: Body>(body: B, limit: usize) -> Read<B> {
     let mut bytes = BytesMut::new();
     let mut trailers = None;
     while let Some(frame) = rest.frame().await {
-        let Ok(frame) = frame else { return Read::Broken };
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => {
+                return if is_limit(&*error.into()) { Read::CutOff } else { Read::Broken };
+            }
+        };
         match frame.into_data() {
             Ok(mut data) => bytes.extend_from_slice(&data.copy_to_bytes(data.remaining())),
             Err(frame) => trailers = frame.into_trailers().ok(),
@@ -57,6 +72,10 @@ pub(crate) async fn read<B: Body>(body: B, limit: usize) -> Read<B> {
         }
     }
     Read::Whole(bytes.freeze(), trailers)
+}
+
+fn is_limit(error: &(dyn Error + 'static)) -> bool {
+    error.is::<LengthLimitError>() || error.source().is_some_and(is_limit)
 }
 
 impl<B: Body> Body for Buffered<B> {

@@ -13,7 +13,7 @@ use tower_service::Service;
 use tracing::{Instrument, Span};
 
 use super::answer::{Answer, Refusal, takes_json};
-use super::body::{Buffered, Read, read};
+use super::body::{BoxError, Buffered, Read, read};
 use super::handle::Handle;
 use super::layer::Idempotency;
 use super::perform::{Answered, Panic, perform};
@@ -61,6 +61,7 @@ where
     S::Error: Send + 'static,
     S::Future: Send,
     B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
     R: Body + Send + 'static,
     R::Data: Send,
 {
@@ -97,6 +98,7 @@ where
     S::Error: Send + 'static,
     S::Future: Send,
     B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
     R: Body + Send + 'static,
     R::Data: Send,
 {
@@ -146,6 +148,7 @@ where
     S::Error: Send + 'static,
     S::Future: Send,
     B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
     R: Body + Send + 'static,
     R::Data: Send,
 {
@@ -174,6 +177,10 @@ where
             (None, body)
         }
         Read::TooLarge(_) => return Ended::Refused(config.too_large()),
+        Read::CutOff => {
+            let detail = "The body is longer than the service takes.";
+            return Ended::Refused(Refusal::new(Answer::RequestTooLarge, detail));
+        }
         Read::Broken => {
             let detail = "The request's body ended before its end. Send it again.";
             return Ended::Refused(Refusal::new(Answer::RequestUnreadable, detail));

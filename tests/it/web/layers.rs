@@ -264,6 +264,8 @@ async fn the_smaller_of_two_limits_holds() {
     announced.headers_mut().insert("content-length", HeaderValue::from_static("51"));
     let early = send(&outer(50), announced).await;
     assert_eq!((early.status.as_u16(), early.answer), (413, None));
+    let late = send(&outer(50), post("k", unannounced(51))).await;
+    assert_eq!((told(&late), late.answer), ((413, problem), Some(Answer::RequestTooLarge)));
     assert_eq!(send(&outer(50), post("k", "x".repeat(50))).await.answer, Some(Answer::Performed));
 }
 
