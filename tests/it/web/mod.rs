@@ -2,6 +2,8 @@
 
 mod hangups;
 mod hyper;
+mod keys;
+mod kit;
 mod layers;
 mod single_packet;
 mod sockets;

@@ -1,0 +1,177 @@
+//! What the tests of single traps share: both modes, and an application that does what a test says.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use http::{Extensions, StatusCode};
+use pgonce::web::{Idempotency, OnceClaim, OnceTx, Unavailable};
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use tokio::sync::Semaphore;
+
+use super::layer;
+use crate::harness::{PATIENCE, TestDb, effect};
+
+/// The two ways to protect a route. Almost everything holds in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Transactional,
+    Leased,
+}
+
+pub const MODES: [Mode; 2] = [Mode::Transactional, Mode::Leased];
+
+/// Longer than any test runs.
+pub const LEASE: Duration = Duration::from_secs(60);
+
+impl Mode {
+    pub fn of(self, idempotency: Idempotency) -> Idempotency {
+        match self {
+            Self::Transactional => idempotency,
+            Self::Leased => idempotency.leased(LEASE),
+        }
+    }
+
+    pub fn layer(self, db: &TestDb) -> Idempotency {
+        self.of(layer(db))
+    }
+}
+
+/// A router behind a layer, and how often its handler was entered.
+#[derive(Clone)]
+pub struct App {
+    pub router: Router,
+    calls: Arc<AtomicU32>,
+}
+
+impl App {
+    pub fn calls(&self) -> u32 {
+        self.calls.load(Ordering::Relaxed)
+    }
+}
+
+/// An application that answers every method and path: it writes one effect through the layer's
+/// transaction, in either mode, and answers as told. The closure gets the number of the call.
+pub fn app<F, R>(db: &TestDb, idempotency: Idempotency, answer: F) -> App
+where
+    F: Fn(u32) -> R + Clone + Send + Sync + 'static,
+    R: IntoResponse + Send,
+{
+    let schema = db.schema.clone();
+    handled(idempotency, move |call, request: Request| {
+        let (schema, answer) = (schema.clone(), answer.clone());
+        async move {
+            if let Some(mut tx) = tx_of(request.extensions()).await {
+                effect(&mut tx, &schema, "done").await.unwrap();
+            }
+            answer(call).into_response()
+        }
+    })
+}
+
+/// An application with this handler, which gets the number of the call.
+pub fn handled<F, W>(idempotency: Idempotency, handler: F) -> App
+where
+    F: Fn(u32, Request) -> W + Clone + Send + Sync + 'static,
+    W: Future<Output = Response> + Send + 'static,
+{
+    let calls = Arc::<AtomicU32>::default();
+    let counted = Arc::clone(&calls);
+    let handler = move |request: Request| {
+        let call = counted.fetch_add(1, Ordering::Relaxed) + 1;
+        handler(call, request)
+    };
+    App { router: Router::new().fallback(handler).layer(idempotency), calls }
+}
+
+/// The transaction of a handler in either mode; none where no layer covers the request or none can be had.
+pub async fn tx_of(extensions: &Extensions) -> Option<OnceTx> {
+    match OnceTx::of(extensions) {
+        Ok(tx) => Some(tx),
+        Err(Unavailable::Leased) => {
+            Some(OnceClaim::of(extensions).unwrap().begin().await.expect("a transaction"))
+        }
+        Err(Unavailable::NoLayer | Unavailable::NoConnection) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// 201 with the number of the call, so that two runs never look alike.
+pub fn numbered(call: u32) -> (StatusCode, String) {
+    (StatusCode::CREATED, format!("call {call}"))
+}
+
+/// Holds handlers up until the test lets them go.
+#[derive(Clone)]
+pub struct Gate {
+    entered: Arc<Semaphore>,
+    open: Arc<Semaphore>,
+}
+
+impl Gate {
+    pub fn new() -> Self {
+        Self { entered: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(0)) }
+    }
+
+    /// In the handler: says that it is there, and waits.
+    pub async fn pass(&self) {
+        self.entered.add_permits(1);
+        self.open.acquire().await.unwrap().forget();
+    }
+
+    /// In the test: waits until a handler is there.
+    pub async fn entered(&self) {
+        patient(self.entered.acquire()).await.unwrap().forget();
+    }
+
+    /// In the test: lets one handler go.
+    pub fn open(&self) {
+        self.open.add_permits(1);
+    }
+}
+
+/// As [`app`], but every call stops at the gate after its write.
+pub fn gated(db: &TestDb, idempotency: Idempotency, gate: &Gate) -> App {
+    let (schema, gate) = (db.schema.clone(), gate.clone());
+    handled(idempotency, move |call, request: Request| {
+        let (schema, gate) = (schema.clone(), gate.clone());
+        async move {
+            let leased = matches!(OnceTx::of(request.extensions()), Err(Unavailable::Leased));
+            if leased {
+                gate.pass().await; // no transaction is open while a leased handler is outside
+            }
+            let mut tx = tx_of(request.extensions()).await.unwrap();
+            effect(&mut tx, &schema, "done").await.unwrap();
+            if !leased {
+                gate.pass().await;
+            }
+            numbered(call).into_response()
+        }
+    })
+}
+
+/// Waits for what must happen, and calls it a failure if it does not.
+pub async fn patient<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, future).await.expect("it never happened")
+}
+
+/// A pool on the same server, with these changes to its options.
+pub fn pool(db: &TestDb, change: impl FnOnce(PgPoolOptions) -> PgPoolOptions) -> PgPool {
+    change(PgPoolOptions::new().max_connections(4)).connect_lazy_with(db.options.clone())
+}
+
+/// A pool that nobody gets a connection from.
+pub async fn closed_pool(db: &TestDb) -> PgPool {
+    let pool = pool(db, |options| options);
+    pool.close().await;
+    pool
+}
+
+/// How many keys the table has.
+pub async fn keys(db: &TestDb) -> i64 {
+    db.ask("select count(*) from {}.idempotency_keys").await
+}
