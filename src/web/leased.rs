@@ -21,14 +21,14 @@ use super::perform::{Answered, Performed, perform};
 use super::policy::Lease;
 use super::service::{Ended, NotBegun, not_begun, unkeyed};
 use super::settle::Settle;
-use super::transactional::undo;
+use super::transactional::{self, Begun, undo};
 use super::waiting::Waiting;
-use crate::answer::{Begin, Finished, InProgress, Replay};
+use crate::answer::{Begin, Finished, InProgress};
 use crate::before::before;
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::operation::{OnLapse, Operation};
-use crate::record::{Record, Status};
+use crate::record::Status;
 use crate::response::Response as Stored;
 
 /// How often storing a response is tried when the database is away for a moment.
@@ -200,12 +200,10 @@ async fn store<R, E>(
     match result {
         Ok(()) => Ended::Answered(response, Answer::Performed),
         Err(error) if error.kind() == ErrorKind::ClaimLost && !config.observe => {
-            match holder(config, op).await {
-                // An earlier try had got through, and only its confirmation had not.
-                Ok(Some((record, _))) if is_ours(&record, claim.token()) => {
-                    Ended::Answered(response, Answer::Performed)
-                }
-                found => told_by(found),
+            match is_finished_by(config, op, claim.token()).await {
+                // Only its confirmation had not.
+                Ok(true) => Ended::Answered(response, Answer::Performed),
+                _ => told_by_holder(config, op).await,
             }
         }
         Err(error) => {
@@ -271,33 +269,33 @@ async fn renew(config: &Idempotency, claim: &mut Claim, lease: Lease) {
     std::future::pending().await
 }
 
-/// Who holds or has finished the key.
-async fn holder(config: &Idempotency, op: &Operation) -> Result<Option<(Record, Stored)>> {
+/// Whether an earlier try at finishing this claim had got through.
+async fn is_finished_by(config: &Idempotency, op: &Operation, token: Uuid) -> Result<bool> {
     let mut conn = config.pool.acquire().await.map_err(database)?;
-    config.once.inspect(&mut conn, op.scope(), op.key()).await
+    let found = config.once.inspect(&mut conn, op.scope(), op.key()).await?;
+    Ok(found.is_some_and(|(record, _)| {
+        record.token == Some(token) && matches!(record.status, Status::Completed | Status::Failed)
+    }))
 }
 
-fn is_ours(record: &Record, token: Uuid) -> bool {
-    record.token == Some(token) && matches!(record.status, Status::Completed | Status::Failed)
-}
-
-/// The answer of a request whose claim another one has taken over: that one's response, or *in
-/// progress*. Never its own, which is not the operation's.
+/// The answer of a request whose claim another one has taken over: what begin answers now, which is
+/// that one's response, or *in progress*. Never its own, which is not the operation's.
 async fn told_by_holder<R, E>(config: &Idempotency, op: &Operation) -> Ended<R, E> {
     tracing::warn!("a handler outlived its lease and another request took its key over");
-    told_by(holder(config, op).await)
-}
-
-fn told_by<R, E>(holder: Result<Option<(Record, Stored)>>) -> Ended<R, E> {
-    let (record, response) = match holder {
-        Ok(Some(found)) => found,
-        Ok(None) => return Ended::Told(Begin::InProgress(InProgress { lease_remaining: None })),
-        Err(error) => return Ended::Refused(Refusal::unasked(&error)),
-    };
-    let status = match record.status {
-        Status::Completed => Finished::Completed,
-        Status::Failed => Finished::Failed,
-        _ => return Ended::Told(Begin::InProgress(InProgress { lease_remaining: None })),
-    };
-    Ended::Told(Begin::Replay(Replay { status, response }))
+    match transactional::begin(config, op).await {
+        Ok(Begun::Answered(begin)) => Ended::Told(begin),
+        Ok(Begun::Started(_, checkout)) => {
+            // Given back and free, so nobody has answered for the operation. It is not begun again
+            // here: the client decides.
+            undo(Some(checkout)).await;
+            Ended::Told(Begin::InProgress(InProgress { lease_remaining: None }))
+        }
+        Err(error) => {
+            let mut refusal = Refusal::unasked(&error);
+            refusal.detail =
+                "It may be done or not. Send the same request with the same key to find out."
+                    .into();
+            Ended::Refused(refusal)
+        }
+    }
 }

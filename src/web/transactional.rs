@@ -52,7 +52,7 @@ where
     }
 }
 
-enum Begun {
+pub(crate) enum Begun {
     Started(Claim, Checkout),
     /// Anything else, which has ended the transaction.
     Answered(Begin),
@@ -68,7 +68,7 @@ impl Begun {
 }
 
 /// Begins the key in a transaction of its own.
-async fn begin(config: &Idempotency, op: &Operation) -> Result<Begun> {
+pub(crate) async fn begin(config: &Idempotency, op: &Operation) -> Result<Begun> {
     let mut checkout = Checkout::begin(&config.pool).await?;
     match checkout.ask(&config.once, op, Duration::ZERO).await {
         Ok(Begin::Started(claim)) => Ok(Begun::Started(claim, checkout)),
