@@ -1,12 +1,14 @@
 //! The HTTP layer. Most tests call the router in process; `sockets` and what follows go over TCP.
 
 mod bodies;
+mod concurrency;
 mod fingerprints;
 mod hangups;
 mod hyper;
 mod keys;
 mod kit;
 mod layers;
+mod leases;
 mod single_packet;
 mod sockets;
 mod stacks;

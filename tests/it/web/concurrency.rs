@@ -1,0 +1,241 @@
+//! Many requests with one key at the same time.
+
+use std::time::Duration;
+
+use axum::response::IntoResponse;
+use http::StatusCode;
+use pgonce::web::{Answer, Idempotency};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::kit::{
+    App, Gate, LEASE, MODES, Mode, app, gated, handled, keys, numbered, patient, tx_of,
+};
+use super::{Got, layer, post, send};
+use crate::harness::{PATIENCE, TestDb, effect};
+
+/// Sends a request in a task of its own.
+pub fn sent(app: &App, key: &str, body: &'static str) -> JoinHandle<Got> {
+    let (router, request) = (app.router.clone(), post(key, body));
+    tokio::spawn(async move { send(&router, request).await })
+}
+
+// Trap 24.
+#[tokio::test]
+async fn of_many_at_once_one_performs_and_all_get_its_answer() {
+    for mode in MODES {
+        let db = TestDb::with_connections(5).await;
+        let app = app(&db, mode.layer(&db).wait(PATIENCE).waiters_max(100), numbered);
+        let mut requests = JoinSet::new();
+        for _ in 0..30 {
+            let router = app.router.clone();
+            requests.spawn(async move { send(&router, post("k", "")).await });
+        }
+        let got = patient(requests.join_all()).await;
+        assert!(got.iter().all(|got| got.body == "call 1" && got.status == StatusCode::CREATED));
+        assert_eq!(got.iter().filter(|got| got.is_replay()).count(), 29);
+        assert_eq!((app.calls(), db.effects().await), (1, 1));
+    }
+}
+
+// Trap 25. The row that the waiter waits for vanishes; it begins anew and does not run unprotected.
+#[tokio::test]
+async fn a_waiter_performs_when_the_first_gives_up() {
+    for mode in MODES {
+        let db = TestDb::new().await;
+        let (gate, schema) = (Gate::new(), db.schema.clone());
+        let idempotency = mode.layer(&db).wait(PATIENCE);
+        let stops = gate.clone();
+        let app = handled(idempotency, move |call, request| {
+            let (gate, schema) = (stops.clone(), schema.clone());
+            async move {
+                let mut tx = tx_of(request.extensions()).await.unwrap();
+                effect(&mut tx, &schema, "done").await.unwrap();
+                if call == 1 {
+                    gate.pass().await;
+                    return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+                }
+                numbered(call).into_response()
+            }
+        });
+        let first = sent(&app, "k", "");
+        gate.entered().await;
+        let waiters = [sent(&app, "k", ""), sent(&app, "k", "")];
+        gate.open();
+        assert_eq!(patient(first).await.unwrap().answer, Some(Answer::Released));
+        let mut answers = Vec::new();
+        for waiter in waiters {
+            let got = patient(waiter).await.unwrap();
+            assert_eq!(got.body, "call 2");
+            answers.push(got.answer.unwrap());
+        }
+        answers.sort_by_key(|answer| answer.code());
+        assert_eq!(answers, [Answer::Performed, Answer::Replayed]);
+        assert_eq!(db.effects().await, 1);
+    }
+}
+
+// Trap 26. What a leased claim has left is told; an open transaction has no lease.
+#[tokio::test]
+async fn a_duplicate_in_flight_is_told_when_to_come_back() {
+    for mode in MODES {
+        let db = TestDb::new().await;
+        db.stop_clock().await;
+        let gate = Gate::new();
+        let app = gated(&db, mode.layer(&db), &gate);
+        let first = sent(&app, "k", "");
+        gate.entered().await;
+        for (passed, left) in [(0, "60"), (18_500, "42"), (41_000, "1")] {
+            db.advance(Duration::from_millis(passed)).await;
+            let got = send(&app.router, post("k", "")).await;
+            assert_eq!((got.status, got.code()), (StatusCode::CONFLICT, "in_progress".into()));
+            assert_eq!(got.json()["retryable"], true);
+            let left = if mode == Mode::Leased { left } else { "1" };
+            assert_eq!(got.header("retry-after"), Some(left), "{mode:?}");
+        }
+        gate.open();
+        assert_eq!(patient(first).await.unwrap().answer, Some(Answer::Performed));
+    }
+}
+
+// Trap 26. 50 duplicates of one slow key, a pool that has one connection left for them all.
+#[tokio::test]
+async fn waiters_are_few_and_leave_the_pool_to_others() {
+    for mode in MODES {
+        let db = TestDb::with_connections(2).await;
+        let gate = Gate::new();
+        let idempotency = mode.layer(&db).wait(PATIENCE).waiters_max(8);
+        let slow = gated(&db, idempotency.clone(), &gate);
+        let quick = app(&db, idempotency, numbered);
+        let first = sent(&slow, "slow", "");
+        gate.entered().await;
+        let mut duplicates: JoinSet<Got> = JoinSet::new();
+        for _ in 0..50 {
+            let router = slow.router.clone();
+            duplicates.spawn(async move { send(&router, post("slow", "")).await });
+        }
+        // All beyond the cap are answered while the first is still at work.
+        for _ in 0..42 {
+            let got = patient(duplicates.join_next()).await.unwrap().unwrap();
+            assert_eq!(got.answer, Some(Answer::InProgress));
+        }
+        // So are other keys, with eight waiters there.
+        for key in ["one", "two", "three"] {
+            let got = patient(send(&quick.router, post(key, ""))).await;
+            assert_eq!(got.answer, Some(Answer::Performed));
+        }
+        assert_eq!(duplicates.len(), 8, "they still wait");
+        gate.open();
+        assert_eq!(patient(first).await.unwrap().answer, Some(Answer::Performed));
+        let got = patient(duplicates.join_all()).await;
+        assert!(got.iter().all(|got| got.is_replay() && got.body == "call 1"));
+        // Their places are free again.
+        let next = sent(&slow, "next", "");
+        gate.entered().await;
+        let waiter = sent(&slow, "next", "");
+        gate.open();
+        assert_eq!(patient(next).await.unwrap().answer, Some(Answer::Performed));
+        assert!(patient(waiter).await.unwrap().is_replay());
+    }
+}
+
+// Traps 27, 28. Whether its time is up or its client is gone.
+#[tokio::test]
+async fn a_waiter_that_gives_up_leaves_the_claim_alone() {
+    for mode in MODES {
+        let db = TestDb::new().await;
+        let gate = Gate::new();
+        let idempotency = mode.layer(&db);
+        let slow = gated(&db, idempotency.clone(), &gate);
+        let first = sent(&slow, "k", "");
+        gate.entered().await;
+        let soon = app(&db, idempotency.clone().wait(Duration::from_millis(30)), numbered);
+        assert_eq!(send(&soon.router, post("k", "")).await.answer, Some(Answer::InProgress));
+        let late = app(&db, idempotency.wait(PATIENCE), numbered);
+        let gone = sent(&late, "k", "");
+        // It has begun to wait, or is about to; both must do no harm.
+        tokio::task::yield_now().await;
+        gone.abort();
+        assert_eq!(send(&soon.router, post("k", "")).await.answer, Some(Answer::InProgress));
+        gate.open();
+        assert_eq!(patient(first).await.unwrap().answer, Some(Answer::Performed));
+        assert!(send(&soon.router, post("k", "")).await.is_replay());
+        assert_eq!((soon.calls(), late.calls(), db.effects().await), (0, 0, 1));
+        assert_eq!(db.ask::<i32>("select max(attempt) from {}.idempotency_keys").await, 1);
+    }
+}
+
+// Trap 29.
+#[tokio::test]
+async fn the_layers_own_answers_change_nothing_in_the_table() {
+    const TABLE: &str = "select coalesce(string_agg(k::text, '|'), '') from {}.idempotency_keys k";
+    for mode in MODES {
+        let db = TestDb::new().await;
+        let gate = Gate::new();
+        let idempotency = mode.layer(&db).request_bytes_max(4);
+        let slow = gated(&db, idempotency.clone(), &gate);
+        let other = app(&db, idempotency, numbered);
+        let first = sent(&slow, "k", "100");
+        gate.entered().await;
+        let refuse = async |allowed: &[Answer]| {
+            let before: String = db.ask(TABLE).await;
+            for (key, body) in [("k", "100"), ("k", "200"), ("k", "12345"), ("bad,key", "")] {
+                let got = send(&other.router, post(key, body)).await;
+                assert!(allowed.contains(&got.answer.unwrap()), "{got:?}");
+            }
+            assert_eq!(db.ask::<String>(TABLE).await, before);
+        };
+        let malformed = [Answer::RequestTooLarge, Answer::KeyMalformed, Answer::Mismatch];
+        refuse(&[malformed.as_slice(), &[Answer::InProgress]].concat()).await;
+        gate.open();
+        assert_eq!(patient(first).await.unwrap().answer, Some(Answer::Performed));
+        refuse(&[malformed.as_slice(), &[Answer::Replayed]].concat()).await;
+        assert_eq!((other.calls(), db.effects().await), (0, 1));
+    }
+}
+
+// Traps 30, 31, 64. Lease and retention are two times of the database, and neither is ever missing.
+#[tokio::test]
+async fn lease_and_retention_are_two_times() {
+    for mode in MODES {
+        let db = TestDb::new().await;
+        db.stop_clock().await;
+        let gate = Gate::new();
+        let app = gated(&db, mode.layer(&db).retention(Duration::from_secs(3600)), &gate);
+        let first = sent(&app, "k", "");
+        gate.entered().await;
+        if mode == Mode::Leased {
+            let times = "select lease_expires_at - created_at = interval '60 s'
+                            and expires_at - created_at = interval '1 h' from {}.idempotency_keys";
+            assert!(db.ask::<bool>(times).await);
+        }
+        gate.open();
+        patient(first).await.unwrap();
+        let retention = "select expires_at - created_at = interval '1 h' from {}.idempotency_keys";
+        assert!(db.ask::<bool>(retention).await);
+        let nullable = "select count(*) from information_schema.columns
+            where table_schema = '{}' and table_name = 'idempotency_keys' and is_nullable = 'YES'
+              and column_name in ('expires_at', 'lease_expires_at')";
+        assert_eq!(db.ask::<i64>(nullable).await, 0);
+    }
+}
+
+// Trap 31. No time left is not "for ever", and not "no lease" either: nothing runs.
+#[tokio::test]
+async fn a_lease_or_retention_out_of_its_limits_runs_nothing() {
+    let db = TestDb::new().await;
+    let impossible: [fn(Idempotency) -> Idempotency; 4] = [
+        |layer| layer.leased(Duration::ZERO),
+        |layer| layer.leased(LEASE).retention(LEASE / 2),
+        |layer| layer.retention(Duration::ZERO),
+        |layer| layer.retention(Duration::MAX),
+    ];
+    for policy in impossible {
+        let app = app(&db, policy(layer(&db)), numbered);
+        let got = send(&app.router, post("k", "")).await;
+        assert_eq!(
+            (got.status, got.code()),
+            (StatusCode::INTERNAL_SERVER_ERROR, "store_refused".into())
+        );
+        assert_eq!((app.calls(), keys(&db).await), (0, 0));
+    }
+}
