@@ -64,7 +64,7 @@ impl FinalStatuses {
     /// extractor's, and nothing has happened either way.
     pub(crate) fn settle(&self, status: StatusCode, used: bool) -> Settle {
         if status.is_informational() {
-            Settle::Release // an upgrade is no outcome
+            Settle::Release // not an outcome, and no replay could send it
         } else if status.as_u16() < 400 {
             Settle::Complete
         } else if used && self.contains(status) {
