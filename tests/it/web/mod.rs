@@ -12,6 +12,7 @@ mod leases;
 mod single_packet;
 mod sockets;
 mod stacks;
+mod statuses;
 mod streams;
 mod transactional;
 mod wire;
