@@ -215,7 +215,8 @@ impl Refusal {
                 "It may be done or not. Send the same request with the same key to find out.",
             )
             .retry_after(Duration::from_secs(1)),
-            ErrorKind::TransactionLost => {
+            // A claim in a transaction is lost only with that transaction: the handler ended it.
+            ErrorKind::TransactionLost | ErrorKind::ClaimLost => {
                 Self::new(Answer::TransactionLost, "The service's operators must look.")
             }
             _ => Self::new(
