@@ -1,6 +1,7 @@
 //! The HTTP layer. Most tests call the router in process; `sockets` and what follows go over TCP.
 
 mod bodies;
+mod commits;
 mod concurrency;
 mod fingerprints;
 mod hangups;
@@ -15,6 +16,7 @@ mod stacks;
 mod statuses;
 mod streams;
 mod transactional;
+mod unknown;
 mod wire;
 
 use std::convert::Infallible;
