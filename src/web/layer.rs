@@ -186,7 +186,8 @@ impl Idempotency {
     }
 
     /// Runs the handler unprotected when the database cannot be asked, with a warning in the log and a
-    /// count. Without it such requests are refused with 503 or 500, and nothing runs.
+    /// count. Without it such requests are refused with 503 or 500, and nothing runs. A key whose row is
+    /// corrupt is refused in any case: it may be done.
     #[must_use]
     pub fn fail_open(mut self) -> Self {
         self.fail_open = true;

@@ -23,7 +23,7 @@ use super::transactional::undo;
 use super::{leased, replay, transactional};
 use crate::answer::Begin;
 use crate::checkout::Checkout;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::key::log_hash;
 use crate::response::Response as Stored;
 
@@ -258,22 +258,26 @@ pub(crate) enum NotBegun {
 
 /// A begin that did not start the operation.
 pub(crate) fn not_begun(config: &Idempotency, begun: Result<Begin>) -> NotBegun {
-    let refusal = match begun {
+    let error = match begun {
         Ok(begin) if config.observe => {
             config.counters.observe(answer_to(&begin));
             return NotBegun::Run(Answer::Unkeyed);
         }
         Ok(begin) => return NotBegun::Told(begin),
-        Err(error) => {
-            tracing::error!(%error, sqlstate = error.sqlstate(), "an idempotency key could not be begun");
-            Refusal::unasked(&error)
-        }
+        Err(error) => error,
     };
+    tracing::error!(%error, sqlstate = error.sqlstate(), "an idempotency key could not be begun");
+    let refusal = Refusal::unasked(&error);
     if config.observe {
         config.counters.observe(refusal.answer);
         return NotBegun::Run(Answer::Unkeyed);
     }
-    if config.fail_open {
+    // With these the database was asked and has answered: it may be done, it may be at work, it never can be.
+    let answered = matches!(
+        error.kind(),
+        ErrorKind::Corrupt | ErrorKind::Contention | ErrorKind::InvalidInput
+    );
+    if config.fail_open && !answered {
         tracing::warn!("a request runs without idempotency protection");
         return NotBegun::Run(Answer::Unprotected);
     }
