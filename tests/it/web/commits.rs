@@ -1,13 +1,10 @@
 //! The end of a handler's transaction: commits that fail, and handlers that get in its way.
 
-use std::sync::Arc;
-
 use axum::extract::Request;
 use axum::response::IntoResponse;
 use http::{Extensions, StatusCode};
 use pgonce::web::{Answer, OnceClaim, OnceTx, Unavailable};
 use sqlx::{Connection, Executor};
-use tokio::sync::Barrier;
 
 use super::concurrency::sent;
 use super::kit::{App, Gate, MODES, Mode, app, handled, keys, numbered, patient, tx_of};
@@ -94,20 +91,28 @@ async fn a_serialization_failure_undoes_the_claim_and_can_be_retried() {
         let serializable =
             db.options.clone().options([("default_transaction_isolation", "serializable")]);
         db.pool.set_connect_options(serializable);
-        let both_have_read = Arc::new(Barrier::new(2));
+        let gate = Gate::new();
+        let stops = gate.clone();
         let books = does(&db, mode, move |call, extensions, schema| {
-            let both_have_read = both_have_read.clone();
+            let gate = stops.clone();
             async move {
                 let mut tx = tx_of(&extensions).await.unwrap();
                 let sum = sqlx::AssertSqlSafe(format!("select count(*) from {schema}.effect"));
                 sqlx::query(sum).execute(&mut *tx).await.unwrap();
                 effect(&mut tx, &schema, "done").await.unwrap();
                 if call <= 2 {
-                    both_have_read.wait().await;
+                    gate.pass().await;
                 }
             }
         });
-        let both = [sent(&books, "one", ""), sent(&books, "two", "")];
+        // One begins after the other, so that only the handlers can get in each other's way.
+        let mut both = Vec::new();
+        for key in ["one", "two"] {
+            both.push(sent(&books, key, ""));
+            gate.entered().await;
+        }
+        gate.open();
+        gate.open();
         let mut lost = Vec::new();
         for (key, task) in ["one", "two"].into_iter().zip(both) {
             let got = patient(task).await.unwrap();

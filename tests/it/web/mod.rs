@@ -14,6 +14,7 @@ mod single_packet;
 mod sockets;
 mod stacks;
 mod statuses;
+mod store;
 mod streams;
 mod transactional;
 mod unknown;
