@@ -23,19 +23,26 @@ const KEPT: [HeaderName; 9] = [
 
 /// What is never stored, whatever a route says: hop-by-hop (RFC 9110, section 7.6.1), credentials and
 /// cookies, what is made anew for every answer, and what belongs to one exchange.
-const NEVER: [&str; 27] = [
+const NEVER: [&str; 39] = [
     "age",
     "alt-svc",
     "authentication-info",
+    "authorization",
+    "baggage",
     "cache-control",
     "connection",
     "content-length",
     "content-range",
+    "cookie",
     "date",
+    "idempotency-key",
+    "idempotency-status",
+    "idempotent-replayed",
     "keep-alive",
     "proxy-authenticate",
     "proxy-authentication-info",
     "proxy-connection",
+    "request-id",
     "retry-after",
     "server",
     "server-timing",
@@ -50,9 +57,15 @@ const NEVER: [&str; 27] = [
     "vary",
     "via",
     "www-authenticate",
+    "x-amz-request-id",
+    "x-amzn-requestid",
+    "x-amzn-trace-id",
+    "x-cloud-trace-context",
     "x-request-id",
+    "x-trace-id",
 ];
-const NEVER_PREFIXES: [&str; 4] = ["access-control-", "ratelimit", "x-ratelimit", "x-correlation"];
+const NEVER_PREFIXES: [&str; 5] =
+    ["access-control-", "ratelimit", "x-b3-", "x-correlation", "x-ratelimit"];
 
 /// The first line of a header block; the rest is field lines as in HTTP/1.1, each ended by CR LF.
 const VERSION: &[u8] = b"pgonce headers 1\r\n";
