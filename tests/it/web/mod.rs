@@ -10,6 +10,8 @@ mod keys;
 mod kit;
 mod layers;
 mod leases;
+mod replays;
+mod round_trip;
 mod single_packet;
 mod sockets;
 mod stacks;
