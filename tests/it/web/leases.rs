@@ -154,8 +154,11 @@ async fn a_handler_whose_claim_is_taken_over_is_stopped() {
     };
     assert_eq!(second.answer, Some(Answer::Performed));
     patient(stopped.notified()).await;
+    // It may have found out before the winner was done.
     let late = patient(first).await.unwrap();
-    assert_eq!((late.answer, late.body), (Some(Answer::Replayed), "the winner's".into()));
+    let told = (late.answer, late.body.as_ref());
+    let replayed = (Some(Answer::Replayed), b"the winner's".as_slice());
+    assert!(told == replayed || told.0 == Some(Answer::InProgress), "{told:?}");
     assert_eq!(db.effects().await, 1);
 }
 
