@@ -72,7 +72,7 @@ impl Idempotency {
             }
             let header = &self.key_rules.header;
             let detail = format!(
-                "Send a {header} header with a key of your own for this request, such as a UUID."
+                "Send the header {header} with a key of your own for this request, such as a UUID."
             );
             return Err(Refusal::new(Answer::KeyMissing, detail));
         };
