@@ -1,0 +1,87 @@
+//! Charges: they call another service, so their route is leased.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::http::header::LOCATION;
+use axum::response::IntoResponse;
+use axum::{Extension, Json};
+use pgonce::web::OnceClaim;
+use serde::Serialize;
+
+use crate::api::{App, Tenant};
+use crate::error::ApiError;
+use crate::order::Order;
+
+#[derive(Serialize)]
+pub struct Charge {
+    charge_id: i64,
+    /// The provider's number for it.
+    receipt: i64,
+    account: String,
+    amount: i64,
+    currency: String,
+}
+
+/// `POST /charges`. The layer has committed a claim on the key before this runs. It runs to its end even
+/// if the client hangs up. Should the process die, the claim lapses and a retry comes here again.
+pub async fn create(
+    State(app): State<App>,
+    claim: OnceClaim,
+    Extension(tenant): Extension<Tenant>,
+    order: Order,
+) -> Result<impl IntoResponse, ApiError> {
+    // No transaction can cover the provider, so this call may be made more than once. But always with
+    // the same key, made from our client's, and so the provider charges the card once.
+    let key = claim.derived_key("charge");
+    let receipt = app.provider.charge(&key, &order).await?;
+
+    // From here on it is all in this database. The layer commits this transaction together with the key
+    // and the answer, unless the claim was lost to another request meanwhile.
+    let mut tx = claim.begin().await?;
+    let sql = "insert into payments_example.charge (receipt, tenant, account, amount, currency)
+               values ($1, $2, $3, $4, $5) returning charge_id";
+    let charge_id: i64 = sqlx::query_scalar(sql)
+        .bind(receipt)
+        .bind(&tenant.0)
+        .bind(&order.account)
+        .bind(order.amount)
+        .bind(&order.currency)
+        .fetch_one(&mut *tx)
+        .await?;
+
+    let Order { account, amount, currency } = order;
+    let charge = Charge { charge_id, receipt, account, amount, currency };
+    Ok((StatusCode::CREATED, [(LOCATION, format!("/charges/{charge_id}"))], Json(charge)))
+}
+
+type Row = (i64, i64, String, i64, String);
+
+impl From<Row> for Charge {
+    fn from((charge_id, receipt, account, amount, currency): Row) -> Self {
+        Self { charge_id, receipt, account, amount, currency }
+    }
+}
+
+/// `GET /charges`, the tenant's own.
+pub async fn list(
+    State(app): State<App>,
+    Extension(tenant): Extension<Tenant>,
+) -> Result<Json<Vec<Charge>>, ApiError> {
+    let sql = "select charge_id, receipt, account, amount, currency from payments_example.charge
+                where tenant = $1 order by charge_id";
+    let rows: Vec<Row> = sqlx::query_as(sql).bind(tenant.0).fetch_all(&app.pool).await?;
+    Ok(Json(rows.into_iter().map(Charge::from).collect()))
+}
+
+/// `GET /charges/{id}`, where `Location` points.
+pub async fn show(
+    State(app): State<App>,
+    Extension(tenant): Extension<Tenant>,
+    Path(id): Path<i64>,
+) -> Result<Json<Charge>, ApiError> {
+    let sql = "select charge_id, receipt, account, amount, currency from payments_example.charge
+                where tenant = $1 and charge_id = $2";
+    let row: Option<Row> =
+        sqlx::query_as(sql).bind(tenant.0).bind(id).fetch_optional(&app.pool).await?;
+    row.map(|row| Json(row.into())).ok_or(ApiError::NotFound)
+}
