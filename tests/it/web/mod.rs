@@ -3,6 +3,7 @@
 mod bodies;
 mod commits;
 mod concurrency;
+mod example;
 mod fingerprints;
 mod hangups;
 mod hyper;
@@ -10,6 +11,7 @@ mod keys;
 mod kit;
 mod layers;
 mod leases;
+mod payments;
 mod replays;
 mod round_trip;
 mod single_packet;

@@ -1,0 +1,183 @@
+//! `examples/payments` as a process of its own, on a database of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{Client, Error};
+use hyper_util::rt::TokioExecutor;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+use tempfile::NamedTempFile;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+use super::Got;
+use crate::harness::{PATIENCE, TestDb, server};
+
+/// The running server. Killed when dropped.
+pub struct Example {
+    child: Child,
+    /// Held open: the server would fail to write into a closed one.
+    output: Lines<BufReader<ChildStdout>>,
+    pub address: String,
+}
+
+/// A new database on the test server: the example makes its schemas there itself.
+pub async fn database() -> TestDb {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let name = format!("example_{}", COUNTER.fetch_add(1, Ordering::Relaxed));
+    let options = server().await.connect_options();
+    let mut conn = PgConnection::connect_with(&options).await.unwrap();
+    let create = AssertSqlSafe(format!("create database {name}"));
+    sqlx::raw_sql(create).execute(&mut conn).await.unwrap();
+    TestDb::open("pgonce", options.database(&name), 2).await
+}
+
+impl Example {
+    /// Starts it and waits until it listens. Port 0 lets the system choose one.
+    pub async fn start(db: &TestDb, port: u16) -> Self {
+        let log = NamedTempFile::new().unwrap();
+        let mut child = Command::new(program())
+            .env("DATABASE_URL", db.options.to_url_lossy().as_str())
+            .env("PORT", port.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log.reopen().unwrap())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("start the example");
+        let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = tokio::time::timeout(PATIENCE, output.next_line()).await;
+        let line = line.expect("the example starts").unwrap().unwrap_or_default();
+        let Some(address) = line.strip_prefix("listening on http://") else {
+            panic!("the example did not start: {line}\n{}", std::fs::read_to_string(&log).unwrap());
+        };
+        Self { child, output, address: address.to_owned() }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.rsplit(':').next().unwrap().parse().unwrap()
+    }
+
+    /// `kill -9`, and waits until the process is gone.
+    pub async fn kill(mut self) {
+        self.child.kill().await.expect("kill the example");
+    }
+
+    /// SIGTERM.
+    pub async fn terminate(&self) {
+        let kill = format!("kill -TERM {}", self.child.id().expect("it still runs"));
+        assert!(Command::new("sh").args(["-c", &kill]).status().await.unwrap().success());
+    }
+
+    /// Waits until it has ended of itself, and returns the last line it printed.
+    pub async fn ended(mut self) -> (ExitStatus, Option<String>) {
+        let mut last = None;
+        let ending = async {
+            while let Some(line) = self.output.next_line().await.unwrap() {
+                last = Some(line);
+            }
+            self.child.wait().await.unwrap()
+        };
+        let status = tokio::time::timeout(PATIENCE, ending).await.expect("the example ends");
+        (status, last)
+    }
+}
+
+/// A client of the example's, of tenant `acme`.
+#[derive(Clone)]
+pub struct Caller {
+    client: Client<HttpConnector, Full<Bytes>>,
+    address: String,
+}
+
+impl Caller {
+    pub fn new(address: &str) -> Self {
+        // A request whose connection breaks is the test's to send again.
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(Duration::from_secs(5))
+            .retry_canceled_requests(false)
+            .build_http();
+        Self { client, address: address.to_owned() }
+    }
+
+    pub async fn get(&self, path: &str) -> Got {
+        let request = self.request(Method::GET, path).body(Full::default()).unwrap();
+        self.send(request).await.unwrap()
+    }
+
+    pub async fn post(&self, path: &str, key: &str, body: &str) -> Result<Got, Error> {
+        let request = self.request(Method::POST, path).header("idempotency-key", key);
+        self.send(request.body(body.to_owned().into()).unwrap()).await
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> http::request::Builder {
+        Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.address))
+            .header("authorization", "Bearer acme")
+            .header("content-type", "application/json")
+    }
+
+    /// The error is of the connection, while it was made or later: see `Error::is_connect`.
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Got, Error> {
+        let (parts, body) = self.client.request(request).await?.into_parts();
+        let body = body.collect().await.map_or_else(|_| Bytes::new(), |body| body.to_bytes());
+        Ok(Got { status: parts.status, headers: parts.headers, body, answer: None })
+    }
+}
+
+/// The program, beside the tests. `cargo test` builds it with them; `cargo test --test it` does not.
+fn program() -> &'static Path {
+    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
+        let tests = std::env::current_exe().unwrap();
+        let folder = tests.ancestors().nth(2).unwrap(); // target/debug
+        let program =
+            folder.join("examples/payments").with_extension(std::env::consts::EXE_EXTENSION);
+        if !is_up_to_date(&program) {
+            build(folder);
+        }
+        let again = "build it: cargo build --example payments --all-features";
+        assert!(is_up_to_date(&program), "{} is missing or old; {again}", program.display());
+        program
+    });
+    &PROGRAM
+}
+
+fn build(folder: &Path) {
+    let all = cfg!(all(feature = "cli", feature = "embedded"));
+    let profile = folder.file_name().unwrap().to_str().unwrap();
+    let status = std::process::Command::new(env!("CARGO"))
+        .args(["build", "--locked", "--offline", "--quiet", "--example", "payments"])
+        .arg(if all { "--all-features" } else { "--features=axum,throwaway" })
+        .args(["--profile", if profile == "debug" { "dev" } else { profile }])
+        .arg("--target-dir")
+        .arg(folder.parent().unwrap())
+        .status();
+    assert!(status.unwrap().success(), "the example is built");
+}
+
+/// Whether it is newer than what it is made of. An old one would pass for the code at hand.
+fn is_up_to_date(program: &Path) -> bool {
+    let Ok(built) = modified(program) else { return false };
+    ["examples/payments", "src", "sql", "migrations"]
+        .iter()
+        .all(|folder| newest(Path::new(folder)) <= built)
+}
+
+fn newest(folder: &Path) -> SystemTime {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let ages =
+        entries.map(|path| if path.is_dir() { newest(&path) } else { modified(&path).unwrap() });
+    ages.max().unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn modified(path: &Path) -> std::io::Result<SystemTime> {
+    path.metadata()?.modified()
+}
