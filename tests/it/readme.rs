@@ -10,13 +10,40 @@ mod quickstart;
 
 use quickstart::{Request, pay, prepare};
 
+/// The README's Rust blocks that are lines of an example.
+fn shown() -> Vec<&'static str> {
+    let readme = include_str!("../../README.md");
+    let section = |title: &str| {
+        let (_, rest) = readme.split_once(title).unwrap();
+        rest.split("\n## ").next().unwrap()
+    };
+    let blocks = |text: &'static str, count: usize| {
+        let blocks = text.split("```rust,ignore\n").skip(1).take(count);
+        let blocks = blocks.map(|block| block.split("```").next().unwrap()).collect::<Vec<_>>();
+        assert_eq!(blocks.len(), count, "{text}");
+        blocks
+    };
+    [blocks(section("## Ten lines"), 1), blocks(section("## HTTP"), 3)].concat()
+}
+
 #[test]
 fn the_readme_shows_the_examples_own_lines() {
-    let readme = include_str!("../../README.md");
-    let (_, rest) = readme.split_once("```rust,ignore\n").unwrap();
-    let (shown, _) = rest.split_once("```").unwrap();
-    let program = include_str!("../../examples/quickstart.rs");
-    assert!(program.contains(shown), "not in examples/quickstart.rs:\n{shown}");
+    let examples = [
+        include_str!("../../examples/quickstart.rs"),
+        include_str!("../../examples/payments/api.rs"),
+        include_str!("../../examples/payments/payments.rs"),
+    ];
+    for shown in shown() {
+        let there = examples.iter().any(|example| is_in(shown, example));
+        assert!(there, "in no example:\n{shown}");
+    }
+}
+
+/// Whether lines follow each other in a program, however deep they are there.
+fn is_in(lines: &str, program: &str) -> bool {
+    let trimmed = |text: &'_ str| text.lines().map(|l| l.trim().to_owned()).collect::<Vec<_>>();
+    let (lines, program) = (trimmed(lines), trimmed(program));
+    program.windows(lines.len()).any(|window| window == lines)
 }
 
 #[tokio::test]

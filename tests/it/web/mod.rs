@@ -22,6 +22,7 @@ mod store;
 mod streams;
 mod transactional;
 mod unknown;
+mod walkthrough;
 mod wire;
 
 use std::convert::Infallible;
