@@ -8,6 +8,7 @@ mod fingerprints;
 mod hangups;
 mod hyper;
 mod keys;
+mod kill;
 mod kit;
 mod layers;
 mod leases;
