@@ -70,7 +70,7 @@ async fn bad_input_is_told_clearly_and_does_not_burn_the_key() {
         (r#"{"account": "a", "amount": 0, "currency": "EUR"}"#, "amount"),
         (r#"{"account": "a", "amount": -1, "currency": "EUR"}"#, "amount"),
         (r#"{"account": "a", "amount": 1.5, "currency": "EUR"}"#, "amount"),
-        (r#"{"account": "a", "amount": 1, "currency": "XTS"}"#, "currency"),
+        (r#"{"account": "a", "amount": 1, "currency": "EURO"}"#, "currency"),
     ];
     for path in ROUTES {
         for (body, named) in bad {
