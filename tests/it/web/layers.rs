@@ -208,6 +208,11 @@ async fn with_cors_outside_a_browser_may_send_the_key_and_see_the_marker() {
     assert_eq!(refused.header("access-control-allow-origin"), Some("https://a.test"));
 }
 
+/// The one session of a pool of one. It is another when a connection was thrown away.
+async fn session(db: &TestDb) -> i32 {
+    sqlx::query_scalar("select pg_backend_pid()").fetch_one(&db.pool).await.unwrap()
+}
+
 #[tokio::test]
 async fn a_panic_reaches_the_layer_outside_after_its_key_is_free() {
     for leased in [false, true] {
@@ -222,11 +227,13 @@ async fn a_panic_reaches_the_layer_outside_after_its_key_is_free() {
             on_post(async move |tx: OnceTx| work.clone().panics_once(tx).await).layer(layer(&db))
         };
         let router = Router::new().route("/", route).layer(CatchPanicLayer::new());
+        let before = session(&db).await;
         let first = send(&router, post("k", "")).await;
         assert_eq!((first.status, first.answer), (StatusCode::INTERNAL_SERVER_ERROR, None));
         let retry = send(&router, post("k", "")).await; // at once: no second answer in between
         assert_eq!(retry.answer, Some(Answer::Performed), "leased: {leased}");
         assert_eq!(db.effects().await, 1);
+        assert_eq!(session(&db).await, before, "rolled back, and not left to the server");
     }
 }
 
@@ -237,11 +244,13 @@ async fn a_panic_that_was_caught_inside_is_an_error_like_others() {
     let inside = ServiceBuilder::new().layer(layer(&db)).layer(CatchPanicLayer::new());
     let handler = async move |tx: OnceTx| work.clone().panics_once(tx).await;
     let router = Router::new().route("/", on_post(handler).layer(inside));
+    let before = session(&db).await;
     let first = send(&router, post("k", "")).await;
     let answered = (first.status, first.answer);
     assert_eq!(answered, (StatusCode::INTERNAL_SERVER_ERROR, Some(Answer::Released)));
     assert_eq!(send(&router, post("k", "")).await.answer, Some(Answer::Performed));
     assert_eq!(db.effects().await, 1);
+    assert_eq!(session(&db).await, before);
 }
 
 #[tokio::test]

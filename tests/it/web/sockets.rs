@@ -158,6 +158,22 @@ async fn a_client_that_waits_to_send_is_told_to_go_on() {
         let got = wire.answer().await;
         assert_eq!((got.status, got.is_replay()), (StatusCode::CREATED, replayed));
     }
+    let mut wire = Wire::connect(server.addr).await;
+    wire.send(format!("{}expect: 100-continue\r\ncontent-length: 3\r\n\r\n", head("\""))).await;
+    assert_eq!(wire.answer().await.code(), "key_malformed", "at once");
+}
+
+#[tokio::test]
+async fn duplicates_sent_in_one_go_are_answered_in_turn() {
+    let db = TestDb::with_connections(1).await;
+    let server = Server::start(router(&db)).await;
+    let mut wire = Wire::connect(server.addr).await;
+    wire.send(whole("k", "abc").repeat(3)).await;
+    for replayed in [false, true, true] {
+        let got = wire.answer().await;
+        assert_eq!((got.status, got.is_replay()), (StatusCode::CREATED, replayed));
+    }
+    assert_eq!(db.effects().await, 1);
 }
 
 #[tokio::test]
