@@ -26,8 +26,8 @@ use super::wire::{Count, CountDrop};
 use super::{Got, layer, post, send};
 use crate::harness::{PATIENCE, TestDb, effect};
 
-/// Long enough for a database to answer, short enough to wait for.
-const SHORT: Duration = Duration::from_millis(500);
+/// Long enough for a handler to be reached, short enough to wait for.
+const SHORT: Duration = Duration::from_secs(1);
 
 fn timing_out() -> TimeoutLayer {
     TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, SHORT)
@@ -72,8 +72,8 @@ async fn a_timeout_around_a_transactional_route_undoes_everything() {
     let work = Work::new(&db);
     let ended = work.ended.clone();
     let handler = async move |tx: OnceTx| work.clone().stuck_once(tx).await;
-    let router = Router::new().route("/", on_post(handler).layer(layer(&db))).layer(timing_out());
-    let first = send(&router, post("k", "")).await;
+    let router = Router::new().route("/", on_post(handler).layer(layer(&db)));
+    let first = send(&router.clone().layer(timing_out()), post("k", "")).await;
     assert_eq!((first.status, first.answer), (StatusCode::GATEWAY_TIMEOUT, None));
     ended.until(1).await;
     let retry = until_told(&router, || post("k", "")).await;
@@ -87,8 +87,9 @@ async fn a_timeout_inside_is_an_outcome_that_is_not_stored() {
     let work = Work::new(&db);
     let handler = async move |tx: OnceTx| work.clone().stuck_once(tx).await;
     let inside = ServiceBuilder::new().layer(layer(&db)).layer(timing_out());
-    let router = Router::new().route("/", on_post(handler).layer(inside));
-    let first = send(&router, post("k", "")).await;
+    let hasty = Router::new().route("/", on_post(handler.clone()).layer(inside));
+    let router = Router::new().route("/", on_post(handler).layer(layer(&db)));
+    let first = send(&hasty, post("k", "")).await;
     assert_eq!(first.answer, Some(Answer::Released));
     assert_eq!(first.status, StatusCode::GATEWAY_TIMEOUT);
     let retry = send(&router, post("k", "")).await;
@@ -106,10 +107,9 @@ async fn a_timeout_around_a_leased_route_ends_the_wait_and_not_the_work() {
         may.until(1).await;
         effect(&mut claim.begin().await.unwrap(), &schema, "paid").await.unwrap().to_string()
     };
-    let router = Router::new()
-        .route("/", on_post(handler).layer(layer(&db).leased(PATIENCE)))
-        .layer(timing_out());
-    assert_eq!(send(&router, post("k", "")).await.status, StatusCode::GATEWAY_TIMEOUT);
+    let router = Router::new().route("/", on_post(handler).layer(layer(&db).leased(PATIENCE)));
+    let first = send(&router.clone().layer(timing_out()), post("k", "")).await;
+    assert_eq!(first.status, StatusCode::GATEWAY_TIMEOUT);
     assert_eq!(send(&router, post("k", "")).await.answer, Some(Answer::InProgress));
     go.add();
     assert!(until_told(&router, || post("k", "")).await.is_replay());
