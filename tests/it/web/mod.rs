@@ -13,6 +13,7 @@ mod kit;
 mod layers;
 mod leases;
 mod payments;
+mod policy;
 mod replays;
 mod round_trip;
 mod single_packet;
