@@ -26,6 +26,7 @@ mod transactional;
 mod unknown;
 mod walkthrough;
 mod wire;
+pub mod secrets;
 
 use std::convert::Infallible;
 
