@@ -41,7 +41,7 @@ async fn a_claim_is_renewed_while_its_handler_runs() {
     // Four leases long, each of them a renewal at least.
     db.until("select clock_timestamp() > created_at + interval '800 ms' from {}.idempotency_keys")
         .await;
-    let duplicate = send(&app.router, post("k", "")).await;
+    let duplicate = patient(send(&app.router, post("k", ""))).await;
     assert_eq!(duplicate.answer, Some(Answer::InProgress));
     gate.open();
     let got = patient(first).await.unwrap();
@@ -53,7 +53,7 @@ async fn a_claim_is_renewed_while_its_handler_runs() {
 /// Sends the same request again until it is no longer told that the first is at work.
 async fn taken_over(db: &TestDb, app: &App) -> super::Got {
     db.until("select lease_expires_at < {}.clock() from {}.idempotency_keys").await;
-    send(&app.router, post("k", "")).await
+    patient(send(&app.router, post("k", ""))).await
 }
 
 // Trap 32. The winner's answer is the operation's, and the loser sends it as the replay it is.

@@ -14,14 +14,19 @@ async fn through(db: &TestDb, proxy: &Proxy) -> TestDb {
     TestDb::open(&db.schema, proxy.options(), 1).await
 }
 
-/// Which request on its connection is the first for which `is_it` holds, when this application gets
-/// one request over HTTP.
-async fn place(db: &TestDb, make: impl Fn(&TestDb) -> App, is_it: impl Fn(&str) -> bool) -> usize {
+/// What this application asks of the database when it gets one request over HTTP.
+async fn requests(db: &TestDb, make: impl Fn(&TestDb) -> App) -> Vec<String> {
     let proxy = Proxy::start(db, None);
     let app = make(&through(db, &proxy).await);
-    let got = send(&app.router, post("dry-run", "")).await;
+    let got = send(&app.router, post(pgonce::Key::generate().as_str(), "")).await;
     assert_eq!(got.answer, Some(Answer::Performed));
-    proxy.requests().iter().position(|request| is_it(request)).expect("it is sent") + 1
+    proxy.requests()
+}
+
+/// Which request on its connection is the first of this text.
+async fn place(db: &TestDb, make: impl Fn(&TestDb) -> App, text: &str) -> usize {
+    let requests = requests(db, make).await;
+    requests.iter().position(|request| request == text).expect("it is sent") + 1
 }
 
 // Trap 41. Cut before COMMIT arrives, and after it is done: the client is told the same, and the retry
@@ -31,7 +36,7 @@ async fn an_unknown_commit_is_a_503_and_the_retry_finds_out() {
     for mode in MODES {
         let db = TestDb::new().await;
         let make = |db: &TestDb| app(db, mode.layer(db), numbered);
-        let commit = place(&db, make, |request| request == "COMMIT").await;
+        let commit = place(&db, make, "COMMIT").await;
         for (key, cut, committed) in
             [("before", Cut::Before(commit), false), ("after", Cut::After(commit), true)]
         {
@@ -84,30 +89,21 @@ fn outside(db: &TestDb) -> App {
 #[tokio::test]
 async fn a_response_is_stored_though_the_connection_breaks() {
     let db = TestDb::new().await;
-    let at_work = place(&db, outside, |request| request == "select 'at work'").await;
-    // The last of the handler's own; then a ping, or none; then complete.
-    let requests_after = async |key: &str, cut| {
-        let proxy = Proxy::start(&db, Some(cut));
-        let app = outside(&through(&db, &proxy).await);
-        let got = send(&app.router, post(key, "")).await;
-        assert_eq!(
-            (got.status, got.answer),
-            (StatusCode::CREATED, Some(Answer::Performed)),
-            "{cut:?}"
-        );
-        assert_eq!((got.body, app.calls()), ("call 1".into(), 1));
-        proxy.requests()
-    };
-    for after in 20..23 {
-        for cut in [Cut::Before(at_work + after), Cut::After(at_work + after)] {
+    let requests = requests(&db, outside).await;
+    let last_at_work =
+        requests.iter().rposition(|request| request == "select 'at work'").unwrap() + 1;
+    assert!(requests.len() > last_at_work, "complete comes after");
+    for request in last_at_work + 1..=requests.len() {
+        for cut in [Cut::Before(request), Cut::After(request)] {
             let key = format!("{cut:?}").replace(['(', ')'], "-");
-            requests_after(&key, cut).await;
+            let proxy = Proxy::start(&db, Some(cut));
+            let app = outside(&through(&db, &proxy).await);
+            let got = send(&app.router, post(&key, "")).await;
+            assert_eq!(got.answer, Some(Answer::Performed), "{cut:?}");
+            assert_eq!((got.status, got.body), (StatusCode::CREATED, "call 1".into()));
             let retry = send(&outside(&db).router, post(&key, "")).await;
-            assert_eq!(
-                (retry.answer, retry.body),
-                (Some(Answer::Replayed), "call 1".into()),
-                "{cut:?}"
-            );
+            assert_eq!((retry.answer, app.calls()), (Some(Answer::Replayed), 1), "{cut:?}");
+            assert_eq!(retry.body, "call 1");
         }
     }
 }
@@ -137,7 +133,7 @@ async fn a_connection_that_breaks_during_begin_runs_nothing() {
         let db = TestDb::new().await;
         let make = |db: &TestDb| app(db, mode.of(layer(db)), numbered);
         // Begin is the first request with parameters, so its text is not in the clear.
-        let begin = place(&db, make, str::is_empty).await;
+        let begin = place(&db, make, "").await;
         for (key, cut) in [("before", Cut::Before(begin)), ("after", Cut::After(begin))] {
             let proxy = Proxy::start(&db, Some(cut));
             let cut_off = make(&through(&db, &proxy).await);
