@@ -5,27 +5,27 @@ use axum_core::response::{IntoResponse, IntoResponseParts, Response, ResponsePar
 use http::StatusCode;
 use http::request::Parts;
 
-use super::handle::{OnceClaim, OnceTx, Unavailable};
+use super::handle::{OnceClaim, OnceRejection, OnceTx};
 use super::settle::{Secret, Settle};
 
 impl<S: Sync> FromRequestParts<S> for OnceTx {
-    type Rejection = Unavailable;
+    type Rejection = OnceRejection;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Unavailable> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, OnceRejection> {
         Self::of(&parts.extensions)
     }
 }
 
 impl<S: Sync> FromRequestParts<S> for OnceClaim {
-    type Rejection = Unavailable;
+    type Rejection = OnceRejection;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Unavailable> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, OnceRejection> {
         Self::of(&parts.extensions)
     }
 }
 
 /// 503 where there is no connection to the database; otherwise 500, because the program has to be mended.
-impl IntoResponse for Unavailable {
+impl IntoResponse for OnceRejection {
     fn into_response(self) -> Response {
         tracing::error!("{self}");
         let status = match self {

@@ -63,7 +63,7 @@ pub struct OnceClaim(Handle);
 /// Why a handler cannot have its [`OnceTx`] or [`OnceClaim`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Unavailable {
+pub enum OnceRejection {
     /// The request did not go through an [`Idempotency`](super::Idempotency) layer, or its method is
     /// none that the layer covers.
     #[error("no idempotency layer around this handler covers this method")]
@@ -152,7 +152,7 @@ impl Handle {
     }
 
     /// The transaction, if it is here; `Ok(None)` when there is none yet.
-    fn take(&self) -> Result<Option<OnceTx>, Unavailable> {
+    fn take(&self) -> Result<Option<OnceTx>, OnceRejection> {
         let mut tx = self.tx();
         match std::mem::replace(&mut *tx, Tx::WithHandler) {
             Tx::Here(checkout) => {
@@ -164,7 +164,7 @@ impl Handle {
             }
             in_use @ (Tx::WithHandler | Tx::Over) => {
                 *tx = in_use;
-                Err(Unavailable::InUse)
+                Err(OnceRejection::InUse)
             }
         }
     }
@@ -174,13 +174,13 @@ impl OnceTx {
     /// Takes the transaction out of a request's extensions.
     ///
     /// # Errors
-    /// [`Unavailable`]: the request did not go through a layer that opens one, or somebody holds it.
-    pub fn of(extensions: &Extensions) -> Result<Self, Unavailable> {
-        let handle = extensions.get::<Handle>().ok_or(Unavailable::NoLayer)?;
+    /// [`OnceRejection`]: the request did not go through a layer that opens one, or somebody holds it.
+    pub fn of(extensions: &Extensions) -> Result<Self, OnceRejection> {
+        let handle = extensions.get::<Handle>().ok_or(OnceRejection::NoLayer)?;
         if handle.0.leased {
-            return Err(Unavailable::Leased);
+            return Err(OnceRejection::Leased);
         }
-        handle.take()?.ok_or(Unavailable::NoConnection)
+        handle.take()?.ok_or(OnceRejection::NoConnection)
     }
 }
 
@@ -188,9 +188,9 @@ impl OnceClaim {
     /// Takes the claim out of a request's extensions.
     ///
     /// # Errors
-    /// [`Unavailable::NoLayer`]: the request did not go through a layer that covers it.
-    pub fn of(extensions: &Extensions) -> Result<Self, Unavailable> {
-        extensions.get::<Handle>().cloned().map(Self).ok_or(Unavailable::NoLayer)
+    /// [`OnceRejection::NoLayer`]: the request did not go through a layer that covers it.
+    pub fn of(extensions: &Extensions) -> Result<Self, OnceRejection> {
+        extensions.get::<Handle>().cloned().map(Self).ok_or(OnceRejection::NoLayer)
     }
 
     /// A key for a remote that takes idempotency keys itself: the same one in every attempt at this
@@ -223,14 +223,14 @@ impl OnceClaim {
     /// Cancel safe: dropped, there is none.
     pub async fn begin(&self) -> Result<OnceTx> {
         self.0.use_it();
-        let in_use = |error: Unavailable| crate::Error::invalid(error.to_string());
+        let in_use = |error: OnceRejection| crate::Error::invalid(error.to_string());
         if let Some(tx) = self.0.take().map_err(in_use)? {
             return Ok(tx);
         }
         let checkout = Checkout::begin(&self.0.0.pool).await?;
         let mut tx = self.0.tx();
         if !matches!(*tx, Tx::None) {
-            return Err(in_use(Unavailable::InUse)); // two at once; the second connection is closed
+            return Err(in_use(OnceRejection::InUse)); // two at once; the second connection is closed
         }
         *tx = Tx::WithHandler;
         Ok(OnceTx { checkout: Some(checkout), handle: self.0.clone() })

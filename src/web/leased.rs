@@ -17,7 +17,7 @@ use super::answer::{Answer, Refusal};
 use super::body::Buffered;
 use super::handle::Handle;
 use super::layer::Idempotency;
-use super::perform::{Answered, Performed, perform};
+use super::perform::{Answered, perform};
 use super::policy::Lease;
 use super::service::{Ended, NotBegun, not_begun, unkeyed};
 use super::settle::Settle;
@@ -27,7 +27,7 @@ use crate::answer::{Begin, Finished, InProgress};
 use crate::before::before;
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
-use crate::operation::{OnLapse, Operation};
+use crate::operation::Operation;
 use crate::record::Status;
 use crate::response::Response as Stored;
 
@@ -133,12 +133,11 @@ where
         undo(handle.finish().checkout).await;
         return told_by_holder(config, &op).await;
     };
-    let unknown = matches!(performed, Performed::Panicked(_)) && op.on_lapse == OnLapse::Hold;
     let Answered { response, settle, stored } = match performed.answered(left.kept) {
         Ok(answered) => answered,
         Err(ended) => {
             undo(left.checkout).await;
-            give_back(config, claim, unknown).await;
+            give_back(config, claim, config.holds_unknown(left.used)).await;
             return ended;
         }
     };

@@ -52,7 +52,7 @@ pub use answer::Answer;
 pub use body::Buffered;
 pub use counters::Counters;
 pub use fingerprint::RequestFingerprint;
-pub use handle::{OnceClaim, OnceTx, Unavailable};
+pub use handle::{OnceClaim, OnceRejection, OnceTx};
 pub use layer::Idempotency;
 pub use service::IdempotencyService;
 pub use settle::{Secret, Settle};

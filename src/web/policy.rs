@@ -5,15 +5,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::UPGRADE;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, Request};
+use http::{HeaderMap, HeaderName, Request, StatusCode};
 use serde_json::{Value, json};
 use tower_layer::Layer;
 
 use super::answer::{Answer, Refusal};
 use super::layer::Idempotency;
 use super::service::IdempotencyService;
+use super::settle::Settle;
 use crate::key::{Key, Scope};
-use crate::operation::Operation;
+use crate::operation::{OnLapse, Operation};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -51,6 +52,21 @@ impl Idempotency {
 
     pub(crate) fn is_transactional(&self) -> bool {
         self.mode == Mode::Transactional
+    }
+
+    /// What becomes of a key by the route's rule, when the handler does not say.
+    pub(crate) fn settle(&self, status: StatusCode, used: bool) -> Settle {
+        let unknown = status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT;
+        match self.final_statuses.settle(status, used) {
+            Settle::Release if unknown && self.holds_unknown(used) => Settle::Lapse,
+            settle => settle,
+        }
+    }
+
+    /// Whether a handler that ended without an outcome leaves its key to an operator: its outside call
+    /// may have been made.
+    pub(crate) fn holds_unknown(&self, used: bool) -> bool {
+        used && !self.is_transactional() && self.on_lapse == OnLapse::Hold
     }
 
     pub(crate) fn response_limit(&self) -> u64 {

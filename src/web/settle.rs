@@ -23,11 +23,12 @@ pub enum Settle {
     /// handler's own, but not for 401, 403, 405, 408, 413, 415 and 429.
     Fail,
     /// Undo the writes and store nothing: the key is free, and a retry runs the handler again. The
-    /// rule for 5xx, and for what an extractor rejects.
+    /// rule for 5xx, for what an extractor rejects, and for the statuses above.
     Release,
     /// The handler does not know whether its outside work took effect. On a leased route the claim is
     /// left to lapse, and then taken over or held, as [`on_lapse`](super::Idempotency::on_lapse)
-    /// says. On a transactional route the same as `Release`: everything is undone.
+    /// says. The rule for 5xx, 408 and panics where that is `OnLapse::Hold` and the handler has used its
+    /// claim. On a transactional route the same as `Release`: everything is undone.
     Lapse,
 }
 

@@ -3,7 +3,7 @@
 use axum::extract::Request;
 use axum::response::IntoResponse;
 use http::{Extensions, StatusCode};
-use pgonce::web::{Answer, OnceClaim, OnceTx, Unavailable};
+use pgonce::web::{Answer, OnceClaim, OnceRejection, OnceTx};
 use sqlx::{Connection, Executor};
 
 use super::concurrency::sent;
@@ -235,7 +235,7 @@ async fn a_handler_that_rolls_back_itself_is_not_told_to_try_again() {
 async fn a_transaction_that_cannot_be_had_is_an_error_of_the_program() {
     let db = TestDb::new().await;
     let unavailable = async |mode: Option<Mode>| {
-        let handler = async |tx: Result<OnceTx, Unavailable>| {
+        let handler = async |tx: Result<OnceTx, OnceRejection>| {
             tx.map(|_| "there")
                 .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
         };
@@ -247,11 +247,11 @@ async fn a_transaction_that_cannot_be_had_is_an_error_of_the_program() {
         send(&axum::Router::new().route("/", route), post("k", "")).await
     };
     let got = unavailable(None).await;
-    assert_eq!(got.body, Unavailable::NoLayer.to_string());
+    assert_eq!(got.body, OnceRejection::NoLayer.to_string());
     let got = unavailable(Some(Mode::Leased)).await;
     assert_eq!(
         (got.answer, got.body),
-        (Some(Answer::Released), Unavailable::Leased.to_string().into())
+        (Some(Answer::Released), OnceRejection::Leased.to_string().into())
     );
     assert_eq!(unavailable(Some(Mode::Transactional)).await.body, "there");
 }

@@ -8,7 +8,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use http::{Extensions, StatusCode};
-use pgonce::web::{Idempotency, OnceClaim, OnceTx, Unavailable};
+use pgonce::web::{Idempotency, OnceClaim, OnceRejection, OnceTx};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Semaphore;
@@ -92,10 +92,10 @@ where
 pub async fn tx_of(extensions: &Extensions) -> Option<OnceTx> {
     match OnceTx::of(extensions) {
         Ok(tx) => Some(tx),
-        Err(Unavailable::Leased) => {
+        Err(OnceRejection::Leased) => {
             Some(OnceClaim::of(extensions).unwrap().begin().await.expect("a transaction"))
         }
-        Err(Unavailable::NoLayer | Unavailable::NoConnection) => None,
+        Err(OnceRejection::NoLayer | OnceRejection::NoConnection) => None,
         Err(error) => panic!("{error}"),
     }
 }
@@ -140,7 +140,7 @@ pub fn gated(db: &TestDb, idempotency: Idempotency, gate: &Gate) -> App {
     handled(idempotency, move |call, request: Request| {
         let (schema, gate) = (schema.clone(), gate.clone());
         async move {
-            let leased = matches!(OnceTx::of(request.extensions()), Err(Unavailable::Leased));
+            let leased = matches!(OnceTx::of(request.extensions()), Err(OnceRejection::Leased));
             if leased {
                 gate.pass().await; // no transaction is open while a leased handler is outside
             }

@@ -66,6 +66,7 @@ impl Work {
     }
 }
 
+// Trap 35.
 #[tokio::test]
 async fn a_timeout_around_a_transactional_route_undoes_everything() {
     let db = TestDb::with_connections(1).await;
@@ -81,6 +82,7 @@ async fn a_timeout_around_a_transactional_route_undoes_everything() {
     assert_eq!(db.effects().await, 1);
 }
 
+// Trap 35.
 #[tokio::test]
 async fn a_timeout_inside_is_an_outcome_that_is_not_stored() {
     let db = TestDb::with_connections(1).await;
@@ -97,6 +99,7 @@ async fn a_timeout_inside_is_an_outcome_that_is_not_stored() {
     assert_eq!(db.effects().await, 1);
 }
 
+// Trap 35.
 #[tokio::test]
 async fn a_timeout_around_a_leased_route_ends_the_wait_and_not_the_work() {
     let db = TestDb::with_connections(1).await;
@@ -137,6 +140,7 @@ fn takes(request: Request, coding: &'static str) -> Request {
     request
 }
 
+// Trap 51.
 #[tokio::test]
 async fn with_compression_outside_every_retry_negotiates_for_itself() {
     let db = TestDb::with_connections(1).await;
@@ -154,6 +158,7 @@ async fn with_compression_outside_every_retry_negotiates_for_itself() {
     assert_eq!((again.header("content-encoding"), &again.body), (Some("gzip"), &zipped.body));
 }
 
+// Trap 51.
 #[tokio::test]
 async fn with_compression_inside_a_compressed_response_is_a_stream_and_not_kept() {
     let db = TestDb::with_connections(1).await;
@@ -213,6 +218,7 @@ async fn session(db: &TestDb) -> i32 {
     sqlx::query_scalar("select pg_backend_pid()").fetch_one(&db.pool).await.unwrap()
 }
 
+// Trap 36.
 #[tokio::test]
 async fn a_panic_reaches_the_layer_outside_after_its_key_is_free() {
     for leased in [false, true] {
@@ -237,6 +243,7 @@ async fn a_panic_reaches_the_layer_outside_after_its_key_is_free() {
     }
 }
 
+// Trap 36.
 #[tokio::test]
 async fn a_panic_that_was_caught_inside_is_an_error_like_others() {
     let db = TestDb::with_connections(1).await;

@@ -12,12 +12,15 @@ mod kill;
 mod kit;
 mod layers;
 mod leases;
+mod nobody_knows;
 mod omitted;
+mod page;
 mod payments;
 mod policy;
 mod replays;
 mod round_trip;
 mod scopes;
+pub mod secrets;
 mod single_packet;
 mod sockets;
 mod stacks;
@@ -28,8 +31,6 @@ mod transactional;
 mod unknown;
 mod walkthrough;
 mod wire;
-pub mod secrets;
-pub mod secrets;
 
 use std::convert::Infallible;
 
