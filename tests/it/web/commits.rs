@@ -230,7 +230,7 @@ async fn a_handler_that_rolls_back_itself_is_not_told_to_try_again() {
     assert_eq!((keys(&db).await, db.effects().await), (0, 1));
 }
 
-// Trap 43. Mistakes in the program show at the first request, and take no key.
+// Trap 38. Mistakes in the program show at the first request, and take no key.
 #[tokio::test]
 async fn a_transaction_that_cannot_be_had_is_an_error_of_the_program() {
     let db = TestDb::new().await;
@@ -256,7 +256,7 @@ async fn a_transaction_that_cannot_be_had_is_an_error_of_the_program() {
     assert_eq!(unavailable(Some(Mode::Transactional)).await.body, "there");
 }
 
-// Trap 43. The one who looks away from the Result is answered for.
+// Trap 38. The one who looks away from the Result is answered for.
 #[tokio::test]
 async fn a_handler_without_its_transaction_answers_500() {
     let db = TestDb::new().await;
@@ -293,7 +293,7 @@ async fn there_is_one_transaction_for_all_parts_of_a_handler() {
     }
 }
 
-// Trap 34. What asks for the transaction when the answer is out comes too late.
+// Trap 40. What asks for the transaction when the answer is out comes too late.
 #[tokio::test]
 async fn a_transaction_is_not_handed_out_after_the_answer() {
     for mode in MODES {

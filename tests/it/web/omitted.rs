@@ -78,32 +78,31 @@ fn is_omitted(first: &Got, retry: &Got) {
 // Traps 55, 56, 57. Whole for the first caller, omitted for the others, and never run again.
 #[tokio::test]
 async fn what_cannot_be_stored_is_sent_whole_and_then_omitted() {
-    let stream = |end| Body::new(Stream { parts: vec!["one", "two"], end }).into_response();
+    type Answers = &'static (dyn Fn() -> Response + Send + Sync);
+    fn stream(end: End) -> Response {
+        Body::new(Stream { parts: vec!["one", "two"], end }).into_response()
+    }
+    let answers: [(&str, Answers); 5] = [
+        ("12345678901234567890123456789012", &|| {
+            "12345678901234567890123456789012".into_response()
+        }),
+        ("part", &|| (StatusCode::PARTIAL_CONTENT, "part").into_response()),
+        ("", &|| StatusCode::NOT_MODIFIED.into_response()),
+        ("onetwo", &|| stream(End::Good)),
+        ("onetwo", &|| stream(End::Trailers)),
+    ];
     for mode in MODES {
-        let answers: [(&str, &'static (dyn Fn() -> Response + Send + Sync)); 3] = [
-            ("12345678901234567", &|| (StatusCode::CREATED, "12345678901234567").into_response()),
-            ("part", &|| (StatusCode::PARTIAL_CONTENT, "part").into_response()),
-            ("", &|| StatusCode::NOT_MODIFIED.into_response()),
-        ];
         for (body, answer) in answers {
             let db = TestDb::new().await;
-            let app = app(&db, mode.layer(&db).response_bytes_max(64), move |_| {
+            // Room for all but the first.
+            let app = app(&db, mode.layer(&db).response_bytes_max(60), move |_| {
                 let mut response = answer();
-                // With its headers one answer is over the limit, though its body is not.
-                let name = HeaderValue::from_static("attachment; filename=a-name-of-some-length");
-                response.headers_mut().insert("content-disposition", name);
+                response.headers_mut().remove("content-type");
+                response.headers_mut().insert("etag", HeaderValue::from_static("\"v1\""));
                 response
             });
             let [first, retry, _] = thrice(&app).await;
             assert_eq!((first.answer, &first.body), (Some(Answer::Performed), &body.into()));
-            is_omitted(&first, &retry);
-            assert_eq!(db.effects().await, 1);
-        }
-        for end in [End::Good, End::Trailers] {
-            let db = TestDb::new().await;
-            let app = app(&db, mode.layer(&db), move |_| stream(end));
-            let [first, retry, _] = thrice(&app).await;
-            assert_eq!((first.answer, &first.body), (Some(Answer::Performed), &"onetwo".into()));
             is_omitted(&first, &retry);
             assert_eq!(db.effects().await, 1);
         }

@@ -319,7 +319,7 @@ async fn an_early_return_gives_the_key_back() {
     }
 }
 
-// Trap 25. Both are said about one response: the client gets it, and the table does not.
+// Traps 44, 61. Both are said about one response: the client gets it, and the table does not.
 #[tokio::test]
 async fn a_secret_failure_is_kept_without_its_words() {
     for mode in MODES {
