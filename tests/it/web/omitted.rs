@@ -75,7 +75,7 @@ fn is_omitted(first: &Got, retry: &Got) {
     }
 }
 
-// Traps 55, 56, 57. Whole for the first caller, omitted for the others, and never run again.
+// Traps 52, 55, 56, 57. Whole for the first caller, omitted for the others, and never run again.
 #[tokio::test]
 async fn what_cannot_be_stored_is_sent_whole_and_then_omitted() {
     type Answers = &'static (dyn Fn() -> Response + Send + Sync);
