@@ -249,7 +249,7 @@ fn lost_to_another(error: &RunError) -> bool {
 }
 
 /// Half to all of `pause`, so that those who lost together do not meet again.
-fn jitter(pause: Duration) -> Duration {
+pub(crate) fn jitter(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 

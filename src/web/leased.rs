@@ -74,7 +74,7 @@ where
                 return Ended::Refused(Refusal::new(Answer::Unavailable, detail));
             }
         };
-        if matches!(begun, Ok(Begin::InProgress(_))) && waiting.pause().await {
+        if waiting.again(&begun).await {
             continue;
         }
         return match not_begun(config, begun) {

@@ -39,9 +39,11 @@ where
             Ok(Begun::Started(claim, checkout)) => {
                 return run(config, inner, request, op, claim, checkout).await;
             }
-            Ok(Begun::Answered(Begin::InProgress(_))) if waiting.pause().await => {}
             begun => {
                 let begin = begun.and_then(Begun::answer);
+                if waiting.again(&begin).await {
+                    continue;
+                }
                 return match not_begun(config, begin) {
                     NotBegun::Told(begin) => Ended::Told(begin),
                     NotBegun::Refused(refusal) => Ended::Refused(refusal),

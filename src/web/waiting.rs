@@ -1,4 +1,5 @@
-//! Waiting for another request with the same key, without holding a connection.
+//! Beginning again: after a wait for another request with the same key, which holds no connection, or
+//! when the database gave up a begin for another one.
 
 use std::time::Duration;
 
@@ -6,7 +7,12 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::layer::Idempotency;
+use crate::answer::Begin;
+use crate::error::{ErrorKind, Result};
+use crate::run::jitter;
 
+/// How often a begin that lost against another transaction (40001, 40P01) is sent, the first included.
+const BEGINS_MAX: u32 = 5;
 /// The longest pause between two looks at a key.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
@@ -15,6 +21,7 @@ pub(crate) struct Waiting<'a> {
     config: &'a Idempotency,
     deadline: Instant,
     looks: u32,
+    begins_lost: u32,
     /// Held while this request waits.
     place: Option<OwnedSemaphorePermit>,
 }
@@ -22,11 +29,27 @@ pub(crate) struct Waiting<'a> {
 impl<'a> Waiting<'a> {
     pub(crate) fn new(config: &'a Idempotency) -> Self {
         let bound = config.wait.min(Duration::from_secs(86_400));
-        Self { config, deadline: Instant::now() + bound, looks: 0, place: None }
+        Self { config, deadline: Instant::now() + bound, looks: 0, begins_lost: 0, place: None }
+    }
+
+    /// Whether to begin again after this answer; pauses first. Nothing has run yet.
+    pub(crate) async fn again(&mut self, begun: &Result<Begin>) -> bool {
+        match begun {
+            Ok(Begin::InProgress(_)) => self.pause().await,
+            Err(error) if error.kind() == ErrorKind::Contention => {
+                self.begins_lost += 1;
+                if self.begins_lost == BEGINS_MAX {
+                    return false;
+                }
+                tokio::time::sleep(jitter(Duration::from_millis(2 << self.begins_lost))).await;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Pauses before another look. `false`: the time is up, or too many wait already; answer now.
-    pub(crate) async fn pause(&mut self) -> bool {
+    async fn pause(&mut self) -> bool {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() || self.config.observe {
             return false;
@@ -39,9 +62,7 @@ impl<'a> Waiting<'a> {
         }
         self.looks += 1;
         let pause = PAUSE_MAX.min(Duration::from_millis(5 << self.looks.min(8)));
-        // Half to all of it, so that those who wait for one key do not look at once.
-        let pause = pause.mul_f64(0.5 + fastrand::f64() / 2.0).min(left);
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(jitter(pause).min(left)).await;
         true
     }
 }

@@ -239,3 +239,26 @@ async fn a_lease_or_retention_out_of_its_limits_runs_nothing() {
         assert_eq!((app.calls(), keys(&db).await), (0, 0));
     }
 }
+
+// Trap 33. A begin that lost against another transaction has run nothing; it is simply sent again.
+#[tokio::test]
+async fn a_begin_that_lost_a_race_is_sent_again_a_few_times() {
+    for mode in MODES {
+        for (losses, answer) in [(4, Answer::Performed), (5, Answer::Unavailable)] {
+            let db = TestDb::new().await;
+            db.execute(&format!(
+                "create sequence {{}}.begins;
+                 create or replace function {{}}.take_lock(lock_id bigint, deadline timestamptz)
+                   returns void language plpgsql as $$ begin
+                     if nextval('{{}}.begins') <= {losses} then
+                       raise exception 'lost' using errcode = '40001';
+                     end if; end $$"
+            ))
+            .await;
+            let app = app(&db, mode.layer(&db), numbered);
+            let got = send(&app.router, post("k", "")).await;
+            assert_eq!(got.answer, Some(answer), "{mode:?}");
+            assert_eq!(app.calls(), u32::from(answer == Answer::Performed));
+        }
+    }
+}
