@@ -49,7 +49,8 @@ pub mod _docs {
     pub mod protocol {}
     #[doc = include_str!("docs/sql.md")]
     pub mod sql {}
-    #[cfg(feature = "axum")]
+    // Its example is an axum program.
+    #[cfg(any(feature = "axum", all(feature = "tower", not(doctest))))]
     #[doc = include_str!("docs/http.md")]
     pub mod http {}
     #[doc = include_str!("docs/failure-modes.md")]
