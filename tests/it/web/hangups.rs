@@ -1,4 +1,5 @@
 //! The client is gone: at every stage of the exchange, in every way it can go.
+//! Trap 34.
 
 use axum::Router;
 use axum::routing::post as on_post;
