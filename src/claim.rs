@@ -127,6 +127,30 @@ impl Claim {
     /// # Cancel safety
     /// Dropped before it returns, the lease may or may not be longer; call it again.
     pub async fn extend(&mut self, conn: &mut PgConnection, lease: Duration) -> Result<()> {
+        self.id().extend(conn, lease).await
+    }
+
+    pub(crate) fn id(&self) -> ClaimId {
+        ClaimId {
+            scope: self.scope.clone(),
+            key: self.key.clone(),
+            token: self.token,
+            statements: Arc::clone(&self.statements),
+        }
+    }
+}
+
+/// What names a claim in the table, for those who help its holder.
+#[derive(Clone)]
+pub(crate) struct ClaimId {
+    scope: Scope,
+    key: Key,
+    token: Uuid,
+    statements: Arc<Statements>,
+}
+
+impl ClaimId {
+    pub(crate) async fn extend(&self, conn: &mut PgConnection, lease: Duration) -> Result<()> {
         sqlx::query(self.statements.extend.clone())
             .bind(self.scope.as_str())
             .bind(self.key.as_str())
@@ -136,6 +160,10 @@ impl Claim {
             .await
             .map(drop)
             .map_err(database)
+    }
+
+    pub(crate) fn log_hash(&self) -> String {
+        log_hash(&self.scope, &self.key)
     }
 }
 

@@ -9,6 +9,7 @@ mod checkout;
 mod claim;
 mod error;
 mod fingerprint;
+mod heartbeat;
 mod key;
 mod migrate;
 mod once;

@@ -9,6 +9,7 @@ use sqlx::{PgConnection, Row};
 use crate::answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
+use crate::heartbeat::Beside;
 use crate::operation::{OnLapse, Operation, millis};
 use crate::response::Response;
 use crate::schema::SchemaName;
@@ -30,6 +31,7 @@ use crate::sql::Statements;
 pub struct PgOnce {
     pub(crate) schema: SchemaName,
     pub(crate) statements: Arc<Statements>,
+    pub(crate) beside: Beside,
     pub(crate) retention: Duration,
     pub(crate) response_bytes_max: u32,
 }
@@ -52,6 +54,7 @@ impl PgOnce {
         let schema = SchemaName::default();
         Self {
             statements: Arc::new(Statements::new(&schema)),
+            beside: Beside::default(),
             schema,
             retention: RETENTION_DEFAULT,
             response_bytes_max: RESPONSE_BYTES_MAX_DEFAULT,

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use http_body::Body;
-use tokio::time::Instant;
 use tower_service::Service;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -27,6 +26,7 @@ use crate::answer::{Begin, Finished, InProgress};
 use crate::before::before;
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
+use crate::heartbeat::Heartbeat;
 use crate::operation::Operation;
 use crate::record::Status;
 use crate::response::Response as Stored;
@@ -123,7 +123,15 @@ where
 {
     let handle = Handle::new(&config.pool, true, Some(op.clone()), claim.attempt(), None);
     let performed = {
-        let mut lost = pin!(renew(config, &mut claim, lease));
+        let (length, ceiling) = (lease.length, lease.renewed_for);
+        let mut heartbeat =
+            Heartbeat::start(&config.once.beside, &config.pool, &claim, length, ceiling);
+        let mut lost = pin!(async {
+            heartbeat.lost().await;
+            if config.observe {
+                std::future::pending().await // observed only: it goes on
+            }
+        });
         before(&mut lost, perform(config, &mut inner, request, &handle, true)).await
     };
     let token = claim.token();
@@ -245,27 +253,6 @@ async fn give_back(config: &Idempotency, mut claim: Claim, unknown: bool) {
     if let Err(error) = released.await {
         tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given back; it lapses");
     }
-}
-
-/// Pushes the lease again and again, up to the route's ceiling. Ends only when the claim is lost.
-async fn renew(config: &Idempotency, claim: &mut Claim, lease: Lease) {
-    let began = Instant::now();
-    while began.elapsed() < lease.renewed_for {
-        tokio::time::sleep(lease.length / 3).await;
-        let extended = async {
-            let mut conn = config.pool.acquire().await.map_err(database)?;
-            claim.extend(&mut conn, lease.length).await
-        };
-        match extended.await {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::ClaimLost && !config.observe => return,
-            Err(error) => tracing::warn!(%error, "a lease was not renewed"),
-        }
-    }
-    tracing::warn!(
-        "a handler has run longer than its lease is renewed; others may take its key over"
-    );
-    std::future::pending().await
 }
 
 /// Whether an earlier try at finishing this claim had got through.

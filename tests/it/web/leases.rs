@@ -50,6 +50,29 @@ async fn a_claim_is_renewed_while_its_handler_runs() {
     assert_eq!(db.ask::<i32>("select attempt from {}.idempotency_keys").await, 1);
 }
 
+// The pool's only connection is the handler's; leases are renewed over another.
+#[tokio::test]
+async fn a_claim_is_renewed_when_the_pool_is_used_up() {
+    let db = TestDb::with_connections(1).await;
+    let gate = Gate::new();
+    let stops = gate.clone();
+    let app = handled(layer(&db).leased(SHORT), move |_, request| {
+        let gate = stops.clone();
+        async move {
+            let _tx = tx_of(request.extensions()).await.unwrap();
+            gate.pass().await;
+            "done".into_response()
+        }
+    });
+    let first = sent(&app, "k", "");
+    gate.entered().await;
+    assert_eq!((db.pool.size(), db.pool.num_idle()), (1, 0));
+    db.until("select lease_expires_at > created_at + interval '800 ms' from {}.idempotency_keys")
+        .await;
+    gate.open();
+    assert_eq!(patient(first).await.unwrap().answer, Some(Answer::Performed));
+}
+
 /// Sends the same request again until it is no longer told that the first is at work.
 async fn taken_over(db: &TestDb, app: &App) -> super::Got {
     db.until("select lease_expires_at < {}.clock() from {}.idempotency_keys").await;
