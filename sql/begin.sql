@@ -101,7 +101,7 @@ begin
     elsif answer = 'in_progress' then
       lease_remaining_ms := ceil(extract(epoch from seen.lease_expires_at - at) * 1000);
     elsif answer = 'held' then
-      held_because := case on_lapse when 'hold' then 'lapsed' else 'attempts' end;
+      held_because := case when on_lapse = 'hold' and seen.token is not null then 'lapsed' else 'attempts' end;
     end if;
     if answer is not null then
       attempt := seen.attempt;

@@ -1,5 +1,5 @@
--- Deletes up to batch_size keys past their retention, oldest first, and never one with a live
--- lease. Rows that another reaper or a begin has locked are skipped, so any number may run at once.
+-- Deletes up to batch_size keys past their retention with their steps, oldest first, and never one with
+-- a live lease. Rows that another reaper or a begin has locked are skipped, so any number may run at once.
 -- Repeat with the returned watermark until `deleted` is less than batch_size: behind the watermark
 -- lie only index entries of deleted rows, which an old snapshot keeps and every batch would re-read.
 create or replace function :"schema".reap(
@@ -12,6 +12,8 @@ as $pgonce$
 #variable_conflict use_variable
 declare
   at constant timestamptz := :"schema".clock();
+  scopes text[];
+  keys text[];
 begin
   perform :"schema".check_range('batch_size', batch_size, 1, 100000);
   with gone as (
@@ -25,7 +27,14 @@ begin
         order by k.expires_at
         limit batch_size
           for update skip locked))
-    returning expires_at)
-  select count(*), coalesce(max(gone.expires_at), watermark) into deleted, watermark from gone;
+    returning scope, key, steps, expires_at)
+  select count(*), coalesce(max(gone.expires_at), watermark),
+         array_agg(gone.scope) filter (where gone.steps > 0), array_agg(gone.key) filter (where gone.steps > 0)
+    into deleted, watermark, scopes, keys
+    from gone;
+  if scopes is not null then
+    delete from :"schema".steps s using unnest(scopes, keys) g(scope, key)
+     where s.scope = g.scope collate "C" and s.key = g.key collate "C";
+  end if;
 end
 $pgonce$;

@@ -24,8 +24,9 @@ begin
   perform set_config('lock_timeout', outer_timeout, true);
   at := :"schema".clock();
   token := gen_random_uuid();
-  if seen.status = 1 and seen.token is not null and seen.expires_at > at then
-    -- Lapsed: the same operation goes on. Its retention still counts from the first begin.
+  if seen.status = 1 and (seen.token is not null or seen.steps > 0) and seen.expires_at > at then
+    -- Lapsed, or released with steps done: the same operation goes on. Its retention still counts from
+    -- the first begin.
     attempt := seen.attempt + 1;
     update :"schema".idempotency_keys k
        set token = token, attempt = attempt, fingerprint = coalesce(k.fingerprint, fingerprint),
@@ -38,8 +39,12 @@ begin
        set created_at = at, expires_at = at + retention_ms * interval '1 millisecond',
            lease_expires_at = at + coalesce(lease_ms, retention_ms) * interval '1 millisecond',
            completed_at = null, token = token, attempt = attempt, status = 1, fingerprint = fingerprint,
-           response_code = null, response_headers = null, response_body = null, response_omitted = false
+           response_code = null, response_headers = null, response_body = null, response_omitted = false,
+           steps = 0, last_error = null, progress = null
      where k.scope = seen.scope and k.key = seen.key;
+    if seen.steps > 0 then
+      delete from :"schema".steps s where s.scope = seen.scope and s.key = seen.key;
+    end if;
   end if;
 end
 $pgonce$;

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgConnection;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::answer::Finished;
 use crate::error::{Result, database};
+use crate::fingerprint::Fingerprint;
 use crate::key::{Key, Scope, log_hash};
 use crate::operation::millis;
 use crate::response::Response;
@@ -115,7 +117,7 @@ impl Claim {
     /// As [`complete`](Claim::complete).
     pub async fn release(mut self, conn: &mut PgConnection) -> Result<()> {
         self.settled = true;
-        release(&self.statements, conn, &self.scope, &self.key, self.token).await
+        release(&self.statements, conn, &self.scope, &self.key, self.token, None).await
     }
 
     /// Pushes the lease to `lease` from now, on the database's clock. Never shortens it.
@@ -162,6 +164,58 @@ impl ClaimId {
             .map_err(database)
     }
 
+    pub(crate) async fn release(&self, conn: &mut PgConnection, error: Option<&str>) -> Result<()> {
+        release(&self.statements, conn, &self.scope, &self.key, self.token, error).await
+    }
+
+    pub(crate) async fn note(
+        &self,
+        conn: &mut PgConnection,
+        progress: Option<&[u8]>,
+        error: Option<&str>,
+    ) -> Result<()> {
+        sqlx::query(self.statements.note.clone())
+            .bind(self.scope.as_str())
+            .bind(self.key.as_str())
+            .bind(self.token)
+            .bind(progress)
+            .bind(error)
+            .execute(conn)
+            .await
+            .map(drop)
+            .map_err(database)
+    }
+
+    pub(crate) async fn record_step(
+        &self,
+        conn: &mut PgConnection,
+        name: &str,
+        definition: Option<&Fingerprint>,
+        output: &[u8],
+    ) -> Result<()> {
+        sqlx::query(self.statements.record_step.clone())
+            .bind(self.scope.as_str())
+            .bind(self.key.as_str())
+            .bind(self.token)
+            .bind(name)
+            .bind(definition.map(Fingerprint::as_bytes))
+            .bind(output)
+            .execute(conn)
+            .await
+            .map(drop)
+            .map_err(database)
+    }
+
+    pub(crate) async fn recorded_steps(&self, conn: &mut PgConnection) -> Result<Vec<PgRow>> {
+        sqlx::query(self.statements.recorded_steps.clone())
+            .bind(self.scope.as_str())
+            .bind(self.key.as_str())
+            .bind(self.token)
+            .fetch_all(conn)
+            .await
+            .map_err(database)
+    }
+
     pub(crate) fn log_hash(&self) -> String {
         log_hash(&self.scope, &self.key)
     }
@@ -174,11 +228,13 @@ pub(crate) async fn release(
     scope: &Scope,
     key: &Key,
     token: Uuid,
+    last_error: Option<&str>,
 ) -> Result<()> {
     sqlx::query(statements.release.clone())
         .bind(scope.as_str())
         .bind(key.as_str())
         .bind(token)
+        .bind(last_error)
         .execute(conn)
         .await
         .map(drop)

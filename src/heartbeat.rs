@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::claim::{Claim, ClaimId};
 use crate::error::{ErrorKind, database};
+use crate::lease::Lease;
 
 /// How long a connection for heartbeats is kept when nothing beats.
 const IDLE_MAX: Duration = Duration::from_secs(60);
@@ -53,16 +54,10 @@ pub(crate) struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Starts to beat, for up to `ceiling`: a holder that hangs loses its claim in the end.
-    pub(crate) fn start(
-        beside: &Beside,
-        pool: &PgPool,
-        claim: &Claim,
-        lease: Duration,
-        ceiling: Duration,
-    ) -> Self {
+    /// Starts to beat.
+    pub(crate) fn start(beside: &Beside, pool: &PgPool, claim: &Claim, lease: Lease) -> Self {
         let (tell, lost) = oneshot::channel();
-        let beating = beat(beside.connection(pool), claim.id(), lease, ceiling, tell);
+        let beating = beat(beside.connection(pool), claim.id(), lease, tell);
         Self { lost, task: tokio::spawn(beating).abort_handle() }
     }
 
@@ -80,19 +75,13 @@ impl Drop for Heartbeat {
     }
 }
 
-async fn beat(
-    beside: PgPool,
-    id: ClaimId,
-    lease: Duration,
-    ceiling: Duration,
-    lost: oneshot::Sender<()>,
-) {
+async fn beat(beside: PgPool, id: ClaimId, lease: Lease, lost: oneshot::Sender<()>) {
     let began = Instant::now();
-    while began.elapsed() < ceiling {
-        tokio::time::sleep(lease / 3).await;
+    while began.elapsed() < lease.renewed_for {
+        tokio::time::sleep(lease.heartbeat).await;
         let extended = async {
             let mut conn = beside.acquire().await.map_err(database)?;
-            id.extend(&mut conn, lease).await
+            id.extend(&mut conn, lease.length).await
         };
         match extended.await {
             Ok(()) => {}

@@ -11,6 +11,7 @@ mod error;
 mod fingerprint;
 mod heartbeat;
 mod key;
+mod lease;
 mod migrate;
 mod once;
 mod operation;
@@ -18,12 +19,14 @@ mod reaper;
 mod record;
 mod response;
 mod run;
+mod run_leased;
 mod schema;
 mod sql;
 #[cfg(feature = "throwaway")]
 pub mod throwaway;
 #[cfg(feature = "tower")]
 pub mod web;
+mod work;
 
 pub use answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
 pub use checkout::commit;
@@ -31,6 +34,7 @@ pub use claim::Claim;
 pub use error::{Error, ErrorKind, Result};
 pub use fingerprint::{Fingerprint, FingerprintSecret};
 pub use key::{Key, Scope};
+pub use lease::Lease;
 pub use migrate::Migrated;
 pub use once::PgOnce;
 pub use operation::{OnLapse, Operation};
@@ -39,6 +43,7 @@ pub use record::{ClaimState, Filter, Listed, Record, Stats, Status};
 pub use response::Response;
 pub use run::{Done, Failure, RunError};
 pub use schema::SchemaName;
+pub use work::{Step, Work};
 
 /// sqlx's types are part of this API; use the same version.
 pub use sqlx;

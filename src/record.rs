@@ -219,7 +219,7 @@ impl PgOnce {
         key: &Key,
         token: Uuid,
     ) -> Result<()> {
-        crate::claim::release(&self.statements, conn, scope, key, token).await
+        crate::claim::release(&self.statements, conn, scope, key, token, None).await
     }
 }
 

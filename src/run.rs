@@ -17,7 +17,7 @@ use crate::once::PgOnce;
 use crate::operation::Operation;
 use crate::response::Response;
 
-type BoxError = Box<dyn StdError + Send + Sync>;
+pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// What [`PgOnce::run`] returns: the value, performed now or replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,9 +34,9 @@ pub struct Done<T> {
 /// let undone: Failure = std::io::Error::other("try again later").into();
 /// let kept = Failure::keep(Response::bytes("card declined").with_code(402));
 /// ```
-pub struct Failure(Ending);
+pub struct Failure(pub(crate) Ending);
 
-enum Ending {
+pub(crate) enum Ending {
     Undo(BoxError),
     Keep(Response),
 }
@@ -217,7 +217,7 @@ impl PgOnce {
 }
 
 /// What to return for an answer other than *started*.
-fn answered<T: DeserializeOwned>(answer: Begin) -> Result<Done<T>, RunError> {
+pub(crate) fn answered<T: DeserializeOwned>(answer: Begin) -> Result<Done<T>, RunError> {
     match answer {
         Begin::Started(_) => unreachable!("work is run for a started claim"),
         Begin::Replay(replay) => replayed(replay),
@@ -254,6 +254,10 @@ pub(crate) fn jitter(pause: Duration) -> Duration {
 }
 
 impl<T> Done<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self { value, replayed: false }
+    }
+
     /// The value.
     #[must_use]
     pub fn into_inner(self) -> T {

@@ -7,8 +7,10 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 use crate::schema::SchemaName;
 
 /// A released migration never changes. Its number is its place in this list, from 1.
-pub(crate) const MIGRATIONS: &[(&str, &str)] =
-    &[("0001_idempotency_keys", include_str!("../migrations/0001_idempotency_keys.sql"))];
+pub(crate) const MIGRATIONS: &[(&str, &str)] = &[
+    ("0001_idempotency_keys", include_str!("../migrations/0001_idempotency_keys.sql")),
+    ("0002_steps", include_str!("../migrations/0002_steps.sql")),
+];
 
 /// The functions and views, in the order in which they can be created. `migrate` applies all of
 /// them or none.
@@ -33,6 +35,9 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
     ("fail", include_str!("../sql/fail.sql")),
     ("release", include_str!("../sql/release.sql")),
     ("extend", include_str!("../sql/extend.sql")),
+    ("record_step", include_str!("../sql/record_step.sql")),
+    ("recorded_steps", include_str!("../sql/recorded_steps.sql")),
+    ("note", include_str!("../sql/note.sql")),
     ("reap", include_str!("../sql/reap.sql")),
     ("overdue", include_str!("../sql/overdue.sql")),
     ("keys", include_str!("../sql/keys.sql")),
@@ -77,6 +82,9 @@ pub(crate) struct Statements {
     pub(crate) fail: SqlStr,
     pub(crate) release: SqlStr,
     pub(crate) extend: SqlStr,
+    pub(crate) record_step: SqlStr,
+    pub(crate) recorded_steps: SqlStr,
+    pub(crate) note: SqlStr,
     pub(crate) reap: SqlStr,
     pub(crate) overdue: SqlStr,
     pub(crate) inspect: SqlStr,
@@ -103,8 +111,13 @@ impl Statements {
             )),
             complete: call(r#"select :"schema".complete($1, $2, $3, $4, $5, $6, $7, $8)"#),
             fail: call(r#"select :"schema".fail($1, $2, $3, $4, $5, $6, $7, $8)"#),
-            release: call(r#"select :"schema".release($1, $2, $3)"#),
+            release: call(r#"select :"schema".release($1, $2, $3, $4)"#),
             extend: call(r#"select :"schema".extend($1, $2, $3, $4)"#),
+            record_step: call(r#"select :"schema".record_step($1, $2, $3, $4, $5, $6)"#),
+            recorded_steps: call(
+                r#"select name, definition, output from :"schema".recorded_steps($1, $2, $3)"#,
+            ),
+            note: call(r#"select :"schema".note($1, $2, $3, $4, $5)"#),
             reap: call(concat!(
                 "select deleted, ",
                 micros!("watermark"),

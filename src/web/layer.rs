@@ -14,11 +14,12 @@ use tokio_util::task::TaskTracker;
 use super::counters::Counters;
 use super::fingerprint::RequestFingerprint;
 use super::key::KeyRules;
-use super::policy::{Lease, Mode, Presence};
+use super::policy::{Mode, Presence};
 use super::replay::KeptHeaders;
 use super::settle::FinalStatuses;
 use crate::error::Result;
 use crate::key::Scope;
+use crate::lease::Lease;
 use crate::once::PgOnce;
 use crate::operation::OnLapse;
 
@@ -141,7 +142,11 @@ impl Idempotency {
     /// ([`renewed_for`](Idempotency::renewed_for)). Takes 1 ms up to the retention.
     #[must_use]
     pub fn leased(mut self, lease: Duration) -> Self {
-        self.mode = Mode::Leased(Lease { length: lease, renewed_for: RENEWED_FOR_DEFAULT });
+        self.mode = Mode::Leased(Lease {
+            length: lease,
+            heartbeat: lease / 3,
+            renewed_for: RENEWED_FOR_DEFAULT,
+        });
         self
     }
 

@@ -4,7 +4,6 @@
 use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{Request, Response};
 use http_body::Body;
@@ -17,7 +16,6 @@ use super::body::Buffered;
 use super::handle::Handle;
 use super::layer::Idempotency;
 use super::perform::{Answered, perform};
-use super::policy::Lease;
 use super::service::{Ended, NotBegun, not_begun, unkeyed};
 use super::settle::Settle;
 use super::transactional::{self, Begun, undo};
@@ -27,12 +25,9 @@ use crate::before::before;
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::heartbeat::Heartbeat;
+use crate::lease::Lease;
 use crate::operation::Operation;
-use crate::record::Status;
 use crate::response::Response as Stored;
-
-/// How often storing a response is tried when the database is away for a moment.
-const STORE_TRIES_MAX: u32 = 4;
 
 /// How a task ended: with the request, or before the handler had it.
 enum Attempt<S, B, R, E> {
@@ -123,9 +118,7 @@ where
 {
     let handle = Handle::new(&config.pool, true, Some(op.clone()), claim.attempt(), None);
     let performed = {
-        let (length, ceiling) = (lease.length, lease.renewed_for);
-        let mut heartbeat =
-            Heartbeat::start(&config.once.beside, &config.pool, &claim, length, ceiling);
+        let mut heartbeat = Heartbeat::start(&config.once.beside, &config.pool, &claim, lease);
         let mut lost = pin!(async {
             heartbeat.lost().await;
             if config.observe {
@@ -190,28 +183,11 @@ async fn store<R, E>(
     response: Response<Buffered<R>>,
 ) -> Ended<R, E> {
     claim.settled = true;
-    let mut tries = 0;
-    let result = loop {
-        let result = async {
-            let mut conn = config.pool.acquire().await.map_err(database)?;
-            claim.finish(&mut conn, finished, stored.clone()).await
-        };
-        tries += 1;
-        match result.await {
-            Err(error) if error.is_retryable() && tries < STORE_TRIES_MAX => {
-                tokio::time::sleep(Duration::from_millis(50 << tries)).await;
-            }
-            result => break result,
-        }
-    };
-    match result {
+    let once = &config.once;
+    match once.finish_patiently(&config.pool, op, &claim, finished, stored).await {
         Ok(()) => Ended::Answered(response, Answer::Performed),
         Err(error) if error.kind() == ErrorKind::ClaimLost && !config.observe => {
-            match is_finished_by(config, op, claim.token()).await {
-                // Only its confirmation had not.
-                Ok(true) => Ended::Answered(response, Answer::Performed),
-                _ => told_by_holder(config, op).await,
-            }
+            told_by_holder(config, op).await
         }
         Err(error) => {
             // A retry takes the lapsed claim over and asks the remote again, under the same derived key.
@@ -253,15 +229,6 @@ async fn give_back(config: &Idempotency, mut claim: Claim, unknown: bool) {
     if let Err(error) = released.await {
         tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given back; it lapses");
     }
-}
-
-/// Whether an earlier try at finishing this claim had got through.
-async fn is_finished_by(config: &Idempotency, op: &Operation, token: Uuid) -> Result<bool> {
-    let mut conn = config.pool.acquire().await.map_err(database)?;
-    let found = config.once.inspect(&mut conn, op.scope(), op.key()).await?;
-    Ok(found.is_some_and(|(record, _)| {
-        record.token == Some(token) && matches!(record.status, Status::Completed | Status::Failed)
-    }))
 }
 
 /// The answer of a request whose claim another one has taken over: what begin answers now, which is

@@ -14,19 +14,13 @@ use super::layer::Idempotency;
 use super::service::IdempotencyService;
 use super::settle::Settle;
 use crate::key::{Key, Scope};
+use crate::lease::Lease;
 use crate::operation::{OnLapse, Operation};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     Transactional,
     Leased(Lease),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Lease {
-    pub(crate) length: Duration,
-    /// For how long it is pushed again and again.
-    pub(crate) renewed_for: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,6 +9,7 @@ mod crash;
 mod decision;
 mod harness;
 mod isolation;
+mod leased;
 mod limits;
 mod migrate;
 mod model;

@@ -47,8 +47,9 @@ async fn ten_that_start_at_once_all_succeed() {
     while let Some(migrated) = tasks.join_next().await {
         migrated.unwrap().unwrap();
     }
-    let rows: i64 = db.ask("select count(*) from {}.migrations where version > 0").await;
-    assert_eq!(rows, 1);
+    let once_each: bool =
+        db.ask("select count(*) = max(version) from {}.migrations where version > 0").await;
+    assert!(once_each);
     let locks: i64 =
         db.ask("select count(*) from pg_locks l join pg_stat_activity a using (pid) where locktype = 'advisory' and a.application_name = '{}'").await;
     assert_eq!(locks, 0, "no lock outlives its transaction");
@@ -84,16 +85,46 @@ async fn the_printed_sql_is_what_migrate_runs() {
 async fn changed_functions_are_replaced_as_a_whole() {
     let db = TestDb::new().await;
     db.execute(
-        "create or replace function {}.release(scope text, key text, token uuid) returns void
-           language sql as 'select'; update {}.migrations set digest = 'older' where version = 0",
+        "create or replace function {}.extend(scope text, key text, token uuid, lease_ms bigint)
+           returns void language sql as 'select'; update {}.migrations set digest = 'older' where version = 0",
     )
     .await;
     let mut conn = db.conn().await;
     assert_eq!(db.once.check(&mut conn).await.unwrap_err().kind(), ErrorKind::SchemaOutdated);
     assert!(db.once.migrate(&mut conn).await.unwrap().functions_replaced);
     let restored: bool =
-        db.ask("select prosrc like '%claim_lost%' from pg_proc where oid = '{}.release(text, text, uuid)'::regprocedure").await;
+        db.ask("select prosrc like '%claim_lost%' from pg_proc where oid = '{}.extend(text, text, uuid, bigint)'::regprocedure").await;
     assert!(restored);
+}
+
+#[tokio::test]
+async fn a_schema_of_version_1_is_brought_up_to_date_with_its_keys() {
+    let db = bare().await;
+    let first = include_str!("../../migrations/0001_idempotency_keys.sql")
+        .replace(":\"schema\"", &format!("\"{}\"", db.schema));
+    db.execute(&format!(
+        "create schema {{}}; {first};
+         create table {{}}.migrations
+           (version integer primary key, name text not null, digest text, applied_at timestamptz default now());
+         insert into {{}}.migrations (version, name) values (1, '0001_idempotency_keys'), (0, 'functions');
+         create function {{}}.release(scope text, key text, token uuid) returns void language sql as 'select';
+         insert into {{}}.idempotency_keys
+           (created_at, expires_at, lease_expires_at, completed_at, token, attempt, status, scope, key, response_body)
+         values (now(), now() + interval '1 day', now(), now(), gen_random_uuid(), 1, 2, 'test/scope', 'k', 'old')"
+    ))
+    .await;
+    let mut conn = db.conn().await;
+    let migrated = db.once.migrate(&mut conn).await.unwrap();
+    assert!(migrated.from == 1 && migrated.functions_replaced);
+    db.once.check(&mut conn).await.unwrap();
+    let answer = db.once.begin(&mut conn, &crate::harness::op("k")).await.unwrap();
+    let pgonce::Begin::Replay(replay) = answer else { panic!("{answer:?}") };
+    assert_eq!(replay.response().body(), b"old");
+    let old: i64 = db.ask(
+        "select count(*) from pg_proc where pronamespace = '{}'::regnamespace and proname = 'release'",
+    )
+    .await;
+    assert_eq!(old, 1, "the old signature is gone");
 }
 
 #[tokio::test]

@@ -1,0 +1,19 @@
+-- What a claim's holder says of its work while it goes on: progress for those who poll, or how it ended
+-- when it leaves the claim to lapse. Null leaves what was said before. Raises IK002 when the claim is lost.
+create or replace function :"schema".note(
+  scope text, key text, token uuid, progress bytea default null, last_error text default null)
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $pgonce$
+#variable_conflict use_variable
+begin
+  perform :"schema".lock_claim(scope, key, token);
+  update :"schema".idempotency_keys k
+     set progress = coalesce(progress, k.progress), last_error = coalesce(last_error, k.last_error)
+   where k.scope = scope collate "C" and k.key = key collate "C" and k.token = token and k.status = 1;
+  if not found then
+    perform :"schema".claim_lost();
+  end if;
+end
+$pgonce$;

@@ -1,0 +1,31 @@
+-- Records the output of a step of a claim's work, fenced: raises IK002 when the claim is lost, and then
+-- nothing of the step's own writes in this transaction must be committed. Raises IK001 for a name that is
+-- recorded already.
+create or replace function :"schema".record_step(
+  scope text, key text, token uuid, name text, definition bytea, output bytea)
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $pgonce$
+#variable_conflict use_variable
+declare
+  begun_at timestamptz;
+  number integer;
+begin
+  perform :"schema".check_name('step', name);
+  perform :"schema".lock_claim(scope, key, token);
+  update :"schema".idempotency_keys k
+     set steps = k.steps + 1
+   where k.scope = scope collate "C" and k.key = key collate "C" and k.token = token and k.status = 1
+  returning k.created_at, k.steps into begun_at, number;
+  if not found then
+    perform :"schema".claim_lost();
+  end if;
+  insert into :"schema".steps (recorded_at, begun_at, number, scope, key, name, definition, output)
+  values (:"schema".clock(), begun_at, number, scope, key, name, definition, output)
+  on conflict on constraint steps_pkey do nothing;
+  if not found then
+    raise exception 'a step of this name is recorded already' using errcode = 'IK001';
+  end if;
+end
+$pgonce$;

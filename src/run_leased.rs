@@ -1,0 +1,216 @@
+//! The closure form for work that leaves the database.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::PgPool;
+use tokio::time::Instant;
+
+use crate::answer::{Begin, Finished};
+use crate::before::before;
+use crate::claim::Claim;
+use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
+use crate::heartbeat::Heartbeat;
+use crate::lease::Lease;
+use crate::once::PgOnce;
+use crate::operation::{OnLapse, Operation};
+use crate::record::Status;
+use crate::response::Response;
+use crate::run::{BoxError, Done, Ending, Failure, RunError, answered, jitter};
+use crate::work::Work;
+
+/// How often the end of a claim is sent when the database is away for a moment.
+const FINISH_TRIES_MAX: u32 = 4;
+/// The longest pause between two looks at a claim that another process holds.
+const LOOK_AGAIN_MAX: Duration = Duration::from_millis(250);
+
+impl PgOnce {
+    /// Runs `work` under a lease, for operations that call other services or take long: no transaction is
+    /// open and no connection is held while it runs.
+    ///
+    /// Commits the claim, pushes its lease from a connection beside the pool while `work` runs, and
+    /// completes the operation with the returned value as JSON, in one transaction with what was written
+    /// through [`Work::last_tx`]. A retry of a finished key gets the stored value. After a crash the next
+    /// call takes the lapsed claim over; [steps](Work::step) that were recorded are not done again.
+    ///
+    /// When the claim is lost, `work` is dropped at its next await, nothing more of it is written, and the
+    /// answer is [`ClaimLost`](ErrorKind::ClaimLost).
+    ///
+    /// When `work` fails, its last transaction is rolled back and the claim given back: the same key runs
+    /// again, without the steps that are done. With [`OnLapse::Hold`] it is left to lapse and then held for an
+    /// operator, because nobody knows what the remote has done. [`Failure::keep`] ends the operation for good.
+    ///
+    /// ```no_run
+    /// # use pgonce::{Lease, Operation, PgOnce, Work};
+    /// # async fn ask_provider(key: pgonce::Key) -> Result<String, std::io::Error> { Ok(String::new()) }
+    /// # async fn example(pool: sqlx::PgPool, once: PgOnce) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    /// let op = Operation::new("acme/orders.checkout", "order-17")?;
+    /// let lease = Lease::new(std::time::Duration::from_secs(30))?;
+    /// let receipt = once
+    ///     .run_leased(&pool, &op, lease, async |work: &mut Work| {
+    ///         let key = work.derived_key("charge");
+    ///         let receipt = work.step("charge", async || ask_provider(key).await).await?;
+    ///         let tx = work.last_tx().await?;
+    ///         sqlx::query("insert into receipt values ($1)").bind(&receipt).execute(tx).await?;
+    ///         Ok::<_, pgonce::Failure>(receipt)
+    ///     })
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`RunError`], as [`run`](PgOnce::run).
+    ///
+    /// # Cancel safety
+    /// Dropped, `work` is dropped too, and the claim lapses with its lease; what was recorded stays.
+    pub async fn run_leased<T, E, F>(
+        &self,
+        pool: &PgPool,
+        op: &Operation,
+        lease: Lease,
+        work: F,
+    ) -> Result<Done<T>, RunError>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Into<Failure>,
+        F: AsyncFnOnce(&mut Work) -> Result<T, E>,
+    {
+        let mut claim = match self.begin_patiently(pool, op, lease).await? {
+            Begin::Started(claim) => claim,
+            answer => return answered(answer),
+        };
+        claim.settled = true; // from here on it ends or lapses, and both are said
+        let mut heartbeat = Heartbeat::start(&self.beside, pool, &claim, lease);
+        let mut held = Work::load(pool, op, claim.id(), claim.attempt()).await?;
+        let ended = {
+            let mut lost = pin!(heartbeat.lost());
+            before(&mut lost, work(&mut held)).await
+        };
+        let tx = held.tx.take();
+        let ending = match ended {
+            Some(ended) => ended.map_err(|error| error.into().0),
+            None => return Err(lost().into()), // the connection of `tx` is closed
+        };
+        match ending {
+            Ok(value) => {
+                let mut response = Response::json(&value)?;
+                response.omitted = op.secret;
+                match tx {
+                    Some(tx) => tx.complete(claim, response).await?,
+                    None => {
+                        self.finish_patiently(pool, op, &claim, Finished::Completed, response)
+                            .await?
+                    }
+                }
+                Ok(Done::new(value))
+            }
+            Err(Ending::Keep(response)) => {
+                if let Some(tx) = tx {
+                    tx.rollback().await;
+                }
+                self.finish_patiently(pool, op, &claim, Finished::Failed, response.clone()).await?;
+                Err(RunError::Failed { response, replayed: false })
+            }
+            Err(Ending::Undo(error)) => {
+                if let Some(tx) = tx {
+                    tx.rollback().await;
+                }
+                self.give_up(pool, op, &claim, &error).await;
+                Err(match error.downcast::<Error>() {
+                    Ok(error) => RunError::Protocol(*error),
+                    Err(error) => RunError::Work(error),
+                })
+            }
+        }
+    }
+
+    /// Begins, and waits out a claim that another process holds, without a connection.
+    async fn begin_patiently(&self, pool: &PgPool, op: &Operation, lease: Lease) -> Result<Begin> {
+        let deadline = Instant::now() + op.wait.min(Duration::from_secs(86_400));
+        let mut looks = 0_u32;
+        loop {
+            let mut conn = pool.acquire().await.map_err(database)?;
+            // A wait beyond the limit is refused by begin, so the first one goes through as given.
+            let wait = if looks == 0 { op.wait } else { Duration::ZERO };
+            let begin = self.ask(&mut conn, op, Some(lease.length), wait).await?;
+            drop(conn);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !matches!(begin, Begin::InProgress(_)) || left.is_zero() {
+                return Ok(begin);
+            }
+            looks += 1;
+            let pause = LOOK_AGAIN_MAX.min(Duration::from_millis(5 << looks.min(8)));
+            tokio::time::sleep(jitter(pause).min(left)).await;
+        }
+    }
+
+    /// Completes or fails a claim on a connection of the pool, and tries again when the database is away
+    /// for a moment.
+    pub(crate) async fn finish_patiently(
+        &self,
+        pool: &PgPool,
+        op: &Operation,
+        claim: &Claim,
+        finished: Finished,
+        response: Response,
+    ) -> Result<()> {
+        let mut tries = 0;
+        loop {
+            let result = async {
+                let mut conn = pool.acquire().await.map_err(database)?;
+                claim.finish(&mut conn, finished, response.clone()).await
+            };
+            tries += 1;
+            match result.await {
+                Err(error) if error.is_retryable() && tries < FINISH_TRIES_MAX => {
+                    tokio::time::sleep(Duration::from_millis(50 << tries)).await;
+                }
+                // An earlier try may have got through, and only its confirmation not.
+                Err(error) if error.kind() == ErrorKind::ClaimLost && tries > 1 => {
+                    let mut conn = pool.acquire().await.map_err(database)?;
+                    let found = self.inspect(&mut conn, op.scope(), op.key()).await?;
+                    let ours = found.is_some_and(|(record, _)| {
+                        record.token == Some(claim.token())
+                            && matches!(record.status, Status::Completed | Status::Failed)
+                    });
+                    return if ours { Ok(()) } else { Err(error) };
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Gives the claim of failed work back, or leaves it to an operator. Best effort: it lapses otherwise.
+    async fn give_up(&self, pool: &PgPool, op: &Operation, claim: &Claim, error: &BoxError) {
+        let told = redacted(error);
+        let given_up = async {
+            let mut conn = pool.acquire().await.map_err(database)?;
+            match op.on_lapse {
+                OnLapse::Hold => claim.id().note(&mut conn, None, Some(&told)).await,
+                OnLapse::Retry => claim.id().release(&mut conn, Some(&told)).await,
+            }
+        };
+        if let Err(error) = given_up.await {
+            tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given back; it lapses");
+        }
+    }
+}
+
+fn lost() -> Error {
+    Error::new(ErrorKind::ClaimLost, "the claim was lost while its work ran; the work was stopped")
+}
+
+/// What is kept of an error: its SQLSTATE, or that there was one. Its text could quote what the work was
+/// about.
+fn redacted(error: &BoxError) -> String {
+    match sqlstate_in(error.as_ref()) {
+        Some(code) => format!("a database error (SQLSTATE {code})"),
+        None => match error.downcast_ref::<Error>() {
+            Some(error) => error.to_string(),
+            None => "the work returned an error".to_owned(),
+        },
+    }
+}

@@ -1,0 +1,268 @@
+//! Work under a lease: steps that are done once, and what else it may do with its claim.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::{PgConnection, PgPool};
+
+use crate::checkout::Checkout;
+use crate::claim::ClaimId;
+use crate::error::{Error, ErrorKind, Result, database};
+use crate::fingerprint::Fingerprint;
+use crate::key::Key;
+use crate::once::get;
+use crate::operation::Operation;
+use crate::run::Failure;
+
+/// A piece of leased work that is done once per operation: its name, and what it was made from.
+///
+/// ```
+/// use pgonce::Step;
+/// let step = Step::new("charge").made_from(&serde_json::json!({"amount": 100}))?;
+/// # Ok::<(), pgonce::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Step {
+    name: String,
+    definition: Option<Fingerprint>,
+}
+
+impl Step {
+    /// A step of this name: 1 to 255 bytes, like a key. Names are for ever; a step with another name is
+    /// another step.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), definition: None }
+    }
+
+    /// What the step is made from. Recorded with it; a later attempt that makes it from something else is
+    /// refused instead of getting an output that does not fit.
+    ///
+    /// # Errors
+    /// As [`Fingerprint::of_json`].
+    pub fn made_from<T: Serialize + ?Sized>(mut self, input: &T) -> Result<Self> {
+        self.definition = Some(Fingerprint::of_json(input)?);
+        Ok(self)
+    }
+}
+
+impl From<&str> for Step {
+    fn from(name: &str) -> Self {
+        Self::new(name)
+    }
+}
+
+/// What [`PgOnce::run_leased`](crate::PgOnce::run_leased) gives to its closure.
+pub struct Work {
+    pool: PgPool,
+    op: Operation,
+    id: ClaimId,
+    attempt: u32,
+    steps: HashMap<String, Recorded>,
+    /// The transaction that will complete the operation, once it has been asked for.
+    pub(crate) tx: Option<Checkout>,
+}
+
+/// A step as this attempt knows it.
+struct Recorded {
+    definition: Option<Vec<u8>>,
+    output: Vec<u8>,
+    /// Whether this attempt has come by it.
+    passed: bool,
+}
+
+impl Work {
+    /// Loads what earlier attempts have recorded.
+    pub(crate) async fn load(
+        pool: &PgPool,
+        op: &Operation,
+        id: ClaimId,
+        attempt: u32,
+    ) -> Result<Self> {
+        let mut steps = HashMap::new();
+        if attempt > 1 {
+            let mut conn = pool.acquire().await.map_err(database)?;
+            for row in id.recorded_steps(&mut conn).await? {
+                let definition = get(&row, "definition")?;
+                let recorded = Recorded { definition, output: get(&row, "output")?, passed: false };
+                steps.insert(get(&row, "name")?, recorded);
+            }
+        }
+        Ok(Self { pool: pool.clone(), op: op.clone(), id, attempt, steps, tx: None })
+    }
+
+    /// How many claims the key has had, this one included.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// A key for a remote; see [`Operation::derived_key`].
+    #[must_use]
+    pub fn derived_key(&self, name: &str) -> Key {
+        self.op.derived_key(name)
+    }
+
+    /// Does `work` once per operation and records its output, in a commit of its own. In a later attempt
+    /// it is not done again: the recorded output is returned.
+    ///
+    /// A crash between `work` and the record does it again. If it calls a remote, hand that a
+    /// [`derived_key`](Work::derived_key); if it writes to this database, use
+    /// [`step_tx`](Work::step_tx).
+    ///
+    /// Takes a connection for a moment after `work`, and none while it runs.
+    ///
+    /// # Errors
+    /// Whatever `work` returns; nothing is recorded then. An [`Error`] of the kind
+    /// [`ClaimLost`](ErrorKind::ClaimLost) when another holder has taken over: nothing was recorded, return
+    /// it. [`StepChanged`](ErrorKind::StepChanged) when the steps are not the ones earlier attempts recorded.
+    ///
+    /// # Cancel safety
+    /// Dropped while `work` runs, it may be done and not recorded; a later attempt does it again.
+    pub async fn step<T, E, F>(&mut self, step: impl Into<Step>, work: F) -> Result<T, Failure>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Into<Failure>,
+        F: AsyncFnOnce() -> Result<T, E>,
+    {
+        let step = step.into();
+        if let Some(output) = self.recorded(&step)? {
+            return Ok(output);
+        }
+        let value = work().await.map_err(Into::into)?;
+        let output = output(&value)?;
+        let mut conn = self.pool.acquire().await.map_err(database)?;
+        self.id.record_step(&mut conn, &step.name, step.definition.as_ref(), &output).await?;
+        drop(conn);
+        self.passed(step, output);
+        Ok(value)
+    }
+
+    /// As [`step`](Work::step), for work that writes to this database: its writes and its record are one
+    /// transaction, so that it is done exactly once.
+    ///
+    /// # Errors
+    /// As [`step`](Work::step); everything is rolled back on any.
+    ///
+    /// # Cancel safety
+    /// Dropped, it is rolled back, or had been committed; a later attempt finds out.
+    pub async fn step_tx<T, E, F>(&mut self, step: impl Into<Step>, work: F) -> Result<T, Failure>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Into<Failure>,
+        F: AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+    {
+        let step = step.into();
+        if let Some(output) = self.recorded(&step)? {
+            return Ok(output);
+        }
+        let mut tx = Checkout::begin(&self.pool).await?;
+        let done = match work(&mut tx).await.map_err(Into::into) {
+            Ok(value) => self.record_in(&mut tx, &step, value).await.map_err(Failure::from),
+            Err(failure) => Err(failure),
+        };
+        match done {
+            Ok((value, output)) => {
+                tx.commit().await?;
+                self.passed(step, output);
+                Ok(value)
+            }
+            Err(failure) => {
+                tx.rollback().await;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn record_in<T: Serialize>(
+        &self,
+        tx: &mut Checkout,
+        step: &Step,
+        value: T,
+    ) -> Result<(T, Vec<u8>)> {
+        tx.check()?;
+        let output = output(&value)?;
+        self.id.record_step(tx, &step.name, step.definition.as_ref(), &output).await?;
+        Ok((value, output))
+    }
+
+    /// The transaction that will be committed with the operation's end: for its last writes. Opens it, or
+    /// returns the one that is open; it holds a connection from then on.
+    ///
+    /// # Errors
+    /// [`Connection`](ErrorKind::Connection).
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropped, there is none.
+    pub async fn last_tx(&mut self) -> Result<&mut PgConnection> {
+        let tx = match self.tx.take() {
+            Some(tx) => tx,
+            None => Checkout::begin(&self.pool).await?,
+        };
+        Ok(self.tx.insert(tx))
+    }
+
+    /// Says how far the work is, for those who poll.
+    ///
+    /// # Errors
+    /// [`ClaimLost`](ErrorKind::ClaimLost) when another holder has taken over: return it.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropped, it is said or not.
+    pub async fn progress<T: Serialize + ?Sized>(&mut self, progress: &T) -> Result<()> {
+        let progress = output(progress)?;
+        let mut conn = self.pool.acquire().await.map_err(database)?;
+        self.id.note(&mut conn, Some(&progress), None).await
+    }
+
+    /// The recorded output of a step, if there is one. Anything that does not fit is an error: another
+    /// step's value is worse than none.
+    fn recorded<T: DeserializeOwned>(&mut self, step: &Step) -> Result<Option<T>> {
+        let changed = |what: &str| Err(Error::new(ErrorKind::StepChanged, what));
+        let Some(recorded) = self.steps.get_mut(&step.name) else {
+            // Work is the same from attempt to attempt, so what is recorded comes first.
+            if self.steps.values().any(|recorded| !recorded.passed) {
+                return changed(
+                    "a step is new where earlier attempts recorded others; was one renamed or moved?",
+                );
+            }
+            return Ok(None);
+        };
+        if std::mem::replace(&mut recorded.passed, true) {
+            return changed("two steps have one name");
+        }
+        let definition = step.definition.as_ref().map(Fingerprint::as_bytes);
+        if recorded.definition.as_deref() != definition {
+            return changed("a recorded step was made from something else");
+        }
+        match serde_json::from_slice(&recorded.output) {
+            Ok(output) => Ok(Some(output)),
+            Err(_) => changed("a recorded step's output is not of the wanted type"),
+        }
+    }
+
+    fn passed(&mut self, step: Step, output: Vec<u8>) {
+        let definition = step.definition.map(|definition| definition.as_bytes().to_vec());
+        if let Entry::Vacant(entry) = self.steps.entry(step.name) {
+            entry.insert(Recorded { definition, output, passed: true });
+        }
+    }
+}
+
+fn output<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|error| {
+        Error::with_source(ErrorKind::Encoding, "the output cannot be written as JSON", error)
+    })
+}
+
+// By hand: outputs are nobody's business.
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Work")
+            .field("attempt", &self.attempt)
+            .field("steps", &self.steps.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,407 @@
+//! The closure form under a lease: steps, takeovers, and ends of every kind.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use pgonce::{Error, ErrorKind, Failure, Fingerprint, Lease, OnLapse, Operation, Response};
+use pgonce::{RunError, Step, Work};
+use tokio::sync::Notify;
+
+use crate::harness::{PATIENCE, TestDb, effect, op, started};
+
+fn lease() -> Lease {
+    Lease::new(Duration::from_secs(60)).unwrap()
+}
+
+fn short() -> Lease {
+    Lease::new(Duration::from_millis(300)).unwrap()
+}
+
+/// Makes the claim lapse, as if its holder had not been heard of for long.
+async fn lapse(db: &TestDb) {
+    db.execute("update {}.idempotency_keys set lease_expires_at = {}.clock() - interval '1 s'")
+        .await;
+}
+
+/// Runs the operation and stops it like a crash would once `work` has said that it is at `place`.
+async fn crashes<F>(db: &TestDb, op: &Operation, work: F)
+where
+    F: AsyncFnOnce(&mut Work, &Notify) -> Result<(), Failure>,
+{
+    let there = Notify::new();
+    let run = db.once.run_leased(&db.pool, op, lease(), async |held: &mut Work| {
+        work(held, &there).await?;
+        std::future::pending::<Result<(), Failure>>().await
+    });
+    tokio::select! {
+        ended = run => panic!("it ended: {ended:?}"),
+        () = there.notified() => {}
+    }
+    lapse(db).await;
+}
+
+#[tokio::test]
+async fn leased_work_runs_once_and_is_replayed() {
+    let db = TestDb::with_connections(1).await;
+    let once = db.once.clone();
+    let (pool, schema) = (db.pool.clone(), db.schema.clone());
+    // In a task of its own: the future can be sent between threads.
+    let run = async move |ending: &'static str| {
+        let op = op("k");
+        once.run_leased(&pool, &op, lease(), async |work: &mut Work| {
+            assert_eq!(work.attempt(), 1);
+            let tx = work.last_tx().await?;
+            effect(tx, &schema, "k").await?;
+            Ok::<_, Failure>(ending.to_owned())
+        })
+        .await
+    };
+    let (first, retry) =
+        tokio::spawn(async move { (run("first").await, run("retry").await) }).await.unwrap();
+    let (first, retry) = (first.unwrap(), retry.unwrap());
+    assert!(!first.is_replay() && retry.is_replay());
+    assert_eq!((&*first, &*retry), (&"first".to_owned(), &"first".to_owned()));
+    assert_eq!(db.effects().await, 1);
+}
+
+#[tokio::test]
+async fn a_step_that_is_done_is_not_done_again_after_a_crash() {
+    let db = TestDb::new().await;
+    let op = op("k");
+    let calls = AtomicU32::new(0);
+    let key = op.derived_key("charge");
+    crashes(&db, &op, async |work, there| {
+        let receipt = work.step("charge", async || {
+            calls.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, Failure>(work_key(&key))
+        });
+        assert_eq!(receipt.await?, key.as_str());
+        let id = work.step_tx("ledger", async |tx| effect(tx, &db.schema, "ledger").await).await?;
+        assert_eq!(id, 1);
+        there.notify_one();
+        Ok(())
+    })
+    .await;
+    let done = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
+        assert_eq!(work.attempt(), 2);
+        assert_eq!(work.derived_key("charge"), key, "the same in every attempt");
+        let charge = async || -> Result<String, Failure> { panic!("it is done") };
+        let receipt = work.step("charge", charge).await?;
+        let ledger =
+            async |_: &mut sqlx::PgConnection| -> Result<i64, Failure> { panic!("it too") };
+        let id = work.step_tx("ledger", ledger).await?;
+        let mailed = work.step("mail", async || Ok::<_, Failure>(true)).await?;
+        Ok::<_, Failure>((receipt, id, mailed))
+    });
+    assert_eq!(done.await.unwrap().into_inner(), (key.as_str().to_owned(), 1, true));
+    assert_eq!((calls.load(Ordering::Relaxed), db.effects().await), (1, 1));
+    let names: String = db.ask("select string_agg(name, ' ' order by number) from {}.steps").await;
+    assert_eq!(names, "charge ledger mail");
+}
+
+fn work_key(key: &pgonce::Key) -> String {
+    key.as_str().to_owned()
+}
+
+/// What a second attempt does after a first that recorded one step, made from `1`, with output 7.
+async fn after_one_step<F>(second: F) -> (RunError, TestDb)
+where
+    F: AsyncFnOnce(&mut Work, &AtomicU32) -> Result<(), Failure>,
+{
+    let db = TestDb::new().await;
+    let op = op("k");
+    crashes(&db, &op, async |work, there| {
+        let step = Step::new("charge").made_from(&1)?;
+        work.step(step, async || Ok::<_, Failure>(7)).await?;
+        there.notify_one();
+        Ok(())
+    })
+    .await;
+    let calls = AtomicU32::new(0);
+    let run = db
+        .once
+        .run_leased(&db.pool, &op, lease(), async |work: &mut Work| second(work, &calls).await);
+    let error = run.await.unwrap_err();
+    assert_eq!(calls.load(Ordering::Relaxed), 0, "nothing was done");
+    (error, db)
+}
+
+#[tokio::test]
+async fn steps_that_changed_are_an_error_and_never_another_steps_value() {
+    let made = |from: i32| Step::new("charge").made_from(&from).unwrap();
+    let mut told = Vec::new();
+    for case in 0..5 {
+        let (error, _db) = after_one_step(async |work, calls| {
+            let count = async || {
+                calls.fetch_add(1, Ordering::Relaxed);
+                Ok::<_, Failure>(8)
+            };
+            match case {
+                0 => work.step("payment", count).await.map(drop), // renamed
+                1 => work.step(made(2), count).await.map(drop),   // made from something else
+                2 => work.step("charge", count).await.map(drop),  // made from nothing
+                3 => {
+                    let text = async || Ok::<_, Failure>("eight".to_owned());
+                    work.step(made(1), text).await.map(drop) // another type
+                }
+                _ => {
+                    assert_eq!(work.step(made(1), count).await?, 7);
+                    work.step(made(1), count).await.map(drop) // named twice
+                }
+            }
+        })
+        .await;
+        let RunError::Protocol(error) = error else { panic!("{case}: {error:?}") };
+        assert_eq!(error.kind(), ErrorKind::StepChanged, "{case}");
+        assert!(!error.is_retryable());
+        told.push(error.to_string());
+    }
+    told.dedup();
+    assert_eq!(told.len(), 4, "{told:?}");
+}
+
+#[tokio::test]
+async fn a_step_that_failed_may_be_tried_again() {
+    let db = TestDb::new().await;
+    let mut tries = 0;
+    let op = op("k");
+    let done = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
+        let step = loop {
+            tries += 1;
+            let fails = tries < 3;
+            let result = work.step_tx("pay", async |tx| {
+                effect(tx, &db.schema, "pay").await?;
+                if fails { Err(Failure::from("not now")) } else { Ok(tries) }
+            });
+            if let Ok(step) = result.await {
+                break step;
+            }
+        };
+        Ok::<_, Failure>(step)
+    });
+    assert_eq!(*done.await.unwrap(), 3);
+    assert_eq!(db.effects().await, 1);
+}
+
+#[tokio::test]
+async fn a_holder_that_lost_its_claim_can_write_nothing() {
+    let db = TestDb::new().await;
+    let op = op("k");
+    for attempt in 0..3 {
+        db.execute("delete from {}.steps; delete from {}.idempotency_keys; delete from {}.effect")
+            .await;
+        let run = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
+            lapse(&db).await;
+            let mut conn = db.conn().await;
+            let other =
+                started(db.once.begin_leased(&mut conn, &op, Duration::from_secs(60)).await?);
+            other.complete(&mut conn, Response::json(&"the winner's")?).await?;
+            match attempt {
+                0 => work.step("charge", async || Ok::<_, Failure>(())).await?,
+                1 => {
+                    let write = async |tx: &mut sqlx::PgConnection| {
+                        effect(tx, &db.schema, "stale").await.map(drop)
+                    };
+                    work.step_tx("ledger", write).await?;
+                }
+                _ => {
+                    effect(work.last_tx().await?, &db.schema, "stale").await?;
+                }
+            }
+            Ok::<_, Failure>("the loser's".to_owned())
+        });
+        let error = run.await.unwrap_err();
+        let RunError::Protocol(error) = error else { panic!("{attempt}: {error:?}") };
+        assert_eq!(error.kind(), ErrorKind::ClaimLost, "{attempt}");
+        assert_eq!(db.effects().await, 0);
+        assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 0);
+        let retry = db.once.run_leased(&db.pool, &op, lease(), async |_: &mut Work| {
+            Ok::<_, Failure>(String::new())
+        });
+        assert_eq!(*retry.await.unwrap(), "the winner's");
+    }
+}
+
+/// Says when it is dropped.
+struct Dropped(Arc<Notify>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+#[tokio::test]
+async fn work_is_stopped_when_its_claim_is_lost() {
+    let db = TestDb::new().await;
+    let (begun, stopped) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let run = tokio::spawn({
+        let (once, pool) = (db.once.clone(), db.pool.clone());
+        let (begun, dropped) = (Arc::clone(&begun), Dropped(Arc::clone(&stopped)));
+        async move {
+            once.run_leased(&pool, &op("k"), short(), async |_: &mut Work| {
+                let _dropped = dropped;
+                begun.notify_one();
+                std::future::pending::<Result<(), Failure>>().await
+            })
+            .await
+        }
+    });
+    begun.notified().await;
+    // Between two heartbeats the claim may lapse here and be taken over there.
+    let mut conn = db.conn().await;
+    loop {
+        lapse(&db).await;
+        let begin =
+            db.once.begin_leased(&mut conn, &op("k"), Duration::from_secs(60)).await.unwrap();
+        if let pgonce::Begin::Started(claim) = begin {
+            claim.complete(&mut conn, Response::json(&()).unwrap()).await.unwrap();
+            break;
+        }
+    }
+    tokio::time::timeout(PATIENCE, stopped.notified()).await.expect("stopped");
+    let error = run.await.unwrap().unwrap_err();
+    assert!(
+        matches!(&error, RunError::Protocol(e) if e.kind() == ErrorKind::ClaimLost),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn twenty_at_once_with_two_connections_lose_no_lease() {
+    let db = TestDb::with_connections(2).await;
+    let mut runs = tokio::task::JoinSet::new();
+    for number in 0..20 {
+        let (once, pool, schema) = (db.once.clone(), db.pool.clone(), db.schema.clone());
+        runs.spawn(async move {
+            let key = format!("k{number}");
+            once.run_leased(&pool, &op(&key), short(), async |work: &mut Work| {
+                // Many leases long, and on the way the pool is fought for.
+                for step in 0..10 {
+                    let name = format!("step {step}");
+                    work.step_tx(name.as_str(), async |tx| {
+                        sqlx::query("select pg_sleep(0.01)").execute(&mut *tx).await?;
+                        effect(tx, &schema, &key).await
+                    })
+                    .await?;
+                }
+                Ok::<_, Failure>(())
+            })
+            .await
+        });
+    }
+    while let Some(run) = runs.join_next().await {
+        run.unwrap().unwrap();
+    }
+    assert_eq!(db.effects().await, 200);
+    let taken_over: i64 =
+        db.ask("select count(*) from {}.idempotency_keys where attempt > 1 or status <> 2").await;
+    assert_eq!(taken_over, 0);
+}
+
+#[tokio::test]
+async fn failed_work_gives_its_key_back_and_keeps_its_steps() {
+    let db = TestDb::new().await;
+    let print = |text: &str| op("k").fingerprint(Fingerprint::of_bytes(text));
+    let (ours, others) = (print("100"), print("200"));
+    let failing = db.once.run_leased(&db.pool, &ours, lease(), async |work: &mut Work| {
+        work.step("charge", async || Ok::<_, Failure>(7)).await?;
+        effect(work.last_tx().await?, &db.schema, "undone").await?;
+        Err::<(), _>(Failure::from("card number 4242"))
+    });
+    assert!(matches!(failing.await.unwrap_err(), RunError::Work(_)));
+    assert_eq!(db.effects().await, 0);
+    let told: String = db.ask("select last_error from {}.idempotency_keys").await;
+    assert_eq!(told, "the work returned an error", "and not what it was about");
+    // With a step done it is no longer free for another request.
+    let other =
+        db.once.run_leased(&db.pool, &others, lease(), async |_: &mut Work| Ok::<_, Failure>(()));
+    assert!(matches!(other.await.unwrap_err(), RunError::Mismatch(_)));
+    let again = db.once.run_leased(&db.pool, &ours, lease(), async |work: &mut Work| {
+        work.step("charge", async || -> Result<i32, Failure> { panic!("it is done") }).await
+    });
+    assert_eq!(*again.await.unwrap(), 7);
+}
+
+#[tokio::test]
+async fn failed_work_is_held_where_an_operator_decides() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    let op = op("k").on_lapse(OnLapse::Hold);
+    let run = db.once.run_leased(&db.pool, &op, lease(), async |_: &mut Work| {
+        sqlx::query("select 1/0").execute(&mut db.conn().await).await?;
+        Ok::<_, Failure>(())
+    });
+    assert!(matches!(run.await.unwrap_err(), RunError::Work(_)));
+    db.advance(Duration::from_secs(60)).await;
+    let again =
+        db.once.run_leased(&db.pool, &op, lease(), async |_: &mut Work| Ok::<_, Failure>(()));
+    assert!(matches!(again.await.unwrap_err(), RunError::Held(_)));
+    let told: String = db.ask("select last_error from {}.idempotency_keys").await;
+    assert_eq!(told, "a database error (SQLSTATE 22012)");
+}
+
+#[tokio::test]
+async fn a_final_failure_is_replayed() {
+    let db = TestDb::new().await;
+    let calls = AtomicU32::new(0);
+    let op = op("k");
+    for replay in [false, true] {
+        let run = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            effect(work.last_tx().await?, &db.schema, "undone").await?;
+            Err::<(), _>(Failure::keep(Response::bytes("declined")))
+        });
+        let error = run.await.unwrap_err();
+        let RunError::Failed { response, replayed, .. } = error else { panic!("{error:?}") };
+        assert_eq!((response.body(), replayed), (b"declined".as_slice(), replay));
+    }
+    assert_eq!((calls.load(Ordering::Relaxed), db.effects().await), (1, 0));
+}
+
+#[tokio::test]
+async fn steps_end_with_their_key() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    let hour = Duration::from_secs(3600);
+    let run = async |key: &str| {
+        let op = op(key).retention(hour);
+        db.once
+            .run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
+                let attempt = work.attempt();
+                work.step("charge", async || Ok::<_, Failure>(attempt)).await
+            })
+            .await
+            .unwrap()
+    };
+    run("reaped").await;
+    run("forgotten").await;
+    db.advance(hour).await;
+    // Forgotten and begun anew in the old row: the step is done again.
+    assert!(!run("forgotten").await.is_replay());
+    assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 2);
+    let reaped = db.once.reap_once(&mut db.conn().await, 100).await.unwrap();
+    assert_eq!(reaped.deleted, 1);
+    assert_eq!(db.ask::<String>("select string_agg(key, ',') from {}.steps").await, "forgotten");
+}
+
+#[tokio::test]
+async fn leases_that_make_no_sense_are_refused_when_built() {
+    let refused = |lease: Result<Lease, Error>| {
+        assert_eq!(lease.unwrap_err().kind(), ErrorKind::InvalidInput);
+    };
+    let second = Duration::from_secs(1);
+    refused(Lease::new(Duration::ZERO));
+    refused(Lease::new(second).unwrap().heartbeat(Duration::ZERO));
+    refused(Lease::new(second).unwrap().heartbeat(second));
+    // Above the retention, which only begin knows.
+    let db = TestDb::new().await;
+    let op = op("k").retention(second);
+    let run = db.once.run_leased(&db.pool, &op, lease(), async |_: &mut Work| Ok::<_, Failure>(()));
+    let error = run.await.unwrap_err();
+    assert!(
+        matches!(&error, RunError::Protocol(e) if e.kind() == ErrorKind::InvalidInput),
+        "{error:?}"
+    );
+}
