@@ -1,26 +1,33 @@
 //! Keeping the lease of a claim alive while its holder works.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::checkout::Checkout;
 use crate::claim::{Claim, ClaimId};
-use crate::error::{ErrorKind, database};
+use crate::error::{ErrorKind, Result, database};
 use crate::lease::Lease;
 
+/// Connections for heartbeats beside each pool. One is enough but for a moment: a second one beats while
+/// the first waits behind somebody's lock.
+const CONNECTIONS_MAX: u32 = 2;
 /// How long a connection for heartbeats is kept when nothing beats.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-/// How long a heartbeat waits for its connection before it says so and tries again.
-const ACQUIRE_MAX: Duration = Duration::from_secs(5);
+/// How long a heartbeat may take before it is given up and tried again.
+const BEAT_MAX: Duration = Duration::from_secs(5);
+/// How long it waits behind somebody who has locked the key.
+const LOCK_WAIT: &str = "set local lock_timeout = '100ms'";
 
-/// Connections for heartbeats: one beside each pool. The work may use its pool up, and wait for more than
+/// Connections for heartbeats: a few beside each pool. The work may use its pool up, and wait for more than
 /// there is; its leases are pushed all the same.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Beside(Arc<Mutex<Vec<(PoolOptions, PgPool)>>>);
 
 /// What tells one pool from another.
@@ -36,13 +43,24 @@ impl Beside {
         }
         // What nobody else knows belongs to a pool that is gone, or to its former options.
         known.retain(|(of, _)| Arc::strong_count(of) > 1);
-        let beside = PgPoolOptions::new()
-            .max_connections(1)
+        // With the pool's own hooks: they may set a role.
+        let beside = pool
+            .options()
+            .clone()
+            .max_connections(CONNECTIONS_MAX)
+            .min_connections(0)
             .idle_timeout(IDLE_MAX)
-            .acquire_timeout(ACQUIRE_MAX)
+            .acquire_timeout(BEAT_MAX)
             .connect_lazy_with((*options).clone());
         known.push((options, beside.clone()));
         beside
+    }
+}
+
+// By hand: the options hold the password.
+impl fmt::Debug for Beside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Beside(..)")
     }
 }
 
@@ -75,21 +93,35 @@ impl Drop for Heartbeat {
     }
 }
 
+/// One beat, in a transaction that does not wait long for a lock: other claims beat here too.
+async fn push(beside: &PgPool, id: &ClaimId, lease: Lease) -> Result<()> {
+    let mut tx = Checkout::begin(beside).await?;
+    let pushed = async {
+        sqlx::raw_sql(LOCK_WAIT).execute(&mut *tx).await.map_err(database)?;
+        id.extend(&mut tx, lease.length).await
+    };
+    match pushed.await {
+        Ok(()) => tx.commit().await,
+        Err(error) => {
+            tx.rollback().await;
+            Err(error)
+        }
+    }
+}
+
 async fn beat(beside: PgPool, id: ClaimId, lease: Lease, lost: oneshot::Sender<()>) {
     let began = Instant::now();
     while began.elapsed() < lease.renewed_for {
         tokio::time::sleep(lease.heartbeat).await;
-        let extended = async {
-            let mut conn = beside.acquire().await.map_err(database)?;
-            id.extend(&mut conn, lease.length).await
-        };
-        match extended.await {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::ClaimLost => {
+        let bound = BEAT_MAX.min(lease.length.max(Duration::from_secs(1)));
+        match tokio::time::timeout(bound, push(&beside, &id, lease)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if error.kind() == ErrorKind::ClaimLost => {
                 let _ = lost.send(()); // nobody listens any more
                 return;
             }
-            Err(error) => {
+            Err(_) => tracing::warn!(key = id.log_hash(), "a lease was not renewed in time"),
+            Ok(Err(error)) => {
                 tracing::warn!(%error, sqlstate = error.sqlstate(), key = id.log_hash(), "a lease was not renewed");
             }
         }
