@@ -63,6 +63,26 @@ impl Checkout {
         self.commit_after(completed).await
     }
 
+    /// Commits the work, and the claim completed if that can be.
+    #[cfg(feature = "tower")]
+    pub(crate) async fn complete_or_commit(
+        mut self,
+        claim: Claim,
+        response: Response,
+    ) -> Result<()> {
+        let completed = async {
+            self.check()?;
+            self.execute("savepoint pgonce_complete").await?;
+            if let Err(error) = claim.complete(&mut self.conn, response).await {
+                tracing::warn!(%error, "an observed claim was not completed");
+                self.execute("rollback to savepoint pgonce_complete").await?;
+            }
+            Ok(())
+        };
+        let completed = completed.await;
+        self.commit_after(completed).await
+    }
+
     /// Undoes the work, fails the claim and commits that.
     pub(crate) async fn fail(mut self, claim: Claim, response: Response) -> Result<()> {
         let failed = match self.undo_work().await {

@@ -77,11 +77,13 @@ pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
     pub(crate) detail: String,
     pub(crate) retry_after: Option<Duration>,
+    /// Whether the same request with the same key may succeed later.
+    pub(crate) retryable: bool,
 }
 
 impl Answer {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: &'static [Self] = &[
         Self::Performed,
         Self::Released,
         Self::Unknown,
@@ -180,8 +182,8 @@ impl Answer {
 
 impl Refusal {
     pub(crate) fn new(answer: Answer, detail: impl Into<String>) -> Self {
-        let (.., status, _) = answer.describe();
-        Self { answer, status, detail: detail.into(), retry_after: None }
+        let (.., status, retryable) = answer.describe();
+        Self { answer, status, detail: detail.into(), retry_after: None, retryable }
     }
 
     pub(crate) fn status(mut self, status: StatusCode) -> Self {
@@ -227,9 +229,20 @@ impl Refusal {
         }
     }
 
+    /// The same of a request without a key: sending it again could be once too often.
+    pub(crate) fn without_key(mut self) -> Self {
+        if self.answer == Answer::CommitUnknown {
+            self.retryable = false;
+            self.retry_after = None;
+            self.detail = "It may be done or not, and there is no key to find out by.".to_owned();
+        }
+        self
+    }
+
     /// The answer as problem details (RFC 9457), or as text for a client that takes no JSON.
     pub(crate) fn into_response(self, docs: &str, json: bool) -> http::Response<Bytes> {
-        let (code, title, _, retryable) = self.answer.describe();
+        let (code, title, ..) = self.answer.describe();
+        let retryable = self.retryable;
         let (content_type, body) = if json {
             let problem = json!({
                 "type": format!("{docs}#{code}"),

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::answer::Answer;
 
+const ANSWERS: usize = Answer::ALL.len();
+
 /// Counts of answers since the layer was made, shared by all its clones: for metrics.
 ///
 /// ```no_run
@@ -15,8 +17,8 @@ use super::answer::Answer;
 /// ```
 #[derive(Debug, Default)]
 pub struct Counters {
-    given: [AtomicU64; Answer::ALL.len()],
-    observed: [AtomicU64; Answer::ALL.len()],
+    given: [AtomicU64; ANSWERS],
+    observed: [AtomicU64; ANSWERS],
 }
 
 impl Counters {
@@ -35,7 +37,7 @@ impl Counters {
 
     /// Every answer and how often it was given.
     pub fn all(&self) -> impl Iterator<Item = (Answer, u64)> {
-        Answer::ALL.into_iter().map(|answer| (answer, self.get(answer)))
+        Answer::ALL.iter().map(|answer| (*answer, self.get(*answer)))
     }
 
     pub(crate) fn count(&self, answer: Answer) {

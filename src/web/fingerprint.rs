@@ -187,7 +187,8 @@ fn take<'a>(parts: &mut ByteParts<'a>, headers: &'a HeaderMap, name: &HeaderName
 fn canonical(body: &[u8], without: &[String]) -> Option<Vec<u8>> {
     let mut value: Value = serde_json::from_slice(body).ok()?;
     for pointer in without {
-        let Some((parent, field)) = pointer.rsplit_once('/') else { continue };
+        // A name without a slash is one at the top.
+        let (parent, field) = pointer.rsplit_once('/').unwrap_or(("", pointer));
         if let Some(Value::Object(fields)) = value.pointer_mut(parent) {
             fields.remove(&field.replace("~1", "/").replace("~0", "~"));
         }

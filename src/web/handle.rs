@@ -75,6 +75,9 @@ pub enum OnceRejection {
     /// Another part of the handler holds the transaction.
     #[error("the transaction is in use elsewhere in this handler")]
     InUse,
+    /// The handler has answered, or its client has gone.
+    #[error("the handler has ended")]
+    Over,
     /// There is no connection to the database, and the route fails open or observes only.
     #[error("there is no connection to the database")]
     NoConnection,
@@ -104,6 +107,11 @@ enum Tx {
     Over,
 }
 
+/// The layer's own end of a handle. Dropped, for example with a client that hangs up, it takes the
+/// transaction away from whoever else has the handle: a task that the handler has left behind must not
+/// keep it open.
+pub(crate) struct Lent(Handle);
+
 /// What the handler has left behind.
 pub(crate) struct Left {
     pub(crate) checkout: Option<Checkout>,
@@ -113,22 +121,22 @@ pub(crate) struct Left {
 }
 
 impl Handle {
-    pub(crate) fn new(
+    pub(crate) fn lend(
         pool: &PgPool,
         leased: bool,
         operation: Option<Operation>,
         attempt: u32,
         checkout: Option<Checkout>,
-    ) -> Self {
+    ) -> Lent {
         let tx = checkout.map_or(Tx::None, Tx::Here);
-        Self(Arc::new(Shared {
+        Lent(Self(Arc::new(Shared {
             pool: pool.clone(),
             leased,
             operation,
             attempt,
             used: AtomicBool::new(false),
             tx: Mutex::new(tx),
-        }))
+        })))
     }
 
     /// Takes back what the handler has.
@@ -162,11 +170,26 @@ impl Handle {
                 *tx = Tx::None;
                 Ok(None)
             }
-            in_use @ (Tx::WithHandler | Tx::Over) => {
-                *tx = in_use;
-                Err(OnceRejection::InUse)
+            Tx::WithHandler => Err(OnceRejection::InUse),
+            Tx::Over => {
+                *tx = Tx::Over;
+                Err(OnceRejection::Over)
             }
         }
+    }
+}
+
+impl Deref for Lent {
+    type Target = Handle;
+
+    fn deref(&self) -> &Handle {
+        &self.0
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.0.finish();
     }
 }
 
@@ -223,14 +246,17 @@ impl OnceClaim {
     /// Cancel safe: dropped, there is none.
     pub async fn begin(&self) -> Result<OnceTx> {
         self.0.use_it();
-        let in_use = |error: OnceRejection| crate::Error::invalid(error.to_string());
-        if let Some(tx) = self.0.take().map_err(in_use)? {
+        let rejected = |error: OnceRejection| crate::Error::invalid(error.to_string());
+        if let Some(tx) = self.0.take().map_err(rejected)? {
             return Ok(tx);
         }
         let checkout = Checkout::begin(&self.0.0.pool).await?;
         let mut tx = self.0.tx();
-        if !matches!(*tx, Tx::None) {
-            return Err(in_use(OnceRejection::InUse)); // two at once; the second connection is closed
+        match *tx {
+            Tx::None => {}
+            Tx::Over => return Err(rejected(OnceRejection::Over)),
+            // Two at once; the second connection is closed.
+            _ => return Err(rejected(OnceRejection::InUse)),
         }
         *tx = Tx::WithHandler;
         Ok(OnceTx { checkout: Some(checkout), handle: self.0.clone() })

@@ -62,6 +62,7 @@ pub struct Idempotency {
     pub(crate) pool: PgPool,
     pub(crate) scope: ScopeFn,
     pub(crate) mode: Mode,
+    renewed_for: Duration,
     pub(crate) presence: Presence,
     pub(crate) observe: bool,
     pub(crate) fail_open: bool,
@@ -109,6 +110,7 @@ impl Idempotency {
             pool,
             scope: Arc::new(scope),
             mode: Mode::Transactional,
+            renewed_for: RENEWED_FOR_DEFAULT,
             presence: Presence::Required,
             observe: false,
             fail_open: false,
@@ -142,21 +144,20 @@ impl Idempotency {
     /// ([`renewed_for`](Idempotency::renewed_for)). Takes 1 ms up to the retention.
     #[must_use]
     pub fn leased(mut self, lease: Duration) -> Self {
-        self.mode = Mode::Leased(Lease {
-            length: lease,
-            heartbeat: lease / 3,
-            renewed_for: RENEWED_FOR_DEFAULT,
-        });
+        self.mode = Mode::Leased(lease);
         self
     }
 
-    /// For how long a leased handler's claim is renewed. One that hangs loses its key in the end. No effect
-    /// before [`leased`](Idempotency::leased).
+    /// The lease of a leased route of this length.
+    pub(crate) fn lease(&self, length: Duration) -> Lease {
+        Lease { length, heartbeat: length / 3, renewed_for: self.renewed_for }
+    }
+
+    /// For how long a leased handler's claim is renewed; ten minutes by default. One that hangs loses its
+    /// key in the end.
     #[must_use]
     pub fn renewed_for(mut self, ceiling: Duration) -> Self {
-        if let Mode::Leased(lease) = &mut self.mode {
-            lease.renewed_for = ceiling;
-        }
+        self.renewed_for = ceiling;
         self
     }
 

@@ -75,7 +75,7 @@ where
         return match not_begun(config, begun) {
             NotBegun::Told(begin) => Ended::Told(begin),
             NotBegun::Refused(refusal) => Ended::Refused(refusal),
-            NotBegun::Run(called) => unkeyed(config, inner, request, called).await,
+            NotBegun::Run(run) => unkeyed(config, inner, request, run).await,
         };
     }
 }
@@ -116,9 +116,10 @@ where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    let handle = Handle::new(&config.pool, true, Some(op.clone()), claim.attempt(), None);
+    let handle = Handle::lend(&config.pool, true, Some(op.clone()), claim.attempt(), None);
+    // Beats until the claim is settled: storing a response may have to wait for a connection.
+    let mut heartbeat = Heartbeat::start(&config.once.beside, &config.pool, &claim, lease);
     let performed = {
-        let mut heartbeat = Heartbeat::start(&config.once.beside, &config.pool, &claim, lease);
         let mut lost = pin!(async {
             heartbeat.lost().await;
             if config.observe {
@@ -138,7 +139,7 @@ where
         Ok(answered) => answered,
         Err(ended) => {
             undo(left.checkout).await;
-            give_back(config, claim, config.holds_unknown(left.used)).await;
+            give_back(config, claim, config.holds_unknown()).await;
             return ended;
         }
     };
@@ -209,7 +210,9 @@ async fn uncommitted<R, E>(
     }
     tracing::warn!(%error, sqlstate = error.sqlstate(), "a handler's work was not committed");
     // So that the retry need not wait for the lease. Refused if the commit got through after all.
-    if let Ok(mut conn) = config.pool.acquire().await {
+    if !config.holds_unknown()
+        && let Ok(mut conn) = config.pool.acquire().await
+    {
         let _ = config.once.release(&mut conn, op.scope(), op.key(), token).await;
     }
     Ended::Refused(Refusal::uncommitted(error))

@@ -87,7 +87,12 @@ where
     };
     let left = handle.finish();
     let settle = response.extensions().get::<Settle>().copied();
-    let settle = settle.unwrap_or_else(|| config.settle(response.status(), left.used));
+    let settle = match settle {
+        // No outcome, and no replay could send it.
+        _ if response.status().is_informational() => Settle::Release,
+        Some(settle) => settle,
+        None => config.settle(response.status(), left.used),
+    };
     let wanted = keyed && matches!(settle, Settle::Complete | Settle::Fail);
     let performed = match caught(keep(config, response, wanted)).await {
         Ok(Ok((response, stored))) => Performed::Answered(Answered { response, settle, stored }),

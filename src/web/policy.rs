@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::UPGRADE;
+use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Request, StatusCode};
 use serde_json::{Value, json};
@@ -14,13 +14,12 @@ use super::layer::Idempotency;
 use super::service::IdempotencyService;
 use super::settle::Settle;
 use crate::key::{Key, Scope};
-use crate::lease::Lease;
 use crate::operation::{OnLapse, Operation};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     Transactional,
-    Leased(Lease),
+    Leased(Duration),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,15 +51,15 @@ impl Idempotency {
     pub(crate) fn settle(&self, status: StatusCode, used: bool) -> Settle {
         let unknown = status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT;
         match self.final_statuses.settle(status, used) {
-            Settle::Release if unknown && self.holds_unknown(used) => Settle::Lapse,
+            Settle::Release if unknown && self.holds_unknown() => Settle::Lapse,
             settle => settle,
         }
     }
 
     /// Whether a handler that ended without an outcome leaves its key to an operator: its outside call
     /// may have been made.
-    pub(crate) fn holds_unknown(&self, used: bool) -> bool {
-        used && !self.is_transactional() && self.on_lapse == OnLapse::Hold
+    pub(crate) fn holds_unknown(&self) -> bool {
+        !self.is_transactional() && self.on_lapse == OnLapse::Hold
     }
 
     pub(crate) fn response_limit(&self) -> u64 {
@@ -117,22 +116,21 @@ impl Idempotency {
     }
 
     pub(crate) fn too_large(&self) -> Refusal {
-        let detail =
-            format!("With an idempotency key a body takes up to {} bytes.", self.request_bytes_max);
+        let detail = format!("A body takes up to {} bytes here.", self.request_bytes_max);
         Refusal::new(Answer::RequestTooLarge, detail)
     }
 
     /// The request headers a browser must be allowed to send: for
     /// `CorsLayer::allow_headers`, beside your own.
     #[must_use]
-    pub fn request_headers(&self) -> [HeaderName; 1] {
-        [self.key_rules.header.clone()]
+    pub fn request_headers(&self) -> Vec<HeaderName> {
+        vec![self.key_rules.header.clone()]
     }
 
     /// The response headers a browser must be shown: for `CorsLayer::expose_headers`, beside your own.
     #[must_use]
-    pub fn response_headers(&self) -> [HeaderName; 2] {
-        [self.replay_marker.clone(), http::header::RETRY_AFTER]
+    pub fn response_headers(&self) -> Vec<HeaderName> {
+        vec![self.replay_marker.clone(), http::header::RETRY_AFTER]
     }
 
     /// The route's idempotency policy as JSON, to be published: the IETF draft wants a resource to say
@@ -166,11 +164,18 @@ impl Idempotency {
     }
 }
 
-/// Whether the connection is asked to become something else. An offer to go on in HTTP/2 does not count:
-/// some clients make it with any request, and the request stays what it is.
+/// Whether the connection is asked to become something else (RFC 9110, section 7.8). An offer to go on in
+/// HTTP/2 does not count: some clients make it with any request, and the request stays what it is.
 fn upgrades(headers: &HeaderMap) -> bool {
-    let offers = headers.get_all(UPGRADE).iter();
-    offers
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-        .any(|protocol| !protocol.trim_ascii().eq_ignore_ascii_case(b"h2c"))
+    let names = |name: HeaderName| {
+        let values = headers.get_all(name).into_iter();
+        values
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+            .map(<[u8]>::trim_ascii)
+    };
+    let same = |name: &[u8], other: &[u8]| name.eq_ignore_ascii_case(other);
+    names(CONNECTION).any(|option| same(option, b"upgrade"))
+        && names(UPGRADE).any(|protocol| {
+            !protocol.is_empty() && !same(protocol, b"h2c") && !same(protocol, b"HTTP/2.0")
+        })
 }

@@ -122,6 +122,7 @@ where
     config.counters.count(answer);
     span.in_scope(|| tracing::debug!(answer = answer.code(), "answered"));
     response.extensions_mut().insert(answer);
+    response.headers_mut().remove(&config.replay_marker);
     if matches!(answer, Answer::Replayed | Answer::Omitted) {
         let marker = HeaderValue::from_static("true");
         response.headers_mut().insert(config.replay_marker.clone(), marker);
@@ -163,7 +164,7 @@ where
     };
     if named.is_none() && !config.is_transactional() {
         let request = Request::from_parts(parts, Buffered::untouched(body));
-        return unkeyed(config, inner, request, Answer::Unkeyed).await;
+        return unkeyed(config, inner, request, Unkeyed::USUAL).await;
     }
     // Read before any connection is taken, and before the key is begun: half a request is none.
     let (op, body) = match read(body, config.request_bytes_max).await {
@@ -171,11 +172,11 @@ where
             let op = named.map(|(scope, key)| config.operation(scope, key, &parts, &bytes));
             (op, Buffered::whole(bytes, trailers))
         }
-        Read::TooLarge(body) if named.is_none() => (None, body),
         Read::TooLarge(body) if config.observe => {
             config.counters.observe(Answer::RequestTooLarge);
             (None, body)
         }
+        // Without a key too: a connection must not wait for a client that sends slowly.
         Read::TooLarge(_) => return Ended::Refused(config.too_large()),
         Read::CutOff => {
             let detail = "The body is longer than the service takes.";
@@ -195,10 +196,10 @@ where
     let asked_by = config.authorize_replay.as_ref().map(|_| parts.clone());
     let request = Request::from_parts(parts, body);
     let ended = match (op, &config.mode) {
-        (None, _) => unkeyed(config, inner, request, Answer::Unkeyed).await,
+        (None, _) => unkeyed(config, inner, request, Unkeyed::USUAL).await,
         (Some(op), Mode::Transactional) => transactional::respond(config, inner, request, op).await,
         (Some(op), Mode::Leased(lease)) => {
-            leased::respond(config, inner, request, op, *lease).await
+            leased::respond(config, inner, request, op, config.lease(*lease)).await
         }
     };
     match ended {
@@ -212,14 +213,14 @@ pub(crate) async fn unkeyed<S, B, R>(
     config: &Idempotency,
     mut inner: S,
     request: Request<Buffered<B>>,
-    called: Answer,
+    run: Unkeyed,
 ) -> Ended<R, S::Error>
 where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
     let mut checkout = None;
-    if config.is_transactional() {
+    if config.is_transactional() && run.connected {
         checkout = match Checkout::begin(&config.pool).await {
             Ok(checkout) => Some(checkout),
             // It may do without: OnceTx says so if it does not.
@@ -227,7 +228,7 @@ where
             Err(error) => return Ended::Refused(Refusal::unasked(&error)),
         };
     }
-    let handle = Handle::new(&config.pool, !config.is_transactional(), None, 0, checkout);
+    let handle = Handle::lend(&config.pool, !config.is_transactional(), None, 0, checkout);
     let (performed, left) = perform(config, &mut inner, request, &handle, false).await;
     let Answered { response, settle, .. } = match performed.answered(left.kept) {
         Ok(answered) => answered,
@@ -240,20 +241,32 @@ where
         (_, None) => {}
         (Settle::Complete, Some(checkout)) => {
             if let Err(error) = checkout.commit_probed().await {
-                return Ended::Refused(Refusal::uncommitted(&error));
+                return Ended::Refused(Refusal::uncommitted(&error).without_key());
             }
         }
         (_, checkout) => undo(checkout).await,
     }
-    Ended::Answered(response, called)
+    Ended::Answered(response, run.called)
 }
 
 /// What to do with a request whose key was not begun.
 pub(crate) enum NotBegun {
     Told(Begin),
     Refused(Refusal),
-    /// Run it all the same, and call it this.
-    Run(Answer),
+    /// Run it all the same.
+    Run(Unkeyed),
+}
+
+/// A run without a key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unkeyed {
+    pub(crate) called: Answer,
+    /// Whether a connection may be had; another wait for none would only hold the request up.
+    pub(crate) connected: bool,
+}
+
+impl Unkeyed {
+    pub(crate) const USUAL: Self = Self { called: Answer::Unkeyed, connected: true };
 }
 
 /// A begin that did not start the operation.
@@ -261,25 +274,29 @@ pub(crate) fn not_begun(config: &Idempotency, begun: Result<Begin>) -> NotBegun 
     let error = match begun {
         Ok(begin) if config.observe => {
             config.counters.observe(answer_to(&begin));
-            return NotBegun::Run(Answer::Unkeyed);
+            return NotBegun::Run(Unkeyed::USUAL);
         }
         Ok(begin) => return NotBegun::Told(begin),
         Err(error) => error,
     };
     tracing::error!(%error, sqlstate = error.sqlstate(), "an idempotency key could not be begun");
     let refusal = Refusal::unasked(&error);
+    let connected = error.kind() != ErrorKind::Connection;
     if config.observe {
         config.counters.observe(refusal.answer);
-        return NotBegun::Run(Answer::Unkeyed);
+        return NotBegun::Run(Unkeyed { called: Answer::Unkeyed, connected });
     }
-    // With these the database was asked and has answered: it may be done, it may be at work, it never can be.
-    let answered = matches!(
+    // After anything else the database has been asked and may have answered: it may be done or at work.
+    let unasked = matches!(
         error.kind(),
-        ErrorKind::Corrupt | ErrorKind::Contention | ErrorKind::InvalidInput
+        ErrorKind::Connection
+            | ErrorKind::ReadOnly
+            | ErrorKind::SchemaOutdated
+            | ErrorKind::Database
     );
-    if config.fail_open && !answered {
+    if config.fail_open && unasked {
         tracing::warn!("a request runs without idempotency protection");
-        return NotBegun::Run(Answer::Unprotected);
+        return NotBegun::Run(Unkeyed { called: Answer::Unprotected, connected });
     }
     NotBegun::Refused(refusal)
 }

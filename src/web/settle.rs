@@ -27,8 +27,7 @@ pub enum Settle {
     Release,
     /// The handler does not know whether its outside work took effect. On a leased route the claim is
     /// left to lapse, and then taken over or held, as [`on_lapse`](super::Idempotency::on_lapse)
-    /// says. The rule for 5xx, 408 and panics where that is `OnLapse::Hold` and the handler has used its
-    /// claim. On a transactional route the same as `Release`: everything is undone.
+    /// says. The rule for 5xx, 408 and panics where that is `OnLapse::Hold`. On a transactional route the same as `Release`: everything is undone.
     Lapse,
 }
 
@@ -64,9 +63,7 @@ impl FinalStatuses {
     /// `used`: the handler has touched its transaction or claim. Before that a 4xx or 5xx may be an
     /// extractor's, and nothing has happened either way.
     pub(crate) fn settle(&self, status: StatusCode, used: bool) -> Settle {
-        if status.is_informational() {
-            Settle::Release // not an outcome, and no replay could send it
-        } else if status.as_u16() < 400 {
+        if status.as_u16() < 400 {
             Settle::Complete
         } else if used && self.contains(status) {
             Settle::Fail

@@ -47,7 +47,7 @@ where
                 return match not_begun(config, begin) {
                     NotBegun::Told(begin) => Ended::Told(begin),
                     NotBegun::Refused(refusal) => Ended::Refused(refusal),
-                    NotBegun::Run(called) => unkeyed(config, inner, request, called).await,
+                    NotBegun::Run(run) => unkeyed(config, inner, request, run).await,
                 };
             }
         }
@@ -74,8 +74,11 @@ pub(crate) async fn begin(config: &Idempotency, op: &Operation) -> Result<Begun>
     let mut checkout = Checkout::begin(&config.pool).await?;
     match checkout.ask(&config.once, op, Duration::ZERO).await {
         Ok(Begin::Started(claim)) => Ok(Begun::Started(claim, checkout)),
-        // Committed, because a replay that locked its row must wait for the standby.
-        Ok(answer) => checkout.commit().await.map(|()| Begun::Answered(answer)),
+        Ok(answer) => match checkout.commit().await {
+            // A replay that locked its row must have waited for the standby. Other answers wrote nothing.
+            Err(error) if op.lock_replay => Err(error),
+            _ => Ok(Begun::Answered(answer)),
+        },
         Err(error) => {
             checkout.rollback().await;
             Err(error)
@@ -96,7 +99,7 @@ where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    let handle = Handle::new(&config.pool, false, Some(op), claim.attempt(), Some(checkout));
+    let handle = Handle::lend(&config.pool, false, Some(op), claim.attempt(), Some(checkout));
     let (performed, left) = perform(config, &mut inner, request, &handle, true).await;
     let answered = performed.answered(left.kept);
     let (Answered { response, settle, stored }, checkout) = match (answered, left.checkout) {
@@ -108,6 +111,7 @@ where
         }
     };
     let committed = match settle {
+        Settle::Complete if config.observe => checkout.complete_or_commit(claim, stored).await,
         Settle::Complete => checkout.complete(claim, stored).await,
         Settle::Fail => checkout.fail(claim, stored).await,
         Settle::Release | Settle::Lapse => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use pgonce::{Error, ErrorKind, Failure, Fingerprint, Lease, OnLapse, Operation, Response};
+use pgonce::{ErrorKind, Failure, Fingerprint, Lease, OnLapse, Operation, Response};
 use pgonce::{RunError, Step, Work};
 use tokio::sync::Notify;
 
@@ -384,24 +384,4 @@ async fn steps_end_with_their_key() {
     let reaped = db.once.reap_once(&mut db.conn().await, 100).await.unwrap();
     assert_eq!(reaped.deleted, 1);
     assert_eq!(db.ask::<String>("select string_agg(key, ',') from {}.steps").await, "forgotten");
-}
-
-#[tokio::test]
-async fn leases_that_make_no_sense_are_refused_when_built() {
-    let refused = |lease: Result<Lease, Error>| {
-        assert_eq!(lease.unwrap_err().kind(), ErrorKind::InvalidInput);
-    };
-    let second = Duration::from_secs(1);
-    refused(Lease::new(Duration::ZERO));
-    refused(Lease::new(second).unwrap().heartbeat(Duration::ZERO));
-    refused(Lease::new(second).unwrap().heartbeat(second));
-    // Above the retention, which only begin knows.
-    let db = TestDb::new().await;
-    let op = op("k").retention(second);
-    let run = db.once.run_leased(&db.pool, &op, lease(), async |_: &mut Work| Ok::<_, Failure>(()));
-    let error = run.await.unwrap_err();
-    assert!(
-        matches!(&error, RunError::Protocol(e) if e.kind() == ErrorKind::InvalidInput),
-        "{error:?}"
-    );
 }

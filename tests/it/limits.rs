@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use pgonce::{ErrorKind, Fingerprint, Key, Operation, SchemaName, Scope};
+use pgonce::{Error, ErrorKind, Failure, Fingerprint, Key, Lease, Operation};
+use pgonce::{RunError, SchemaName, Scope, Work};
 use proptest::prelude::*;
 
 use crate::harness::{TestDb, op, started, word};
@@ -286,4 +287,28 @@ async fn settings_and_collations_of_the_session_do_not_matter() {
     .await
     .unwrap();
     assert_eq!(keeps, 1);
+}
+
+#[tokio::test]
+async fn leases_that_make_no_sense_are_refused_when_built() {
+    let refused = |lease: Result<Lease, Error>| {
+        assert_eq!(lease.unwrap_err().kind(), ErrorKind::InvalidInput);
+    };
+    refused(Lease::new(Duration::ZERO));
+    refused(Lease::new(SECOND).unwrap().heartbeat(Duration::ZERO));
+    refused(Lease::new(SECOND).unwrap().heartbeat(SECOND));
+    // Above the retention, which only begin knows.
+    let db = TestDb::new().await;
+    let op = op("k").retention(SECOND);
+    let run = db.once.run_leased(
+        &db.pool,
+        &op,
+        Lease::new(60 * SECOND).unwrap(),
+        async |_: &mut Work| Ok::<_, Failure>(()),
+    );
+    let error = run.await.unwrap_err();
+    assert!(
+        matches!(&error, RunError::Protocol(e) if e.kind() == ErrorKind::InvalidInput),
+        "{error:?}"
+    );
 }

@@ -252,6 +252,7 @@ async fn other_methods_and_upgrades_pass_untouched() {
                 assert!(!got.is_replay());
             }
             let mut upgrade = post("k", "");
+            upgrade.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
             upgrade.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
             assert_eq!(send(&app.router, upgrade).await.answer, None);
             let calls = app.calls();

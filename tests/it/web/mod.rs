@@ -12,6 +12,7 @@ mod kill;
 mod kit;
 mod layers;
 mod leases;
+mod loose_ends;
 mod nobody_knows;
 mod omitted;
 mod page;

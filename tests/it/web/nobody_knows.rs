@@ -21,13 +21,14 @@ fn ends(db: &TestDb, policy: OnLapse, asks: bool, status: StatusCode) -> App {
     })
 }
 
-// Trap 45. A 5xx or a time-out after the remote was asked does not say whether it has acted.
+// Trap 45. A 5xx or a time-out does not say whether the remote has acted, also not one that takes no keys.
 #[tokio::test]
-async fn an_error_after_the_remote_was_asked_is_held() {
-    for status in [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::REQUEST_TIMEOUT] {
+async fn an_error_is_held_where_an_operator_decides() {
+    let (error, timeout) = (StatusCode::INTERNAL_SERVER_ERROR, StatusCode::REQUEST_TIMEOUT);
+    for (status, asks) in [(error, true), (error, false), (timeout, true)] {
         let db = TestDb::new().await;
         db.stop_clock().await;
-        let app = ends(&db, OnLapse::Hold, true, status);
+        let app = ends(&db, OnLapse::Hold, asks, status);
         assert_eq!(send(&app.router, post("k", "")).await.answer, Some(Answer::Unknown));
         db.advance(LEASE).await;
         assert_eq!(send(&app.router, post("k", "")).await.answer, Some(Answer::Held));
@@ -36,14 +37,38 @@ async fn an_error_after_the_remote_was_asked_is_held() {
 }
 
 #[tokio::test]
-async fn an_error_before_that_or_without_that_policy_frees_the_key() {
+async fn an_error_without_that_policy_or_a_refusal_frees_the_key() {
     let error = StatusCode::INTERNAL_SERVER_ERROR;
-    for (policy, asks) in [(OnLapse::Hold, false), (OnLapse::Retry, true)] {
+    for (policy, status) in [(OnLapse::Retry, error), (OnLapse::Hold, StatusCode::BAD_REQUEST)] {
         let db = TestDb::new().await;
-        let app = ends(&db, policy, asks, error);
+        let app = ends(&db, policy, false, status);
         for call in 1..=2 {
             assert_eq!(send(&app.router, post("k", "")).await.answer, Some(Answer::Released));
             assert_eq!(app.calls(), call);
         }
     }
+}
+
+// The remote was called, and then its receipt could not be committed.
+#[tokio::test]
+async fn last_writes_that_fail_do_not_free_the_key_where_an_operator_decides() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    db.execute("create table {}.receipt (n int unique deferrable initially deferred)").await;
+    let sql = format!("insert into {}.receipt values (1), (1)", db.schema);
+    let layer = Mode::Leased.layer(&db).on_lapse(OnLapse::Hold);
+    let app = handled(layer, move |_, request: Request| {
+        let sql = sqlx::AssertSqlSafe(sql.clone());
+        async move {
+            let claim = OnceClaim::of(request.extensions()).unwrap();
+            let mut tx = claim.begin().await.unwrap();
+            sqlx::raw_sql(sql).execute(&mut *tx).await.unwrap();
+            StatusCode::CREATED.into_response()
+        }
+    });
+    assert_eq!(send(&app.router, post("k", "")).await.answer, Some(Answer::NotCommitted));
+    assert_eq!(send(&app.router, post("k", "")).await.answer, Some(Answer::InProgress));
+    db.advance(LEASE).await;
+    assert_eq!(send(&app.router, post("k", "")).await.answer, Some(Answer::Held));
+    assert_eq!(app.calls(), 1);
 }

@@ -1,0 +1,248 @@
+//! What a handler leaves behind, and what others leave in its way.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::IntoResponse;
+use http::StatusCode;
+use pgonce::web::{Answer, OnceClaim, OnceTx};
+use sqlx::Connection;
+use tokio::sync::Notify;
+
+use super::concurrency::sent;
+use super::kit::{App, Gate, LEASE, MODES, Mode, app, gated, handled, numbered, patient, pool};
+use super::{layer, post, send};
+use crate::harness::{PATIENCE, TestDb, effect};
+use crate::proxy::{Cut, Proxy};
+
+// A task that outlives the request has the claim; the transaction is not its to keep.
+#[tokio::test]
+async fn a_task_left_behind_keeps_no_transaction_open() {
+    let db = TestDb::new().await;
+    let (gate, gone) = (Gate::new(), Arc::new(Notify::new()));
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let tell = Arc::new(std::sync::Mutex::new(Some(tell)));
+    let (stops, hung_up, schema) = (gate.clone(), gone.clone(), db.schema.clone());
+    let app = handled(layer(&db), move |call, request: Request| {
+        let (gate, gone, schema) = (stops.clone(), hung_up.clone(), schema.clone());
+        let tell = tell.lock().unwrap().take();
+        async move {
+            let mut tx = OnceTx::of(request.extensions()).unwrap();
+            effect(&mut tx, &schema, "paid").await.unwrap();
+            drop(tx);
+            if let Some(tell) = tell {
+                let claim = OnceClaim::of(request.extensions()).unwrap();
+                tokio::spawn(async move {
+                    gone.notified().await;
+                    let _ = tell.send(claim.begin().await.map(drop));
+                });
+                gate.pass().await;
+            }
+            numbered(call).into_response()
+        }
+    });
+    let first = sent(&app, "k", "");
+    gate.entered().await;
+    first.abort();
+    db.until(
+        "select count(*) = 0 from pg_stat_activity
+          where application_name = '{}' and state like 'idle in transaction%'",
+    )
+    .await;
+    gone.notify_one();
+    let late = patient(told).await.unwrap().unwrap_err();
+    assert_eq!(late.to_string(), "the handler has ended");
+    let retry = send(&app.router, post("k", "")).await;
+    assert_eq!((retry.answer, db.effects().await), (Some(Answer::Performed), 1));
+}
+
+// An operator has locked one key. The leases of the others are renewed all the same.
+#[tokio::test]
+async fn a_key_that_is_locked_keeps_no_other_lease_from_being_renewed() {
+    let db = TestDb::new().await;
+    let gate = Gate::new();
+    let app = gated(&db, layer(&db).leased(std::time::Duration::from_secs(2)), &gate);
+    let (a, b) = (sent(&app, "a", ""), sent(&app, "b", ""));
+    gate.entered().await;
+    gate.entered().await;
+    let mut conn = db.conn().await;
+    let mut locked = conn.begin().await.unwrap();
+    let sql = "select {}.release(scope, key, token) from {}.idempotency_keys where key = 'a'";
+    sqlx::raw_sql(db.sql(sql)).execute(&mut *locked).await.unwrap();
+    db.until(
+        "select lease_expires_at > created_at + interval '6 s' from {}.idempotency_keys where key = 'b'",
+    )
+    .await;
+    locked.rollback().await.unwrap();
+    gate.open();
+    gate.open();
+    for first in [a, b] {
+        assert_eq!(patient(first).await.unwrap().answer, Some(Answer::Performed));
+    }
+    assert_eq!(app.calls(), 2);
+}
+
+// Trap 40. The same lock in the way of storing a response: its client is told in the end.
+#[tokio::test]
+async fn a_response_that_cannot_be_stored_for_a_lock_is_sent() {
+    let db = TestDb::new().await;
+    let gate = Gate::new();
+    let stops = gate.clone();
+    let app = handled(layer(&db).leased(LEASE), move |call, _| {
+        let gate = stops.clone();
+        async move {
+            gate.pass().await;
+            numbered(call).into_response()
+        }
+    });
+    let first = sent(&app, "k", "");
+    gate.entered().await;
+    let mut conn = db.conn().await;
+    let mut locked = conn.begin().await.unwrap();
+    let sql = "select {}.release(scope, key, token) from {}.idempotency_keys";
+    sqlx::raw_sql(db.sql(sql)).execute(&mut *locked).await.unwrap();
+    gate.open();
+    let got = tokio::time::timeout(2 * PATIENCE, first).await.expect("an answer").unwrap();
+    assert_eq!((got.status, got.answer), (StatusCode::CREATED, Some(Answer::Unstored)));
+    locked.rollback().await.unwrap();
+}
+
+/// Writes past the layer's bookkeeping, so that it works through a proxy that counts requests.
+fn plain(db: &TestDb) -> App {
+    app(db, layer(db).fail_open(), numbered)
+}
+
+// Trap 39. Begin has said that it is done; that the connection broke afterwards does not change it.
+#[tokio::test]
+async fn what_is_done_is_not_run_again_when_its_replays_commit_is_lost() {
+    let db = TestDb::new().await;
+    assert_eq!(send(&plain(&db).router, post("k", "")).await.answer, Some(Answer::Performed));
+    let proxy = Proxy::start(&db, None);
+    let seen = plain(&TestDb::open(&db.schema, proxy.options(), 1).await);
+    assert!(send(&seen.router, post("k", "")).await.is_replay());
+    let commit = proxy.requests().iter().position(|request| request == "COMMIT").unwrap() + 1;
+    for cut in [Cut::Before(commit), Cut::After(commit)] {
+        let proxy = Proxy::start(&db, Some(cut));
+        let app = plain(&TestDb::open(&db.schema, proxy.options(), 1).await);
+        assert!(send(&app.router, post("k", "")).await.is_replay());
+        assert_eq!((app.calls(), db.effects().await), (0, 1));
+    }
+}
+
+// Trap 41. Without a key there is nothing to find out by, and sending it again may be once too often.
+#[tokio::test]
+async fn an_unknown_commit_without_a_key_is_not_called_retryable() {
+    let db = TestDb::new().await;
+    let make = |db: &TestDb| app(db, layer(db).optional(), numbered);
+    let request = || Request::post("/").header("x-tenant", "acme").body(Body::empty()).unwrap();
+    let proxy = Proxy::start(&db, None);
+    send(&make(&TestDb::open(&db.schema, proxy.options(), 1).await).router, request()).await;
+    let commit = proxy.requests().iter().position(|request| request == "COMMIT").unwrap() + 1;
+    let proxy = Proxy::start(&db, Some(Cut::After(commit)));
+    let app = make(&TestDb::open(&db.schema, proxy.options(), 1).await);
+    let got = send(&app.router, request()).await;
+    assert_eq!((got.status.as_u16(), got.code()), (503, "commit_unknown".into()));
+    assert_eq!((&got.json()["retryable"], got.header("retry-after")), (&false.into(), None));
+}
+
+// Trap 7. Only what asks for an upgrade as RFC 9110 has it is one.
+#[tokio::test]
+async fn a_meaningless_upgrade_header_switches_nothing_off() {
+    for mode in MODES {
+        for (connection, upgrade, covered) in [
+            ("close", "websocket", true),
+            ("upgrade", "", true),
+            ("Upgrade, HTTP2-Settings", "h2c", true),
+            ("upgrade", "HTTP/2.0, h2c", true),
+            ("keep-alive, Upgrade", "websocket", false),
+        ] {
+            let db = TestDb::new().await;
+            let app =
+                handled(mode.layer(&db), |call, _| async move { numbered(call).into_response() });
+            for _ in 0..2 {
+                let mut request = post("k", "");
+                request.headers_mut().insert("connection", connection.parse().unwrap());
+                request.headers_mut().insert("upgrade", upgrade.parse().unwrap());
+                send(&app.router, request).await;
+            }
+            assert_eq!(app.calls(), if covered { 1 } else { 2 }, "{connection}: {upgrade}");
+        }
+    }
+}
+
+// The pool is used up when the response is to be stored; the lease goes on until it is.
+#[tokio::test]
+async fn a_lease_is_renewed_while_its_response_waits_to_be_stored() {
+    let db = TestDb::with_connections(1).await;
+    let gate = Gate::new();
+    let stops = gate.clone();
+    let app = handled(layer(&db).leased(std::time::Duration::from_secs(1)), move |call, _| {
+        let gate = stops.clone();
+        async move {
+            gate.pass().await;
+            numbered(call).into_response()
+        }
+    });
+    let first = sent(&app, "k", "");
+    gate.entered().await;
+    let busy = db.pool.acquire().await.unwrap();
+    gate.open();
+    db.until("select lease_expires_at > created_at + interval '4 s' from {}.idempotency_keys")
+        .await;
+    drop(busy);
+    assert_eq!(patient(first).await.unwrap().answer, Some(Answer::Performed));
+}
+
+// Trap 53. A handler cannot pass its own answer off as a replay.
+#[tokio::test]
+async fn the_first_answer_never_carries_the_marker() {
+    for mode in MODES {
+        let db = TestDb::new().await;
+        let marked = || ([("idempotent-replayed", "true")], "done");
+        let app = app(&db, mode.layer(&db), move |_| marked());
+        assert!(!send(&app.router, post("k", "")).await.is_replay());
+        assert!(send(&app.router, post("k", "")).await.is_replay());
+    }
+}
+
+#[tokio::test]
+async fn observing_lets_a_handlers_work_stand_when_its_claim_cannot_be_completed() {
+    for mode in MODES {
+        let db = TestDb::new().await;
+        let app = app(&db, mode.layer(&db).observe(), numbered);
+        db.execute("drop function {}.complete").await;
+        assert_eq!(send(&app.router, post("k", "")).await.status, StatusCode::CREATED);
+        assert_eq!(db.effects().await, 1);
+    }
+}
+
+// Whoever is turned away for want of a connection is not made to wait for one twice.
+#[tokio::test]
+async fn failing_open_waits_for_the_pool_once() {
+    let mut db = TestDb::new().await;
+    let wait = std::time::Duration::from_secs(2);
+    let full = pool(&db, |options| options.max_connections(1).acquire_timeout(wait));
+    let _taken = full.acquire().await.unwrap();
+    db.pool = full.clone();
+    let app =
+        handled(layer(&db).fail_open(), |call, _| async move { numbered(call).into_response() });
+    let began = std::time::Instant::now();
+    assert_eq!(send(&app.router, post("k", "")).await.answer, Some(Answer::Unprotected));
+    assert!(began.elapsed() < 2 * wait, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn nothing_shows_the_databases_password() {
+    let mut db = TestDb::new().await;
+    let options = db.options.clone().password("correct horse");
+    db.pool = sqlx::postgres::PgPoolOptions::new().connect_lazy_with(options);
+    let gate = Gate::new();
+    let app = gated(&db, Mode::Leased.layer(&db), &gate);
+    let first = sent(&app, "k", "");
+    gate.entered().await;
+    let shown = format!("{:?} {:?}", db.once, Mode::Leased.layer(&db));
+    assert!(!shown.contains("correct horse"), "{shown}");
+    gate.open();
+    patient(first).await.unwrap();
+}
