@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
 mod cancel;
+mod checkout;
 mod claim;
 #[cfg(feature = "cli")]
 mod cli;
@@ -13,6 +14,7 @@ mod leased;
 mod limits;
 mod migrate;
 mod model;
+mod program;
 mod proxy;
 mod races;
 mod readme;

@@ -1,10 +1,7 @@
 //! `examples/payments` as a process of its own, on a database of its own.
 
-use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request};
@@ -12,13 +9,15 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::TokioExecutor;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+use sqlx::ConnectOptions;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use super::Got;
-use crate::harness::{PATIENCE, TestDb, server};
+use crate::harness::{PATIENCE, TestDb};
+pub use crate::program::database;
+use crate::program::example;
 
 /// The running server. Killed when dropped.
 pub struct Example {
@@ -28,22 +27,11 @@ pub struct Example {
     pub address: String,
 }
 
-/// A new database on the test server: the example makes its schemas there itself.
-pub async fn database() -> TestDb {
-    static COUNTER: AtomicU32 = AtomicU32::new(0);
-    let name = format!("example_{}", COUNTER.fetch_add(1, Ordering::Relaxed));
-    let options = server().await.connect_options();
-    let mut conn = PgConnection::connect_with(&options).await.unwrap();
-    let create = AssertSqlSafe(format!("create database {name}"));
-    sqlx::raw_sql(create).execute(&mut conn).await.unwrap();
-    TestDb::open("pgonce", options.database(&name), 2).await
-}
-
 impl Example {
     /// Starts it and waits until it listens. Port 0 lets the system choose one.
     pub async fn start(db: &TestDb, port: u16) -> Self {
         let log = NamedTempFile::new().unwrap();
-        let mut child = Command::new(program())
+        let mut child = Command::new(example("payments"))
             .env("DATABASE_URL", db.options.to_url_lossy().as_str())
             .env("PORT", port.to_string())
             .stdin(Stdio::null())
@@ -131,53 +119,4 @@ impl Caller {
         let body = body.collect().await.map_or_else(|_| Bytes::new(), |body| body.to_bytes());
         Ok(Got { status: parts.status, headers: parts.headers, body, answer: None })
     }
-}
-
-/// The program, beside the tests. `cargo test` builds it with them; `cargo test --test it` does not.
-fn program() -> &'static Path {
-    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
-        let tests = std::env::current_exe().unwrap();
-        let folder = tests.ancestors().nth(2).unwrap(); // target/debug
-        let program =
-            folder.join("examples/payments").with_extension(std::env::consts::EXE_EXTENSION);
-        if !is_up_to_date(&program) {
-            build(folder);
-        }
-        let again = "build it: cargo build --example payments --all-features";
-        assert!(is_up_to_date(&program), "{} is missing or old; {again}", program.display());
-        program
-    });
-    &PROGRAM
-}
-
-fn build(folder: &Path) {
-    let all = cfg!(all(feature = "cli", feature = "embedded"));
-    let profile = folder.file_name().unwrap().to_str().unwrap();
-    let status = std::process::Command::new(env!("CARGO"))
-        .args(["build", "--locked", "--offline", "--quiet", "--example", "payments"])
-        .arg(if all { "--all-features" } else { "--features=axum,throwaway" })
-        .args(["--profile", if profile == "debug" { "dev" } else { profile }])
-        .arg("--target-dir")
-        .arg(folder.parent().unwrap())
-        .status();
-    assert!(status.unwrap().success(), "the example is built");
-}
-
-/// Whether it is newer than what it is made of. An old one would pass for the code at hand.
-fn is_up_to_date(program: &Path) -> bool {
-    let Ok(built) = modified(program) else { return false };
-    ["examples/payments", "src", "sql", "migrations"]
-        .iter()
-        .all(|folder| newest(Path::new(folder)) <= built)
-}
-
-fn newest(folder: &Path) -> SystemTime {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let ages =
-        entries.map(|path| if path.is_dir() { newest(&path) } else { modified(&path).unwrap() });
-    ages.max().unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-fn modified(path: &Path) -> std::io::Result<SystemTime> {
-    path.metadata()?.modified()
 }

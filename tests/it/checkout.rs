@@ -1,0 +1,52 @@
+//! `examples/checkout.rs` tells what it says it tells.
+
+use std::process::Stdio;
+
+use sqlx::ConnectOptions;
+use tokio::process::Command;
+
+use crate::harness::PATIENCE;
+use crate::program::{database, example};
+
+/// The lines of the story, without the numbers of its processes.
+async fn story() -> Vec<String> {
+    let db = database().await;
+    let telling = Command::new(example("checkout"))
+        .env("DATABASE_URL", db.options.to_url_lossy().as_str())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(PATIENCE, telling).await.expect("the story ends").unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{errors}");
+    let told = String::from_utf8(output.stdout).unwrap();
+    told.lines()
+        .map(|line| line.split_once("] ").map_or(line, |(_, said)| said).trim().to_owned())
+        .filter(|line| !line.is_empty())
+        .collect()
+}
+
+#[tokio::test]
+async fn the_checkout_example_is_killed_half_way_and_charges_once() {
+    let story = story().await;
+    let essential = [
+        "has the claim (attempt 1)",
+        "reserve: done",
+        "charge: calls the provider",
+        "charge: the card is charged. kill -9, before that is recorded",
+        "The first process is dead (signal: 9 (SIGKILL)). The customer has paid and got nothing.",
+        "has the claim (attempt 2)",
+        "reserve: skipped, it is recorded as done",
+        "charge: calls the provider",
+        "charge: done, with receipt 1",
+        "mail: done",
+        "finished",
+        "it was done before: gets the stored receipt",
+        "stock: 10 before, 9 left",
+        "charge: asked for twice with one key, done once",
+        "mail: asked for once with one key, done once",
+        "order: paid once",
+    ];
+    let told = story.iter().filter(|line| essential.contains(&line.as_str())).collect::<Vec<_>>();
+    assert_eq!(told, essential, "{story:#?}");
+}

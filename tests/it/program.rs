@@ -1,0 +1,83 @@
+//! The examples as programs of their own, beside the tests. `cargo test` builds them with them;
+//! `cargo test --test it` does not.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::harness::{TestDb, server};
+
+/// A new database on the test server: an example makes its schemas there itself.
+pub async fn database() -> TestDb {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let name = format!("example_{}", COUNTER.fetch_add(1, Ordering::Relaxed));
+    let options = server().await.connect_options();
+    let mut conn = PgConnection::connect_with(&options).await.unwrap();
+    let create = AssertSqlSafe(format!("create database {name}"));
+    sqlx::raw_sql(create).execute(&mut conn).await.unwrap();
+    TestDb::open("pgonce", options.database(&name), 2).await
+}
+
+/// Where the example is; builds it first if it is missing or old.
+pub fn example(name: &'static str) -> PathBuf {
+    static PROGRAMS: LazyLock<Mutex<HashMap<&str, PathBuf>>> = LazyLock::new(Mutex::default);
+    let mut programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
+    programs.entry(name).or_insert_with(|| up_to_date(name)).clone()
+}
+
+fn up_to_date(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let folder = tests.ancestors().nth(2).unwrap(); // target/debug
+    let program =
+        folder.join("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
+    if !is_up_to_date(&program, name) {
+        build(folder, name);
+    }
+    let again = format!("build it: cargo build --example {name} --all-features");
+    assert!(is_up_to_date(&program, name), "{} is missing or old; {again}", program.display());
+    program
+}
+
+fn build(folder: &Path, name: &str) {
+    let features = if cfg!(all(feature = "cli", feature = "embedded")) {
+        "--all-features"
+    } else if cfg!(feature = "axum") {
+        "--features=axum,throwaway"
+    } else {
+        "--features=throwaway"
+    };
+    let profile = folder.file_name().unwrap().to_str().unwrap();
+    let status = std::process::Command::new(env!("CARGO"))
+        .args(["build", "--locked", "--offline", "--quiet", "--example", name, features])
+        .args(["--profile", if profile == "debug" { "dev" } else { profile }])
+        .arg("--target-dir")
+        .arg(folder.parent().unwrap())
+        .status();
+    assert!(status.unwrap().success(), "the example is built");
+}
+
+/// Whether it is newer than what it is made of. An old one would pass for the code at hand.
+fn is_up_to_date(program: &Path, name: &str) -> bool {
+    let Ok(built) = modified(program) else { return false };
+    let folder = Path::new("examples").join(name);
+    let source = if folder.is_dir() { folder } else { folder.with_extension("rs") };
+    [&source, Path::new("src"), Path::new("sql"), Path::new("migrations")]
+        .iter()
+        .all(|made_of| newest(made_of) <= built)
+}
+
+fn newest(path: &Path) -> SystemTime {
+    if !path.is_dir() {
+        return modified(path).unwrap();
+    }
+    let entries = std::fs::read_dir(path).unwrap().map(|entry| newest(&entry.unwrap().path()));
+    entries.max().unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn modified(path: &Path) -> std::io::Result<SystemTime> {
+    path.metadata()?.modified()
+}
