@@ -11,6 +11,7 @@ mod decision;
 mod harness;
 mod isolation;
 mod leased;
+mod leased_crash;
 mod limits;
 mod migrate;
 mod model;

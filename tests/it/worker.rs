@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::harness::{PATIENCE, TestDb};
-use crate::{crash, races};
+use crate::{crash, leased_crash, races};
 
 /// Marks the worker's own lines; everything else on its output is libtest's.
 const MARK: &str = "worker> ";
@@ -71,6 +71,12 @@ impl Worker {
         self.child.kill().await.expect("kill the worker");
     }
 
+    /// Sends a signal: `STOP`, `CONT`.
+    pub async fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id().expect("it still runs"));
+        assert!(Command::new("sh").args(["-c", &kill]).status().await.unwrap().success());
+    }
+
     /// Waits until the job has ended.
     pub async fn ended(mut self) -> ExitStatus {
         let ending = self.child.wait();
@@ -98,6 +104,8 @@ async fn work(job: &str, db: TestDb) {
         "pay_and_wait" => crash::pay_and_wait(&db, &parent).await,
         "pay_and_tell" => crash::pay_and_tell(&db, &parent).await,
         "lease" => crash::lease(&db, &parent).await,
+        "checkout" => leased_crash::checkout(&db, &parent).await,
+        "stall" => leased_crash::stall(&db, &parent).await,
         "fail" => std::process::exit(1),
         other => panic!("no job is called {other}"),
     }
