@@ -48,7 +48,8 @@ impl TestDb {
         Self::create(&schema, server().await.connect_options(), connections).await
     }
 
-    async fn create(schema: &str, options: PgConnectOptions, connections: u32) -> Self {
+    /// A new schema on any server.
+    pub async fn create(schema: &str, options: PgConnectOptions, connections: u32) -> Self {
         let db = Self::open(schema, options, connections).await;
         let mut conn = db.conn().await;
         db.once.migrate(&mut conn).await.expect("migrate");
