@@ -223,7 +223,7 @@ impl PgOnce {
     }
 }
 
-fn record(row: &PgRow) -> Result<Record> {
+pub(crate) fn record(row: &PgRow) -> Result<Record> {
     Ok(Record {
         status: match get::<&str>(row, "status")? {
             "in_progress" => Status::InProgress,

@@ -42,6 +42,7 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
     ("overdue", include_str!("../sql/overdue.sql")),
     ("keys", include_str!("../sql/keys.sql")),
     ("inspect", include_str!("../sql/inspect.sql")),
+    ("status", include_str!("../sql/status.sql")),
     ("stats", include_str!("../sql/stats.sql")),
 ];
 
@@ -59,7 +60,7 @@ macro_rules! micros {
     };
 }
 
-/// The columns of `keys` and `inspect` that [`Record`](crate::Record) reads.
+/// The columns of `keys`, `inspect` and `status` that [`Record`](crate::Record) reads.
 macro_rules! record_columns {
     () => {
         concat!(
@@ -88,6 +89,7 @@ pub(crate) struct Statements {
     pub(crate) reap: SqlStr,
     pub(crate) overdue: SqlStr,
     pub(crate) inspect: SqlStr,
+    pub(crate) status: SqlStr,
     pub(crate) list: SqlStr,
     pub(crate) stats: SqlStr,
 }
@@ -128,6 +130,11 @@ impl Statements {
                 "select response_headers, response_body, ",
                 record_columns!(),
                 r#" from :"schema".inspect($1, $2)"#
+            )),
+            status: call(concat!(
+                "select steps, progress, last_error, ",
+                record_columns!(),
+                r#" from :"schema".status($1, $2)"#
             )),
             list: call(concat!(
                 "select scope, key, ",

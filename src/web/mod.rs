@@ -30,6 +30,7 @@
 //! # }
 //! ```
 
+mod accepted;
 mod answer;
 mod body;
 mod counters;
@@ -48,6 +49,7 @@ mod settle;
 mod transactional;
 mod waiting;
 
+pub use accepted::accepted;
 pub use answer::Answer;
 pub use body::Buffered;
 pub use counters::Counters;

@@ -17,6 +17,7 @@ mod limits;
 mod migrate;
 mod model;
 mod program;
+mod progress;
 mod proxy;
 mod races;
 mod readme;
