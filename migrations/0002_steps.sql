@@ -3,7 +3,7 @@ alter table :"schema".idempotency_keys
   -- How many steps are recorded. A released key that has some stays bound to its request.
   add column steps integer not null default 0 check (steps >= 0),
   -- How the last attempt that failed ended, without what it was about.
-  add column last_error text check (octet_length(last_error) <= 1000),
+  add column last_error text check (char_length(last_error) <= 1000),
   -- JSON for those who poll.
   add column progress bytea;
 

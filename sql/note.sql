@@ -1,5 +1,6 @@
 -- What a claim's holder says of its work while it goes on: progress for those who poll, or how it ended
--- when it leaves the claim to lapse. Null leaves what was said before. Raises IK002 when the claim is lost.
+-- when it leaves the claim to lapse. Null leaves what was said before, and
+-- 1000 characters of an error are kept. Raises IK002 when the claim is lost.
 create or replace function :"schema".note(
   scope text, key text, token uuid, progress bytea default null, last_error text default null)
 returns void
@@ -10,7 +11,7 @@ as $pgonce$
 begin
   perform :"schema".lock_claim(scope, key, token);
   update :"schema".idempotency_keys k
-     set progress = coalesce(progress, k.progress), last_error = coalesce(last_error, k.last_error)
+     set progress = coalesce(progress, k.progress), last_error = coalesce(left(last_error, 1000), k.last_error)
    where k.scope = scope collate "C" and k.key = key collate "C" and k.token = token and k.status = 1;
   if not found then
     perform :"schema".claim_lost();

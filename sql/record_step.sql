@@ -13,6 +13,12 @@ declare
   number integer;
 begin
   perform :"schema".check_name('step', name);
+  if octet_length(definition) <> 36 then
+    raise exception 'definition has % bytes; it takes the 36 that %.fingerprint() makes',
+      octet_length(definition), :'schema' using errcode = 'IK001';
+  elsif output is null then
+    raise exception 'output is null; it takes bytes' using errcode = 'IK001';
+  end if;
   perform :"schema".lock_claim(scope, key, token);
   update :"schema".idempotency_keys k
      set steps = k.steps + 1
@@ -21,11 +27,18 @@ begin
   if not found then
     perform :"schema".claim_lost();
   end if;
-  insert into :"schema".steps (recorded_at, begun_at, number, scope, key, name, definition, output)
-  values (:"schema".clock(), begun_at, number, scope, key, name, definition, output)
-  on conflict on constraint steps_pkey do nothing;
-  if not found then
-    raise exception 'a step of this name is recorded already' using errcode = 'IK001';
-  end if;
+  loop
+    insert into :"schema".steps (recorded_at, begun_at, number, scope, key, name, definition, output)
+    values (:"schema".clock(), begun_at, number, scope, key, name, definition, output)
+    on conflict on constraint steps_pkey do nothing;
+    exit when found;
+    -- Left behind by a former life of the key, whose row was deleted by hand.
+    delete from :"schema".steps s
+     where s.scope = scope collate "C" and s.key = key collate "C" and s.name = name collate "C"
+       and s.begun_at <> begun_at;
+    if not found then
+      raise exception 'a step of this name is recorded already' using errcode = 'IK001';
+    end if;
+  end loop;
 end
 $pgonce$;

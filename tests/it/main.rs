@@ -27,6 +27,7 @@ mod run;
 mod run_lost;
 mod secrets;
 mod sql;
+mod steps_sql;
 mod storage;
 mod tidy;
 mod waiting;
