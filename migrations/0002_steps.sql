@@ -2,6 +2,8 @@
 alter table :"schema".idempotency_keys
   -- How many steps are recorded. A released key that has some stays bound to its request.
   add column steps integer not null default 0 check (steps >= 0),
+  -- How many attempts no longer count against a cap, because an operator has let the key run again.
+  add column attempts_uncounted integer not null default 0 check (attempts_uncounted >= 0),
   -- How the last attempt that failed ended, without what it was about.
   add column last_error text check (char_length(last_error) <= 1000),
   -- JSON for those who poll.

@@ -14,6 +14,6 @@ as $pgonce$
      and pg_catalog.substr(fingerprint, 1, 4) = pg_catalog.substr(seen.fingerprint, 1, 4) then 'mismatch'
     when seen.status in (2, 3) then 'replay'
     when seen.lease_expires_at > at then 'in_progress'
-    when on_lapse = 'hold' and seen.token is not null or seen.attempt >= max_attempts then 'held'
+    when on_lapse = 'hold' and seen.token is not null or seen.attempt - seen.attempts_uncounted >= max_attempts then 'held'
   end
 $pgonce$;

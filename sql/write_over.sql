@@ -40,6 +40,7 @@ begin
            lease_expires_at = at + coalesce(lease_ms, retention_ms) * interval '1 millisecond',
            completed_at = null, token = token, attempt = attempt, status = 1, fingerprint = fingerprint,
            response_code = null, response_headers = null, response_body = null, response_omitted = false,
+           attempts_uncounted = case when seen.expires_at > at then seen.attempts_uncounted else 0 end,
            steps = 0, last_error = null, progress = null
      where k.scope = seen.scope and k.key = seen.key;
     if seen.steps > 0 then

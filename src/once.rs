@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
+use uuid::Uuid;
 
 use crate::answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::heartbeat::Beside;
+use crate::key::{Key, Scope};
 use crate::operation::{OnLapse, Operation, millis};
 use crate::response::Response;
 use crate::schema::SchemaName;
@@ -187,15 +189,10 @@ impl PgOnce {
     fn answer(&self, op: &Operation, row: &PgRow) -> Result<Begin> {
         let attempt = || get::<Option<i32>>(row, "attempt").map(|n| n.unwrap_or(0).unsigned_abs());
         Ok(match get::<&str>(row, "answer")? {
-            "started" => Begin::Started(Claim {
-                scope: op.scope.clone(),
-                key: op.key.clone(),
-                token: get(row, "token")?,
-                attempt: attempt()?,
-                statements: Arc::clone(&self.statements),
-                response_bytes_max: i64::from(self.response_bytes_max),
-                settled: false,
-            }),
+            "started" => {
+                let token = get(row, "token")?;
+                Begin::Started(self.claim(&op.scope, &op.key, token, attempt()?))
+            }
             "replay" => Begin::Replay(Replay {
                 status: match get::<&str>(row, "status")? {
                     "completed" => Finished::Completed,
@@ -217,6 +214,18 @@ impl PgOnce {
             }),
             _ => return Err(Error::new(ErrorKind::SchemaTooNew, "begin gave an unknown answer")),
         })
+    }
+
+    pub(crate) fn claim(&self, scope: &Scope, key: &Key, token: Uuid, attempt: u32) -> Claim {
+        Claim {
+            scope: scope.clone(),
+            key: key.clone(),
+            token,
+            attempt,
+            statements: Arc::clone(&self.statements),
+            response_bytes_max: i64::from(self.response_bytes_max),
+            settled: false,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use sqlx::{PgConnection, Row};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::key::{Key, Scope};
 use crate::once::{PgOnce, get, response};
@@ -220,6 +221,52 @@ impl PgOnce {
         token: Uuid,
     ) -> Result<()> {
         crate::claim::release(&self.statements, conn, scope, key, token, None).await
+    }
+
+    /// Gives an operator the claim on a key that nobody works on: lapsed, released, or
+    /// [held](crate::Begin::Held) for whatever reason. To be called in a transaction, and finished in it:
+    /// [`complete`](Claim::complete) or [`fail`](Claim::fail) with what has become of it, or
+    /// [`release`](Claim::release) to let it run again, for which the attempts so far no longer count
+    /// against [`max_attempts`](crate::Operation::max_attempts).
+    ///
+    /// `seen` is what the decision was based on.
+    ///
+    /// ```no_run
+    /// # use pgonce::{Key, PgOnce, Response, Scope};
+    /// # async fn example(pool: sqlx::PgPool, once: PgOnce) -> Result<(), Box<dyn std::error::Error>> {
+    /// let (scope, key) = (Scope::new("acme/orders.checkout")?, Key::new("order-17")?);
+    /// let mut tx = pool.begin().await?;
+    /// if let Some((seen, _)) = once.inspect(&mut tx, &scope, &key).await? {
+    ///     let claim = once.adopt(&mut tx, &scope, &key, &seen).await?;
+    ///     claim.complete(&mut tx, Response::json(&"paid by hand")?).await?;
+    ///     pgonce::commit(tx).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ClaimLost`](ErrorKind::ClaimLost), in words, when the key is not, or no longer, as it was seen: its
+    /// claim is live, it is finished or forgotten, or somebody works on it. Roll back.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, the claim may or may not be in the transaction: roll it back.
+    pub async fn adopt(
+        &self,
+        conn: &mut PgConnection,
+        scope: &Scope,
+        key: &Key,
+        seen: &Record,
+    ) -> Result<Claim> {
+        let token = sqlx::query_scalar(self.statements.adopt.clone())
+            .bind(scope.as_str())
+            .bind(key.as_str())
+            .bind(seen.token)
+            .bind(i32::try_from(seen.attempt).unwrap_or(i32::MAX))
+            .fetch_one(conn)
+            .await
+            .map_err(database)?;
+        Ok(self.claim(scope, key, token, seen.attempt))
     }
 }
 

@@ -40,6 +40,7 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
     ("note", include_str!("../sql/note.sql")),
     ("reap", include_str!("../sql/reap.sql")),
     ("overdue", include_str!("../sql/overdue.sql")),
+    ("adopt", include_str!("../sql/adopt.sql")),
     ("keys", include_str!("../sql/keys.sql")),
     ("inspect", include_str!("../sql/inspect.sql")),
     ("status", include_str!("../sql/status.sql")),
@@ -86,6 +87,7 @@ pub(crate) struct Statements {
     pub(crate) record_step: SqlStr,
     pub(crate) recorded_steps: SqlStr,
     pub(crate) note: SqlStr,
+    pub(crate) adopt: SqlStr,
     pub(crate) reap: SqlStr,
     pub(crate) overdue: SqlStr,
     pub(crate) inspect: SqlStr,
@@ -120,6 +122,7 @@ impl Statements {
                 r#"select name, definition, output from :"schema".recorded_steps($1, $2, $3)"#,
             ),
             note: call(r#"select :"schema".note($1, $2, $3, $4, $5)"#),
+            adopt: call(r#"select :"schema".adopt($1, $2, $3, $4)"#),
             reap: call(concat!(
                 "select deleted, ",
                 micros!("watermark"),

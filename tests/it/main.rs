@@ -23,6 +23,8 @@ mod races;
 mod readme;
 mod reaper;
 mod restartable;
+#[cfg(feature = "cli")]
+mod resolve;
 mod run;
 mod run_lost;
 mod secrets;

@@ -17,7 +17,7 @@ Exit codes:
   1    failed: the database refused or could not be reached, or the demo's protected half went wrong
   2    wrong usage
   3    not found: the key is unknown, or it has no stored body
-  4    refused: not confirmed, nothing to release, or the claim has changed hands
+  4    refused: not confirmed, nothing to release or resolve, or the claim has changed hands
   5    the schema is missing, outdated or too new
   130  interrupted";
 

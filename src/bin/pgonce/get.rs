@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pgonce::{Key, Record, Response, Scope, Status};
+use pgonce::{Key, Progress, Record, Response, Scope, Status};
+use serde_json::Value;
 
 use crate::exit::CliError;
 use crate::output::{self, at_second};
 use crate::session::Session;
 
-/// Show one key, without its response
+/// Show one key: where it stands and which steps are done, without its response
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -44,9 +45,24 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
         let mut shown = output::record(&args.scope, &args.key, &record);
         shown["response_headers_bytes"] = response.headers().len().into();
         shown["response_body_bytes"] = response.body().len().into();
+        if let Some(progress) = progress(session, args).await? {
+            shown["steps"] = progress.steps.clone().into();
+            shown["progress"] = progress.said::<Value>().ok().flatten().into();
+            shown["last_error"] = progress.last_error.into();
+        }
         return output::json(&shown);
     }
-    output::pairs(&lines(&record, &response))
+    let mut lines = lines(&record, &response);
+    if let Some(progress) = progress(session, args).await? {
+        lines.extend(work_lines(&progress));
+    }
+    output::pairs(&lines)
+}
+
+/// How far its work is; nothing when the key is forgotten.
+async fn progress(session: &mut Session, args: &Args) -> Result<Option<Progress>, CliError> {
+    let (scope, key) = (Scope::new(args.scope.as_str())?, Key::new(args.key.as_str())?);
+    Ok(session.once.status(&mut session.conn, &scope, &key).await?)
 }
 
 /// The key, or the error that says it is unknown.
@@ -94,6 +110,23 @@ fn lines(record: &Record, response: &Response) -> Vec<(&'static str, String)> {
         lines.push(("response", content(response)));
     }
     lines.push(("expires at", at_second(record.expires_at)));
+    lines
+}
+
+/// What only leased work has: steps by name, what it said, how it failed. On one line each, whatever is in it.
+fn work_lines(progress: &Progress) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    if !progress.steps.is_empty() {
+        lines.push(("steps done", progress.steps.join(", ")));
+    }
+    match progress.said::<Value>() {
+        Ok(Some(said)) => lines.push(("progress", said.to_string())),
+        Ok(None) => {}
+        Err(_) => lines.push(("progress", "not JSON".to_owned())),
+    }
+    if let Some(error) = &progress.last_error {
+        lines.push(("last error", format!("{error:?}")));
+    }
     lines
 }
 

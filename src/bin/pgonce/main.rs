@@ -9,6 +9,7 @@ mod migrate;
 mod output;
 mod reap;
 mod release;
+mod resolve;
 mod session;
 mod stats;
 
@@ -40,6 +41,7 @@ enum Command {
     List(list::Args),
     Get(get::Args),
     Release(release::Args),
+    Resolve(resolve::Args),
     Reap(reap::Args),
 }
 
@@ -77,6 +79,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::List(args) => list::run(&mut global.session().await?, &args).await,
         Command::Get(args) => get::run(&mut global.session().await?, &args).await,
         Command::Release(args) => release::run(&mut global.session().await?, &args).await,
+        Command::Resolve(args) => resolve::run(&mut global.session().await?, &args).await,
         Command::Reap(args) => reap::run(&mut global.session().await?, &args).await,
     }
 }
