@@ -55,6 +55,8 @@ pub use sqlx;
 pub mod _docs {
     #[doc = include_str!("docs/protocol.md")]
     pub mod protocol {}
+    #[doc = include_str!("docs/leased.md")]
+    pub mod leased {}
     #[doc = include_str!("docs/sql.md")]
     pub mod sql {}
     // Its example is an axum program.
