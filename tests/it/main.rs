@@ -22,9 +22,9 @@ mod proxy;
 mod races;
 mod readme;
 mod reaper;
-mod restartable;
 #[cfg(feature = "cli")]
 mod resolve;
+mod restartable;
 mod run;
 mod run_lost;
 mod secrets;
