@@ -146,7 +146,8 @@ async fn tell(options: PgConnectOptions) -> Result<()> {
     let status = process(&options, order.as_str(), "dies").await?;
     println!("\nThe first process is dead ({status}). The customer has paid and got nothing.");
     println!("Its claim lapses {} s after its last heartbeat. A second process:", LEASE.as_secs());
-    process(&options, order.as_str(), "finishes").await?;
+    let status = process(&options, order.as_str(), "finishes").await?;
+    assert!(status.success(), "the second process finishes the order");
     println!("\nThe customer's client never got an answer and sends the same order again:");
     process(&options, order.as_str(), "retries").await?;
 

@@ -164,15 +164,12 @@ impl ClaimId {
             .map_err(database)
     }
 
-    pub(crate) async fn release(&self, conn: &mut PgConnection, error: Option<&str>) -> Result<()> {
-        release(&self.statements, conn, &self.scope, &self.key, self.token, error).await
-    }
-
     pub(crate) async fn note(
         &self,
         conn: &mut PgConnection,
         progress: Option<&[u8]>,
         error: Option<&str>,
+        lapse: bool,
     ) -> Result<()> {
         sqlx::query(self.statements.note.clone())
             .bind(self.scope.as_str())
@@ -180,6 +177,7 @@ impl ClaimId {
             .bind(self.token)
             .bind(progress)
             .bind(error)
+            .bind(lapse)
             .execute(conn)
             .await
             .map(drop)

@@ -38,8 +38,9 @@ impl PgOnce {
     /// When the claim is lost, `work` is dropped at its next await, nothing more of it is written, and the
     /// answer is [`ClaimLost`](ErrorKind::ClaimLost).
     ///
-    /// When `work` fails, its last transaction is rolled back and the claim given back: the same key runs
-    /// again, without the steps that are done. With [`OnLapse::Hold`] it is left to lapse and then held for an
+    /// When `work` fails, its last transaction is rolled back and the claim lapses at once: the same key and
+    /// request run again, without the steps that are done, up to
+    /// [`max_attempts`](Operation::max_attempts). With [`OnLapse::Hold`] it is left to lapse and then held for an
     /// operator, because nobody knows what the remote has done. [`Failure::keep`] ends the operation for good.
     ///
     /// ```no_run
@@ -84,7 +85,14 @@ impl PgOnce {
         };
         claim.settled = true; // from here on it ends or lapses, and both are said
         let mut heartbeat = Heartbeat::start(&self.beside, pool, &claim, lease);
-        let mut held = Work::load(pool, op, claim.id(), claim.attempt()).await?;
+        let mut held = match Work::load(pool, op, claim.id(), claim.attempt()).await {
+            Ok(held) => held,
+            Err(error) => {
+                let error: BoxError = error.into();
+                self.give_up(pool, op, &claim, &error).await;
+                return Err(told(error));
+            }
+        };
         let ended = {
             let mut lost = pin!(heartbeat.lost());
             before(&mut lost, work(&mut held)).await
@@ -119,10 +127,7 @@ impl PgOnce {
                     tx.rollback().await;
                 }
                 self.give_up(pool, op, &claim, &error).await;
-                Err(match error.downcast::<Error>() {
-                    Ok(error) => RunError::Protocol(*error),
-                    Err(error) => RunError::Work(error),
-                })
+                Err(told(error))
             }
         }
     }
@@ -183,19 +188,27 @@ impl PgOnce {
         }
     }
 
-    /// Gives the claim of failed work back, or leaves it to an operator. Best effort: it lapses otherwise.
+    /// Lets the claim of failed work lapse at once, or leaves it to an operator. Best effort: it lapses with
+    /// its lease otherwise.
     async fn give_up(&self, pool: &PgPool, op: &Operation, claim: &Claim, error: &BoxError) {
         let told = redacted(error);
         let given_up = async {
             let mut conn = pool.acquire().await.map_err(database)?;
-            match op.on_lapse {
-                OnLapse::Hold => claim.id().note(&mut conn, None, Some(&told)).await,
-                OnLapse::Retry => claim.id().release(&mut conn, Some(&told)).await,
-            }
+            // Not released: a remote may have been called, so it stays the operation of this request.
+            let lapse = op.on_lapse == OnLapse::Retry;
+            claim.id().note(&mut conn, None, Some(&told), lapse).await
         };
         if let Err(error) = given_up.await {
-            tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given back; it lapses");
+            tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given up; it lapses");
         }
+    }
+}
+
+/// An error of ours that the work handed on, or its own.
+fn told(error: BoxError) -> RunError {
+    match error.downcast::<Error>() {
+        Ok(error) => RunError::Protocol(*error),
+        Err(error) => RunError::Work(error),
     }
 }
 

@@ -121,7 +121,7 @@ impl Statements {
             recorded_steps: call(
                 r#"select name, definition, output from :"schema".recorded_steps($1, $2, $3)"#,
             ),
-            note: call(r#"select :"schema".note($1, $2, $3, $4, $5)"#),
+            note: call(r#"select :"schema".note($1, $2, $3, $4, $5, $6)"#),
             adopt: call(r#"select :"schema".adopt($1, $2, $3, $4)"#),
             reap: call(concat!(
                 "select deleted, ",

@@ -214,7 +214,7 @@ impl Work {
     pub async fn progress<T: Serialize + ?Sized>(&mut self, progress: &T) -> Result<()> {
         let progress = output(progress)?;
         let mut conn = self.pool.acquire().await.map_err(database)?;
-        self.id.note(&mut conn, Some(&progress), None).await
+        self.id.note(&mut conn, Some(&progress), None, false).await
     }
 
     /// The recorded output of a step, if there is one. Anything that does not fit is an error: another

@@ -80,7 +80,7 @@ async fn what_a_client_sees_has_no_token_no_error_and_no_content_in_it() {
     assert_eq!(fields, expected);
     let text = shown.to_string();
     assert!(!text.contains("canary") && !text.contains("error"), "{text}");
-    assert_eq!((&shown["claim"], &shown["progress"]), (&"released".into(), &"half".into()));
+    assert_eq!((&shown["claim"], &shown["progress"]), (&"lapsed".into(), &"half".into()));
     let created = shown["created_at"].as_str().unwrap();
     assert!(created.starts_with("20") && created.ends_with('Z'), "{created}");
     // Another program may have said anything.
