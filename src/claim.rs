@@ -117,7 +117,7 @@ impl Claim {
     /// As [`complete`](Claim::complete).
     pub async fn release(mut self, conn: &mut PgConnection) -> Result<()> {
         self.settled = true;
-        release(&self.statements, conn, &self.scope, &self.key, self.token, None).await
+        release(&self.statements, conn, &self.scope, &self.key, self.token).await
     }
 
     /// Pushes the lease to `lease` from now, on the database's clock. Never shortens it.
@@ -226,13 +226,11 @@ pub(crate) async fn release(
     scope: &Scope,
     key: &Key,
     token: Uuid,
-    last_error: Option<&str>,
 ) -> Result<()> {
     sqlx::query(statements.release.clone())
         .bind(scope.as_str())
         .bind(key.as_str())
         .bind(token)
-        .bind(last_error)
         .execute(conn)
         .await
         .map(drop)

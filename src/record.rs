@@ -220,7 +220,7 @@ impl PgOnce {
         key: &Key,
         token: Uuid,
     ) -> Result<()> {
-        crate::claim::release(&self.statements, conn, scope, key, token, None).await
+        crate::claim::release(&self.statements, conn, scope, key, token).await
     }
 
     /// Gives an operator the claim on a key that nobody works on: lapsed, released, or

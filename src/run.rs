@@ -151,7 +151,7 @@ impl PgOnce {
                 }
                 Err(RunError::InProgress(_)) if !left().is_zero() => {
                     looks += 1;
-                    jitter(LOOK_AGAIN_MAX.min(Duration::from_millis(5 << looks.min(8)))).min(left())
+                    pause_before_look(looks).min(left())
                 }
                 result => return result,
             };
@@ -246,6 +246,11 @@ fn lost_to_another(error: &RunError) -> bool {
         }
         _ => false,
     }
+}
+
+/// The pause before another look at a claim that another process holds; it grows with the looks.
+pub(crate) fn pause_before_look(looks: u32) -> Duration {
+    jitter(LOOK_AGAIN_MAX.min(Duration::from_millis(5 << looks.min(8))))
 }
 
 /// Half to all of `pause`, so that those who lost together do not meet again.

@@ -18,13 +18,11 @@ use crate::once::PgOnce;
 use crate::operation::{OnLapse, Operation};
 use crate::record::Status;
 use crate::response::Response;
-use crate::run::{BoxError, Done, Ending, Failure, RunError, answered, jitter};
+use crate::run::{BoxError, Done, Ending, Failure, RunError, answered, pause_before_look};
 use crate::work::Work;
 
 /// How often the end of a claim is sent when the database is away for a moment.
 const FINISH_TRIES_MAX: u32 = 4;
-/// The longest pause between two looks at a claim that another process holds.
-const LOOK_AGAIN_MAX: Duration = Duration::from_millis(250);
 
 impl PgOnce {
     /// Runs `work` under a lease, for operations that call other services or take long: no transaction is
@@ -126,6 +124,7 @@ impl PgOnce {
                 if let Some(tx) = tx {
                     tx.rollback().await;
                 }
+                drop(heartbeat); // a late beat would bring the lapsed claim back to life
                 self.give_up(pool, op, &claim, &error).await;
                 Err(told(error))
             }
@@ -147,8 +146,7 @@ impl PgOnce {
                 return Ok(begin);
             }
             looks += 1;
-            let pause = LOOK_AGAIN_MAX.min(Duration::from_millis(5 << looks.min(8)));
-            tokio::time::sleep(jitter(pause).min(left)).await;
+            tokio::time::sleep(pause_before_look(looks).min(left)).await;
         }
     }
 

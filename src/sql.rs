@@ -115,7 +115,7 @@ impl Statements {
             )),
             complete: call(r#"select :"schema".complete($1, $2, $3, $4, $5, $6, $7, $8)"#),
             fail: call(r#"select :"schema".fail($1, $2, $3, $4, $5, $6, $7, $8)"#),
-            release: call(r#"select :"schema".release($1, $2, $3, $4)"#),
+            release: call(r#"select :"schema".release($1, $2, $3)"#),
             extend: call(r#"select :"schema".extend($1, $2, $3, $4)"#),
             record_step: call(r#"select :"schema".record_step($1, $2, $3, $4, $5, $6)"#),
             recorded_steps: call(

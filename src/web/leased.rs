@@ -30,7 +30,7 @@ use crate::operation::Operation;
 use crate::response::Response as Stored;
 
 /// How a task ended: with the request, or before the handler had it.
-enum Attempt<S, B, R, E> {
+enum TaskEnd<S, B, R, E> {
     Ended(Ended<R, E>),
     NotStarted { begun: Result<Begin>, inner: S, request: Request<Buffered<B>> },
 }
@@ -54,11 +54,11 @@ where
     loop {
         // Begun in the task, too: a claim committed by a future that is then dropped would have no
         // holder until its lease lapses.
-        let attempt = attempt(Arc::clone(config), inner, request, op.clone(), lease);
-        let task = config.tasks.spawn(attempt.in_current_span());
+        let work = begin_and_run(Arc::clone(config), inner, request, op.clone(), lease);
+        let task = config.tasks.spawn(work.in_current_span());
         let begun = match task.await {
-            Ok(Attempt::Ended(ended)) => return ended,
-            Ok(Attempt::NotStarted { begun, inner: i, request: r }) => {
+            Ok(TaskEnd::Ended(ended)) => return ended,
+            Ok(TaskEnd::NotStarted { begun, inner: i, request: r }) => {
                 (inner, request) = (i, r);
                 begun
             }
@@ -80,13 +80,13 @@ where
     }
 }
 
-async fn attempt<S, B, R>(
+async fn begin_and_run<S, B, R>(
     config: Arc<Idempotency>,
     inner: S,
     request: Request<Buffered<B>>,
     op: Operation,
     lease: Lease,
-) -> Attempt<S, B, R, S::Error>
+) -> TaskEnd<S, B, R, S::Error>
 where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
@@ -97,9 +97,9 @@ where
     };
     match begun.await {
         Ok(Begin::Started(claim)) => {
-            Attempt::Ended(run(&config, inner, request, op, lease, claim).await)
+            TaskEnd::Ended(run(&config, inner, request, op, lease, claim).await)
         }
-        begun => Attempt::NotStarted { begun, inner, request },
+        begun => TaskEnd::NotStarted { begun, inner, request },
     }
 }
 

@@ -17,7 +17,7 @@ use super::waiting::Waiting;
 use crate::answer::Begin;
 use crate::checkout::Checkout;
 use crate::claim::Claim;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::operation::Operation;
 
 /// How long a rollback may hold up an answer. A statement that the handler gave up on may still run.
@@ -35,22 +35,21 @@ where
 {
     let mut waiting = Waiting::new(config);
     loop {
-        match begin(config, &op).await {
+        let begun = match begin(config, &op).await {
             Ok(Begun::Started(claim, checkout)) => {
                 return run(config, inner, request, op, claim, checkout).await;
             }
-            begun => {
-                let begin = begun.and_then(Begun::answer);
-                if waiting.again(&begin).await {
-                    continue;
-                }
-                return match not_begun(config, begin) {
-                    NotBegun::Told(begin) => Ended::Told(begin),
-                    NotBegun::Refused(refusal) => Ended::Refused(refusal),
-                    NotBegun::Run(run) => unkeyed(config, inner, request, run).await,
-                };
-            }
+            Ok(Begun::Answered(begin)) => Ok(begin),
+            Err(error) => Err(error),
+        };
+        if waiting.again(&begun).await {
+            continue;
         }
+        return match not_begun(config, begun) {
+            NotBegun::Told(begin) => Ended::Told(begin),
+            NotBegun::Refused(refusal) => Ended::Refused(refusal),
+            NotBegun::Run(run) => unkeyed(config, inner, request, run).await,
+        };
     }
 }
 
@@ -58,15 +57,6 @@ pub(crate) enum Begun {
     Started(Claim, Checkout),
     /// Anything else, which has ended the transaction.
     Answered(Begin),
-}
-
-impl Begun {
-    fn answer(self) -> Result<Begin> {
-        match self {
-            Self::Answered(begin) => Ok(begin),
-            Self::Started(..) => Err(Error::new(ErrorKind::TransactionLost, "BUG: it was started")),
-        }
-    }
 }
 
 /// Begins the key in a transaction of its own.

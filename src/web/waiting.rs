@@ -9,12 +9,10 @@ use tokio::time::Instant;
 use super::layer::Idempotency;
 use crate::answer::Begin;
 use crate::error::{ErrorKind, Result};
-use crate::run::jitter;
+use crate::run::{jitter, pause_before_look};
 
 /// How often a begin that lost against another transaction (40001, 40P01) is sent, the first included.
 const BEGINS_MAX: u32 = 5;
-/// The longest pause between two looks at a key.
-const PAUSE_MAX: Duration = Duration::from_millis(250);
 
 /// A request's wait: bounded in time by the route, and in number together with the others'.
 pub(crate) struct Waiting<'a> {
@@ -61,8 +59,7 @@ impl<'a> Waiting<'a> {
             return false;
         }
         self.looks += 1;
-        let pause = PAUSE_MAX.min(Duration::from_millis(5 << self.looks.min(8)));
-        tokio::time::sleep(jitter(pause).min(left)).await;
+        tokio::time::sleep(pause_before_look(self.looks).min(left)).await;
         true
     }
 }
