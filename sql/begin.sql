@@ -11,7 +11,7 @@
 -- on_lapse: what to do with a lapsed claim: `retry` takes it over, `hold` answers held.
 -- lock_replay: a replay takes a row lock, so that its commit waits for a synchronous standby.
 --
--- Rows and locks: `started` writes one row version and keeps the key's advisory lock until the
+-- Rows and locks: `started` writes one row version (leased: also one in `unfinished`) and keeps the key's advisory lock until the
 -- transaction ends. Every other answer writes nothing and keeps no lock (lock_replay apart).
 -- Raises IK001 (bad argument), IK003 (corrupt row); 40001 or 40P01 mean: run the transaction again.
 create or replace function :"schema".begin(
@@ -111,13 +111,16 @@ begin
     -- No row. The insert stays outside of the block above: in a subtransaction it would cost a second
     -- transaction id. The primary key decides against writers that take no lock.
     insert into :"schema".idempotency_keys
-      (created_at, expires_at, lease_expires_at, token, attempt, status, scope, key, fingerprint)
+      (created_at, expires_at, lease_expires_at, token, attempt, status, scope, key, fingerprint, leased)
     values (at, at + retention_ms * interval '1 millisecond',
             at + coalesce(lease_ms, retention_ms) * interval '1 millisecond',
-            gen_random_uuid(), 1, 1, scope, key, fingerprint)
+            gen_random_uuid(), 1, 1, scope, key, fingerprint, lease_ms is not null)
     on conflict on constraint idempotency_keys_pkey do nothing
     returning idempotency_keys.token, idempotency_keys.attempt into token, attempt;
     if found then
+      if lease_ms is not null then
+        perform :"schema".enlist(scope, key, at + lease_ms * interval '1 millisecond');
+      end if;
       answer := 'started';
       return;
     end if;

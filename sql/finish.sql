@@ -12,6 +12,7 @@ declare
   -- Too large or secret: the key still blocks a second run, only the content is not kept.
   omitted constant boolean := coalesce(omit, false)
     or coalesce(octet_length(response_headers), 0) + coalesce(octet_length(response_body), 0) > coalesce(response_bytes_max, 1048576);
+  leased boolean;
 begin
   perform :"schema".lock_claim(scope, key, token);
   update :"schema".idempotency_keys k
@@ -19,9 +20,12 @@ begin
          response_headers = case when not omitted then response_headers end,
          response_body = case when not omitted then response_body end,
          response_omitted = omitted
-   where k.scope = scope collate "C" and k.key = key collate "C" and k.token = token and k.status = 1;
+   where k.scope = scope collate "C" and k.key = key collate "C" and k.token = token and k.status = 1
+  returning k.leased into leased;
   if not found then
     perform :"schema".claim_lost();
+  elsif leased then
+    delete from :"schema".unfinished u where u.scope = scope collate "C" and u.key = key collate "C";
   end if;
 end
 $pgonce$;

@@ -1,4 +1,4 @@
--- Deletes up to batch_size keys past their retention with their steps, oldest first, and never one with
+-- Deletes up to batch_size keys past their retention with all that belongs to them, oldest first, and never one with
 -- a live lease. Rows that another reaper or a begin has locked are skipped, so any number may run at once.
 -- Repeat with the returned watermark until `deleted` is less than batch_size: behind the watermark
 -- lie only index entries of deleted rows, which an old snapshot keeps and every batch would re-read.
@@ -12,7 +12,7 @@ as $pgonce$
 #variable_conflict use_variable
 declare
   at constant timestamptz := :"schema".clock();
-  scopes text[];
+  scopes text[]; -- of the few keys that have more than their row
   keys text[];
 begin
   perform :"schema".check_range('batch_size', batch_size, 1, 100000);
@@ -27,14 +27,16 @@ begin
         order by k.expires_at
         limit batch_size
           for update skip locked))
-    returning scope, key, steps, expires_at)
+    returning scope, key, expires_at, steps > 0 or leased and status = 1 as more)
   select count(*), coalesce(max(gone.expires_at), watermark),
-         array_agg(gone.scope) filter (where gone.steps > 0), array_agg(gone.key) filter (where gone.steps > 0)
+         array_agg(gone.scope) filter (where gone.more), array_agg(gone.key) filter (where gone.more)
     into deleted, watermark, scopes, keys
     from gone;
   if scopes is not null then
     delete from :"schema".steps s using unnest(scopes, keys) g(scope, key)
      where s.scope = g.scope collate "C" and s.key = g.key collate "C";
+    delete from :"schema".unfinished u using unnest(scopes, keys) g(scope, key)
+     where u.scope = g.scope collate "C" and u.key = g.key collate "C";
   end if;
 end
 $pgonce$;

@@ -11,6 +11,7 @@ as $pgonce$
 declare
   outer_timeout constant text := current_setting('lock_timeout');
   at timestamptz;
+  anew boolean := false;
 begin
   perform :"schema".bound_locks(deadline);
   perform 1 from :"schema".idempotency_keys k
@@ -30,6 +31,7 @@ begin
     attempt := seen.attempt + 1;
     update :"schema".idempotency_keys k
        set token = token, attempt = attempt, fingerprint = coalesce(k.fingerprint, fingerprint),
+           leased = lease_ms is not null,
            lease_expires_at = coalesce(at + lease_ms * interval '1 millisecond', k.expires_at)
      where k.scope = seen.scope and k.key = seen.key;
   else
@@ -39,6 +41,7 @@ begin
        set created_at = at, expires_at = at + retention_ms * interval '1 millisecond',
            lease_expires_at = at + coalesce(lease_ms, retention_ms) * interval '1 millisecond',
            completed_at = null, token = token, attempt = attempt, status = 1, fingerprint = fingerprint,
+           leased = lease_ms is not null,
            response_code = null, response_headers = null, response_body = null, response_omitted = false,
            attempts_uncounted = case when seen.expires_at > at then seen.attempts_uncounted else 0 end,
            steps = 0, last_error = null, progress = null
@@ -46,6 +49,14 @@ begin
     if seen.steps > 0 then
       delete from :"schema".steps s where s.scope = seen.scope and s.key = seen.key;
     end if;
+    anew := true;
+  end if;
+  if lease_ms is null then
+    if seen.leased then
+      delete from :"schema".unfinished u where u.scope = seen.scope and u.key = seen.key;
+    end if;
+  elsif anew or seen.token is null or not seen.leased then -- otherwise it is listed, and its tries count on
+    perform :"schema".enlist(seen.scope, seen.key, at + lease_ms * interval '1 millisecond');
   end if;
 end
 $pgonce$;

@@ -215,7 +215,7 @@ impl ClaimId {
     }
 
     pub(crate) fn log_hash(&self) -> String {
-        log_hash(&self.scope, &self.key)
+        log_hash(self.scope.as_str(), self.key.as_str())
     }
 }
 
@@ -241,7 +241,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         if !self.settled {
             tracing::warn!(
-                key = log_hash(&self.scope, &self.key),
+                key = log_hash(self.scope.as_str(), self.key.as_str()),
                 attempt = self.attempt,
                 "claim dropped unfinished"
             );

@@ -168,7 +168,7 @@ pub(crate) fn digest_of_parts<P: AsRef<[u8]>>(
 }
 
 /// What logs may show of a key: a hash under a secret that this process made up and forgets.
-pub(crate) fn log_hash(scope: &Scope, key: &Key) -> String {
+pub(crate) fn log_hash(scope: &str, key: &str) -> String {
     static SECRET: OnceLock<RandomState> = OnceLock::new();
     let hash = SECRET.get_or_init(RandomState::new).hash_one((scope, key));
     format!("{hash:016x}")

@@ -173,10 +173,7 @@ impl PgOnce {
             .fetch_all(conn)
             .await
             .map_err(database)?;
-        let listed = |row: PgRow| {
-            Ok(Listed { scope: get(&row, "scope")?, key: get(&row, "key")?, record: record(&row)? })
-        };
-        rows.into_iter().map(listed).collect()
+        rows.iter().map(listed).collect()
     }
 
     /// Counts keys by what they are waiting for. Reads the whole table once.
@@ -293,6 +290,10 @@ pub(crate) fn record(row: &PgRow) -> Result<Record> {
         response_code: get(row, "response_code")?,
         response_omitted: get(row, "response_omitted")?,
     })
+}
+
+pub(crate) fn listed(row: &PgRow) -> Result<Listed> {
+    Ok(Listed { scope: get(row, "scope")?, key: get(row, "key")?, record: record(row)? })
 }
 
 fn time(row: &PgRow, column: &str) -> Result<Option<OffsetDateTime>> {

@@ -216,7 +216,7 @@ fn lost() -> Error {
 
 /// What is kept of an error: its SQLSTATE, or that there was one. Its text could quote what the work was
 /// about.
-fn redacted(error: &BoxError) -> String {
+pub(crate) fn redacted(error: &BoxError) -> String {
     match sqlstate_in(error.as_ref()) {
         Some(code) => format!("a database error (SQLSTATE {code})"),
         None => match error.downcast_ref::<Error>() {

@@ -10,6 +10,7 @@ use crate::schema::SchemaName;
 pub(crate) const MIGRATIONS: &[(&str, &str)] = &[
     ("0001_idempotency_keys", include_str!("../migrations/0001_idempotency_keys.sql")),
     ("0002_steps", include_str!("../migrations/0002_steps.sql")),
+    ("0003_unfinished", include_str!("../migrations/0003_unfinished.sql")),
 ];
 
 /// The functions and views, in the order in which they can be created. `migrate` applies all of
@@ -26,6 +27,7 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
     ("bound_locks", include_str!("../sql/bound_locks.sql")),
     ("take_lock", include_str!("../sql/take_lock.sql")),
     ("lock_replay", include_str!("../sql/lock_replay.sql")),
+    ("enlist", include_str!("../sql/enlist.sql")),
     ("write_over", include_str!("../sql/write_over.sql")),
     ("begin", include_str!("../sql/begin.sql")),
     ("claim_lost", include_str!("../sql/claim_lost.sql")),
@@ -42,6 +44,8 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
     ("overdue", include_str!("../sql/overdue.sql")),
     ("adopt", include_str!("../sql/adopt.sql")),
     ("keys", include_str!("../sql/keys.sql")),
+    ("abandoned", include_str!("../sql/abandoned.sql")),
+    ("pick_abandoned", include_str!("../sql/pick_abandoned.sql")),
     ("inspect", include_str!("../sql/inspect.sql")),
     ("status", include_str!("../sql/status.sql")),
     ("stats", include_str!("../sql/stats.sql")),
@@ -94,6 +98,8 @@ pub(crate) struct Statements {
     pub(crate) status: SqlStr,
     pub(crate) list: SqlStr,
     pub(crate) stats: SqlStr,
+    pub(crate) abandoned: SqlStr,
+    pub(crate) pick_abandoned: SqlStr,
 }
 
 // Short: it is part of the Debug of every claim.
@@ -147,6 +153,18 @@ impl Statements {
                 " and ($2::text is null or status = $2)",
                 " and ($3::text is null or claim = $3)",
                 " order by scope, key limit $4"
+            )),
+            abandoned: call(concat!(
+                "select scope, key, ",
+                record_columns!(),
+                r#" from :"schema".abandoned a order by a.lease_expires_at limit $1"#
+            )),
+            pick_abandoned: call(concat!(
+                "select k.scope, k.key, ",
+                record_columns!(),
+                r#" from :"schema".pick_abandoned($1, $2, $3, $4) p"#,
+                r#" cross join lateral (select * from :"schema".keys k"#,
+                r#" where k.scope = p.scope collate "C" and k.key = p.key collate "C" offset 0) k"#
             )),
             stats: call(concat!(
                 "select live, lapsed, released, completed, failed, overdue, oldest_in_progress_ms, ",

@@ -190,7 +190,7 @@ where
     if let Some(op) = &op
         && !Span::current().is_disabled()
     {
-        Span::current().record("key", log_hash(op.scope(), op.key()));
+        Span::current().record("key", log_hash(op.scope().as_str(), op.key().as_str()));
     }
     // Only who asks for a second look pays for a copy.
     let asked_by = config.authorize_replay.as_ref().map(|_| parts.clone());

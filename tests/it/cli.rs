@@ -99,6 +99,7 @@ async fn lists_and_stats_count_what_is_there() {
     assert_eq!(list(&["list", "--json"]).await, ["done", "lapsed", "live"]);
     assert_eq!(list(&["list", "--json", "--status", "completed"]).await, ["done"]);
     assert_eq!(list(&["list", "--json", "--claim", "lapsed"]).await, ["lapsed"]);
+    assert_eq!(list(&["list", "--json", "--abandoned"]).await, ["lapsed"]);
     assert_eq!(list(&["list", "--json", "--limit", "1"]).await, ["done"]);
     assert!(list(&["list", "--json", "--scope", "other"]).await.is_empty());
     let stats = pgonce(&db, &["stats", "--json"]).await.json();

@@ -146,6 +146,11 @@ async fn a_server_that_dies_again_and_again_leaves_no_key_stuck_and_no_effect_do
     assert_eq!(db.ask::<i64>(&late).await, 0);
     assert!(db.ask::<bool>("select max(attempt) > 1 from {}.idempotency_keys").await);
 
+    let unlisted = "select count(*) from {}.unfinished u
+                      full join (select * from {}.idempotency_keys where status = 1) k using (scope, key)
+                     where u.scope is null or k.scope is null";
+    assert_eq!(db.ask::<i64>(unlisted).await, 0);
+
     // One effect of each kind per key that is done, and never two.
     let wrong = "select count(*) from {}.idempotency_keys k,
                     lateral (select count(*) from {}.effect e where e.key = k.key || ' ledger') l (ledgers),

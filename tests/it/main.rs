@@ -1,6 +1,7 @@
 //! Every test runs on a real PostgreSQL that the first one starts.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
+mod abandoned;
 mod cancel;
 mod checkout;
 mod claim;
@@ -24,6 +25,7 @@ mod proxy;
 mod races;
 mod readme;
 mod reaper;
+mod recovery;
 #[cfg(feature = "cli")]
 mod resolve;
 mod restartable;

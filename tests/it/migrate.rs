@@ -110,7 +110,11 @@ async fn a_schema_of_version_1_is_brought_up_to_date_with_its_keys() {
          create function {{}}.release(scope text, key text, token uuid) returns void language sql as 'select';
          insert into {{}}.idempotency_keys
            (created_at, expires_at, lease_expires_at, completed_at, token, attempt, status, scope, key, response_body)
-         values (now(), now() + interval '1 day', now(), now(), gen_random_uuid(), 1, 2, 'test/scope', 'k', 'old')"
+         values (now(), now() + interval '1 day', now(), now(), gen_random_uuid(), 1, 2, 'test/scope', 'k', 'old'),
+                (now(), now() + interval '1 day', now(), null, gen_random_uuid(), 1, 1, 'test/scope', 'left', null),
+                (now(), now() + interval '1 day', now(), null, null, 1, 1, 'test/scope', 'released', null),
+                (now(), now() + interval '1 day', now() + interval '1 day', null, gen_random_uuid(), 1, 1,
+                 'test/scope', 'transactional', null)"
     ))
     .await;
     let mut conn = db.conn().await;
@@ -120,6 +124,8 @@ async fn a_schema_of_version_1_is_brought_up_to_date_with_its_keys() {
     let answer = db.once.begin(&mut conn, &crate::harness::op("k")).await.unwrap();
     let pgonce::Begin::Replay(replay) = answer else { panic!("{answer:?}") };
     assert_eq!(replay.response().body(), b"old");
+    assert_eq!(crate::abandoned::abandoned(&db).await, ["left"]);
+    assert_eq!(db.ask::<i64>("select count(*) from {}.unfinished").await, 1);
     let old: i64 = db.ask(
         "select count(*) from pg_proc where pronamespace = '{}'::regnamespace and proname = 'release'",
     )

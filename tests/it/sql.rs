@@ -105,6 +105,11 @@ async fn three_roles_have_just_the_rights_they_need() {
     let mut claim = db.lease(&op("leased"), std::time::Duration::from_secs(60)).await;
     claim.extend(&mut conn, std::time::Duration::from_secs(90)).await.unwrap();
     claim.release(&mut conn).await.unwrap();
+    let minute = std::time::Duration::from_secs(60);
+    drop(started(db.once.begin_leased(&mut conn, &op("again"), minute).await.unwrap()));
+    assert!(db.once.abandoned(&mut conn, 10).await.unwrap().is_empty());
+    let pick = db.sql("select from {}.pick_abandoned('%')");
+    assert_eq!(conn.execute(pick).await.unwrap().rows_affected(), 0);
     let refused = db.once.reap_once(&mut conn, 10).await.unwrap_err();
     assert_eq!(refused.sqlstate().as_deref(), Some("42501"), "the app deletes nothing");
 
@@ -114,7 +119,7 @@ async fn three_roles_have_just_the_rights_they_need() {
     assert_eq!(refused.sqlstate().as_deref(), Some("42501"), "the reaper begins nothing");
 
     let mut auditor = PgConnection::connect_with(&as_role("auditor")).await.unwrap();
-    assert_eq!(db.once.list(&mut auditor, &pgonce::Filter::default(), 10).await.unwrap().len(), 2);
+    assert_eq!(db.once.list(&mut auditor, &pgonce::Filter::default(), 10).await.unwrap().len(), 3);
     db.once.stats(&mut auditor).await.unwrap();
     let bodies = sqlx::query(db.sql("select response_body from {}.idempotency_keys"));
     assert!(auditor.execute(bodies).await.is_err(), "the auditor reads no bodies");

@@ -8,12 +8,12 @@ use crate::exit::CliError;
 use crate::output::{self, at_second};
 use crate::session::Session;
 
-/// List keys, ordered by scope and key
+/// List keys, ordered by scope and key unless told otherwise
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   pgonce list --scope acme/payments.create --status failed
-  pgonce list --claim lapsed --json")]
+  pgonce list --abandoned --json")]
 pub(crate) struct Args {
     /// Only keys of this scope
     #[arg(long)]
@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// Only unfinished keys whose claim is in this state
     #[arg(long)]
     claim: Option<ClaimWord>,
+    /// Only leased keys that nobody works on, those first whose claim lapsed first; does not read the others
+    #[arg(long, conflicts_with_all = ["scope", "status", "claim"])]
+    abandoned: bool,
     /// How many at most
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: u32,
@@ -45,7 +48,11 @@ enum ClaimWord {
 }
 
 pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliError> {
-    let listed = session.once.list(&mut session.conn, &filter(args)?, args.limit).await?;
+    let Session { once, conn, .. } = session;
+    let listed = match args.abandoned {
+        true => once.abandoned(conn, args.limit).await?,
+        false => once.list(conn, &filter(args)?, args.limit).await?,
+    };
     if session.json {
         let records = listed.iter().map(|row| output::record(&row.scope, &row.key, &row.record));
         return output::json(&Value::Array(records.collect()));

@@ -1,0 +1,301 @@
+//! Running abandoned work again, without waiting for its client.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::time::Duration;
+
+use sqlx::{PgConnection, PgPool};
+use tokio::task::{Id, JoinSet};
+
+use crate::before::before;
+use crate::error::{Error, ErrorKind, Result, database};
+use crate::key::{Scope, log_hash};
+use crate::once::PgOnce;
+use crate::operation::millis;
+use crate::record::{Listed, listed};
+use crate::run::{BoxError, RunError, jitter};
+use crate::run_leased::redacted;
+
+/// Runs abandoned operations again in the background: leased ones whose holder has died or failed, and those
+/// that an operator has let run again.
+///
+/// It looks for them all the time, picks as many as it may run at once, and calls a handler for each. The
+/// handler does what the first caller did: builds the operation from scope and key, and calls
+/// [`run_leased`](PgOnce::run_leased). Any number of recoveries may run, in any number of processes: each
+/// picks other keys, and should two meet on one, begin decides as for any two callers.
+///
+/// A picked key is put off: it is picked again, if it is still abandoned, after a pause that doubles from try
+/// to try. So one that fails every time leaves room for the others, and those that are due longest come first.
+///
+/// ```no_run
+/// # use pgonce::{Failure, Lease, Listed, Operation, PgOnce, Recovery, RunError, Work};
+/// # async fn checkout(once: &PgOnce, pool: &sqlx::PgPool, scope: &str, order: &str) -> Result<(), RunError> { Ok(()) }
+/// # async fn example(pool: sqlx::PgPool, once: PgOnce) -> Result<(), Box<dyn std::error::Error>> {
+/// let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+/// let recovery = Recovery::new(&once, "%/orders.checkout")?;
+/// let task = tokio::spawn(async move {
+///     let handler = |found: Listed| {
+///         let (once, pool) = (once.clone(), pool.clone());
+///         async move { checkout(&once, &pool, &found.scope, &found.key).await }
+///     };
+///     recovery.run_until(pool.clone(), handler, stopped).await
+/// });
+/// // at shutdown
+/// drop(stop);
+/// let recovered = task.await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Recovery {
+    once: PgOnce,
+    scopes: String,
+    concurrency: usize,
+    interval: Duration,
+    first_pause: Duration,
+    longest_pause: Duration,
+    time_limit: Duration,
+}
+
+const CONCURRENCY_DEFAULT: usize = 4;
+const CONCURRENCY_MAX: usize = 1000;
+const INTERVAL_DEFAULT: Duration = Duration::from_millis(500);
+const INTERVAL: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(86_400);
+const FIRST_PAUSE_DEFAULT: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE_DEFAULT: Duration = Duration::from_secs(3600);
+const TIME_LIMIT_DEFAULT: Duration = Duration::from_secs(3600);
+/// A look that takes longer hangs on a dead connection.
+const LOOK_MAX: Duration = Duration::from_secs(60);
+/// The longest pause after a look that failed.
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+
+impl PgOnce {
+    /// Leased operations that nobody works on, those first whose claim lapsed first: their holder has died
+    /// or failed, or an operator has let them run again. Held ones are among them, because the policy that
+    /// holds a key comes with each begin.
+    ///
+    /// Reads the keys that are not finished, and no others; locks nothing.
+    ///
+    /// ```no_run
+    /// # async fn example(pool: sqlx::PgPool, once: pgonce::PgOnce) -> Result<(), Box<dyn std::error::Error>> {
+    /// for found in once.abandoned(&mut *pool.acquire().await?, 100).await? {
+    ///     println!("attempt {} lapsed at {}", found.record.attempt, found.record.lease_expires_at);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`inspect`](PgOnce::inspect).
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it only reads.
+    pub async fn abandoned(&self, conn: &mut PgConnection, limit: u32) -> Result<Vec<Listed>> {
+        let rows = sqlx::query(self.statements.abandoned.clone())
+            .bind(i64::from(limit))
+            .fetch_all(conn)
+            .await
+            .map_err(database)?;
+        rows.iter().map(listed).collect()
+    }
+}
+
+impl Recovery {
+    /// Recovers the operations whose scope is like this pattern: `%` stands for any characters, `_` for any
+    /// one, and `\` makes the next one literal. It should cover the scopes whose handler is given to
+    /// [`run_until`](Recovery::run_until), and no others: what is picked and not run is put off all the same.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a pattern that is empty, blank, longer than 255 bytes,
+    /// has control characters in it, or ends with a `\` that makes nothing literal.
+    pub fn new(once: &PgOnce, scopes: &str) -> Result<Self> {
+        Scope::new(scopes)?; // the same limits
+        let backslashes = scopes.bytes().rev().take_while(|byte| *byte == b'\\').count();
+        if backslashes % 2 == 1 {
+            return Err(Error::invalid("scopes ends with a backslash that makes nothing literal"));
+        }
+        Ok(Self {
+            once: once.clone(),
+            scopes: scopes.to_owned(),
+            concurrency: CONCURRENCY_DEFAULT,
+            interval: INTERVAL_DEFAULT,
+            first_pause: FIRST_PAUSE_DEFAULT,
+            longest_pause: LONGEST_PAUSE_DEFAULT,
+            time_limit: TIME_LIMIT_DEFAULT,
+        })
+    }
+
+    /// How many operations to run at once: 1 to 1000; the default is 4. What lies outside is moved to the
+    /// nearer end.
+    #[must_use]
+    pub fn concurrency(mut self, operations: usize) -> Self {
+        self.concurrency = operations.clamp(1, CONCURRENCY_MAX);
+        self
+    }
+
+    /// The longest time between two looks: 1 ms to one day; the default is half a second. Each is shorter by up
+    /// to a tenth, so that many processes do not look in step.
+    #[must_use]
+    pub fn interval(mut self, interval: Duration) -> Self {
+        self.interval = interval.clamp(*INTERVAL.start(), *INTERVAL.end());
+        self
+    }
+
+    /// For how long a key is put off after its first try, and at most. From try to try it doubles; the
+    /// defaults are five seconds and an hour. 1 ms to one day.
+    #[must_use]
+    pub fn pauses(mut self, first: Duration, longest: Duration) -> Self {
+        self.first_pause = first.clamp(*INTERVAL.start(), *INTERVAL.end());
+        self.longest_pause = longest.clamp(self.first_pause, *INTERVAL.end());
+        self
+    }
+
+    /// How long a handler may take; the default is an hour. One that takes longer is dropped, and its claim
+    /// lapses: work that hangs must not take the place of others for ever.
+    #[must_use]
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = limit;
+        self
+    }
+
+    /// Runs abandoned operations until `shutdown` completes, and returns how many handlers ended well.
+    ///
+    /// `handler` is called for each in a task of its own; a panic in it ends that task only. Errors are
+    /// logged, with a hash in place of the key and without what they were about. Takes a connection for each
+    /// look and gives it back; what handlers take is theirs.
+    ///
+    /// After `shutdown` it picks no more, and waits for the handlers that run. To wait for a bounded time,
+    /// drop it then.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropped, the handlers are dropped at their next await, as in a crash. Their claims lapse
+    /// with their leases, and somebody else goes on with them.
+    pub async fn run_until<F, Fut, T, E>(
+        &self,
+        pool: PgPool,
+        handler: F,
+        shutdown: impl Future,
+    ) -> u64
+    where
+        F: Fn(Listed) -> Fut,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let mut shutdown = pin!(shutdown);
+        let mut running = Running::default();
+        let mut failures = 0_u32;
+        loop {
+            let free = self.concurrency - running.tasks.len();
+            let Some(picked) = before(&mut shutdown, self.pick(&pool, free)).await else { break };
+            let mut pause = jitter(self.interval / 5) + self.interval * 4 / 5;
+            match picked {
+                Ok(picked) => {
+                    failures = 0;
+                    for found in picked {
+                        let key = log_hash(&found.scope, &found.key);
+                        let work = handler(found);
+                        let work = async move { work.await.map(drop).map_err(Into::into) };
+                        running.start(key, tokio::time::timeout(self.time_limit, work));
+                    }
+                }
+                Err(error) => {
+                    failures += 1;
+                    pause = Duration::from_secs(1 << failures.min(6)).min(BACKOFF_MAX);
+                    tracing::warn!(kind = ?error.kind(), sqlstate = error.sqlstate(), "cannot look for abandoned work");
+                }
+            }
+            let full = running.tasks.len() >= self.concurrency;
+            if before(&mut shutdown, running.next(pause, full)).await.is_none() {
+                break;
+            }
+        }
+        while !running.tasks.is_empty() {
+            running.one().await;
+        }
+        running.well
+    }
+}
+
+impl Recovery {
+    /// Picks as many keys as may be run, and puts them off.
+    async fn pick(&self, pool: &PgPool, free: usize) -> Result<Vec<Listed>> {
+        if free == 0 {
+            return Ok(Vec::new());
+        }
+        let mut conn = pool.acquire().await.map_err(database)?;
+        let picking = sqlx::query(self.once.statements.pick_abandoned.clone())
+            .bind(&self.scopes)
+            .bind(i32::try_from(free).unwrap_or(i32::MAX))
+            .bind(millis(self.first_pause))
+            .bind(millis(self.longest_pause))
+            .fetch_all(&mut *conn);
+        let Ok(rows) = tokio::time::timeout(LOOK_MAX, picking).await else {
+            conn.close_on_drop();
+            return Err(Error::new(ErrorKind::Connection, "a look got no answer"));
+        };
+        rows.map_err(database)?.iter().map(listed).collect()
+    }
+}
+
+/// The handlers that run, each in a task of its own.
+#[derive(Default)]
+struct Running {
+    tasks: JoinSet<Handled>,
+    /// What logs may show of their keys.
+    keys: HashMap<Id, String>,
+    /// How many have ended well.
+    well: u64,
+}
+
+/// How a handler ended, unless its time was over.
+type Handled = Result<Result<(), BoxError>, tokio::time::error::Elapsed>;
+
+impl Running {
+    fn start(&mut self, key: String, handler: impl Future<Output = Handled> + Send + 'static) {
+        let id = self.tasks.spawn(handler).id();
+        self.keys.insert(id, key);
+    }
+
+    /// Waits until a handler ends, or for this time when there is room for another one.
+    async fn next(&mut self, pause: Duration, full: bool) {
+        let mut pause = pin!(tokio::time::sleep(pause));
+        if full {
+            self.one().await;
+        } else if self.tasks.is_empty() {
+            pause.await;
+        } else {
+            before(&mut pause, self.one()).await;
+        }
+    }
+
+    /// Waits until a handler ends, and says how.
+    async fn one(&mut self) {
+        let ended = self.tasks.join_next_with_id().await;
+        let (id, problem) = match ended {
+            None => return,
+            Some(Ok((id, Ok(Ok(()))))) => (id, None),
+            Some(Ok((id, Ok(Err(error))))) => (id, Some(shown(&error))),
+            Some(Ok((id, Err(_)))) => (id, Some("it took longer than the time limit".to_owned())),
+            Some(Err(error)) => (error.id(), Some("its handler panicked".to_owned())),
+        };
+        let key = self.keys.remove(&id).unwrap_or_default();
+        match problem {
+            None => {
+                self.well += 1;
+                tracing::info!(key, "abandoned work was run again");
+            }
+            Some(problem) => tracing::warn!(key, problem, "abandoned work was not run to its end"),
+        }
+    }
+}
+
+/// What logs may show of an error: one of ours in words, a SQLSTATE, or that there was one.
+fn shown(error: &BoxError) -> String {
+    match error.downcast_ref::<RunError>() {
+        Some(RunError::Work(error)) => redacted(error),
+        Some(RunError::Protocol(error)) => error.to_string(),
+        Some(answer) => answer.to_string(),
+        None => redacted(error),
+    }
+}

@@ -1,0 +1,191 @@
+//! Which operations are abandoned, and how they are picked.
+
+use std::time::Duration;
+
+use pgonce::{ErrorKind, Operation, Recovery, Response};
+use sqlx::AssertSqlSafe;
+
+use crate::harness::{TestDb, op, started};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Leaves a lapsed claim behind for each key, the first one lapsed longest ago.
+pub async fn abandon(db: &TestDb, keys: impl IntoIterator<Item = String>) {
+    for (number, key) in (0..).zip(keys) {
+        drop(db.lease(&op(&key), MINUTE).await);
+        let ago = 3600 - number;
+        db.execute(&format!(
+            "update {{}}.idempotency_keys set lease_expires_at = {{}}.clock() - interval '{ago} s' where key = '{key}';
+             update {{}}.unfinished set try_at = {{}}.clock() - interval '{ago} s' where key = '{key}'"
+        ))
+        .await;
+    }
+}
+
+pub async fn abandoned(db: &TestDb) -> Vec<String> {
+    let found = db.once.abandoned(&mut db.conn().await, 100).await.unwrap();
+    found.into_iter().map(|found| found.key).collect()
+}
+
+#[tokio::test]
+async fn abandoned_is_what_nobody_works_on() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    let mut conn = db.conn().await;
+    drop(db.lease(&op("second"), Duration::from_secs(20)).await);
+    drop(db.lease(&op("first"), Duration::from_secs(10)).await);
+    drop(db.lease(&op("live"), Duration::from_secs(600)).await);
+    let done = db.lease(&op("completed"), Duration::from_secs(10)).await;
+    done.complete(&mut conn, Response::empty()).await.unwrap();
+    let done = db.lease(&op("failed"), Duration::from_secs(10)).await;
+    done.fail(&mut conn, Response::empty()).await.unwrap();
+    let done = db.lease(&op("released"), Duration::from_secs(10)).await;
+    done.release(&mut conn).await.unwrap();
+    let short = op("forgotten").retention(Duration::from_secs(30));
+    drop(db.lease(&short, Duration::from_secs(10)).await);
+    // Committed and never completed: its effect is there, and it must not run again.
+    let transactional = op("transactional");
+    drop(started(db.once.begin(&mut conn, &transactional).await.unwrap()));
+    assert_eq!(abandoned(&db).await, [""; 0]);
+    db.advance(MINUTE).await;
+    assert_eq!(abandoned(&db).await, ["first", "second"]);
+    assert_eq!(db.once.abandoned(&mut conn, 1).await.unwrap().len(), 1);
+    assert!(db.once.abandoned(&mut conn, 0).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_leased_key_is_unfinished_from_begin_to_its_end() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    let mut conn = db.conn().await;
+    let unfinished = async || db.ask::<i64>("select count(*) from {}.unfinished").await;
+    let ten = Duration::from_secs(10);
+    // Taken over, it stays the same one, with its tries.
+    drop(db.lease(&op("k"), ten).await);
+    db.execute("update {}.unfinished set tries = 7").await;
+    db.advance(ten).await;
+    let claim = db.lease(&op("k"), ten).await;
+    assert_eq!(db.ask::<i32>("select tries from {}.unfinished").await, 7);
+    claim.release(&mut conn).await.unwrap();
+    assert_eq!(unfinished().await, 0);
+    // After a release it is a new one.
+    let claim = db.lease(&op("k"), ten).await;
+    assert_eq!(db.ask::<i32>("select tries from {}.unfinished").await, 0);
+    claim.complete(&mut conn, Response::empty()).await.unwrap();
+    assert_eq!(unfinished().await, 0);
+    // A transactional claim takes a leased one over, and is none.
+    drop(db.lease(&op("tx"), ten).await);
+    db.advance(ten).await;
+    let claim = started(db.once.begin(&mut conn, &op("tx")).await.unwrap());
+    assert_eq!(unfinished().await, 0);
+    claim.complete(&mut conn, Response::empty()).await.unwrap();
+    // Forgotten, it goes with its key or with the key's next life.
+    let short = |key| op(key).retention(ten);
+    for key in ["reaped", "again", "again in a transaction"] {
+        drop(db.lease(&short(key), ten).await);
+    }
+    assert_eq!(unfinished().await, 3);
+    db.execute("update {}.unfinished set tries = 7").await;
+    db.advance(ten).await;
+    drop(db.lease(&short("again"), MINUTE.min(ten)).await);
+    assert_eq!(db.ask::<i32>("select tries from {}.unfinished where key = 'again'").await, 0);
+    drop(started(db.once.begin(&mut conn, &short("again in a transaction")).await.unwrap()));
+    assert_eq!(unfinished().await, 2);
+    assert_eq!(db.once.reap_once(&mut conn, 100).await.unwrap().deleted, 1);
+    let left: String = db.ask("select string_agg(key, ' ') from {}.unfinished").await;
+    assert_eq!(left, "again");
+}
+
+#[tokio::test]
+async fn the_pause_grows_from_try_to_try() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    abandon(&db, ["k".to_owned()]).await;
+    let mut conn = db.conn().await;
+    let mut pauses = Vec::new();
+    for _ in 0..5 {
+        let pick = "select count(*) from {}.pick_abandoned('test/%', 10, 1000, 6000)";
+        let picked: i64 = sqlx::query_scalar(db.sql(pick)).fetch_one(&mut conn).await.unwrap();
+        assert_eq!(picked, 1);
+        let picked: i64 = sqlx::query_scalar(db.sql(pick)).fetch_one(&mut conn).await.unwrap();
+        assert_eq!(picked, 0, "it is put off");
+        let pause: i32 =
+            db.ask("select extract(epoch from try_at - {}.clock())::int from {}.unfinished").await;
+        db.advance(Duration::from_secs(pause.unsigned_abs().into())).await;
+        pauses.push(pause);
+    }
+    assert_eq!(pauses, [1, 2, 4, 6, 6]);
+}
+
+#[tokio::test]
+async fn only_the_scopes_asked_for_are_picked() {
+    let db = TestDb::new().await;
+    let scopes = ["acme/orders.checkout", "zeta/orders.checkout", "acme/orders_checkout", "50%"];
+    for scope in scopes {
+        let op = Operation::new(scope, "k").unwrap();
+        drop(db.lease(&op, Duration::from_millis(1)).await);
+    }
+    db.until("select bool_and(lease_expires_at < {}.clock()) from {}.idempotency_keys").await;
+    for (pattern, wanted) in [
+        ("%/orders.checkout", "acme/orders.checkout zeta/orders.checkout"),
+        ("acme/orders\\_checkout", "acme/orders_checkout"),
+        ("50\\%", "50%"),
+        ("orders", ""),
+    ] {
+        let sql = "select coalesce(string_agg(scope, ' ' order by scope), '') from {}.pick_abandoned($1, 100)";
+        let picked: String = sqlx::query_scalar(db.sql(sql))
+            .bind(pattern)
+            .fetch_one(&mut db.conn().await)
+            .await
+            .unwrap();
+        assert_eq!(picked, wanted, "{pattern}");
+    }
+}
+
+#[tokio::test]
+async fn bad_patterns_and_arguments_are_refused() {
+    let db = TestDb::new().await;
+    for (scopes, said) in [
+        ("", "scope is empty; it takes 1 to 255 bytes"),
+        ("  ", "scope is blank"),
+        ("a\\", "scopes ends with a backslash that makes nothing literal"),
+    ] {
+        let error = Recovery::new(&db.once, scopes).unwrap_err();
+        assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::InvalidInput, said));
+    }
+    assert!(Recovery::new(&db.once, "a\\\\").is_ok());
+    for (arguments, said) in [
+        ("''", "scopes is empty; it takes 1 to 255 bytes"),
+        ("'%', 0", "count_max is 0; it takes 1 to 1000"),
+        ("'%', 1, 0", "first_pause_ms is 0; it takes 1 to 86400000"),
+        ("'%', 1, 10, 9", "longest_pause_ms is 9; it takes 10 to 86400000"),
+    ] {
+        let sql = format!("select from {}.pick_abandoned({arguments})", db.schema);
+        let error =
+            sqlx::query(AssertSqlSafe(sql)).execute(&mut db.conn().await).await.unwrap_err();
+        let error = error.into_database_error().unwrap();
+        assert_eq!((error.code().as_deref(), error.message()), (Some("IK001"), said));
+    }
+}
+
+#[tokio::test]
+async fn only_unfinished_keys_are_read() {
+    let db = TestDb::new().await;
+    db.plant_overdue(20_000, 1).await;
+    db.execute("update {}.idempotency_keys set expires_at = {}.clock() + interval '1 day'").await;
+    abandon(&db, (0..10).map(|n| format!("k{n}"))).await;
+    for analyze in [false, true] {
+        if analyze {
+            db.execute("analyze {}.idempotency_keys, {}.unfinished").await;
+        }
+        let mut tx = db.pool.begin().await.unwrap();
+        assert_eq!(db.once.abandoned(&mut tx, 100).await.unwrap().len(), 10);
+        let pick = db.sql("select from {}.pick_abandoned('test/%', 3)");
+        assert_eq!(sqlx::query(pick).execute(&mut *tx).await.unwrap().rows_affected(), 3);
+        let read =
+            db.sql("select pg_stat_get_xact_tuples_returned('{}.idempotency_keys'::regclass)");
+        let read: i64 = sqlx::query_scalar(read).fetch_one(&mut *tx).await.unwrap();
+        assert_eq!(read, 0, "rows were read one after the other; analyzed: {analyze}");
+        tx.rollback().await.unwrap();
+    }
+}
