@@ -261,3 +261,24 @@ async fn get_shows_an_operator_what_the_work_has_done_and_no_outputs() {
     assert_eq!(json["last_error"], "the work returned an error");
     assert!(!json.to_string().contains("4242"), "errors are kept without what they were about");
 }
+
+#[tokio::test]
+async fn an_operator_gets_the_key_that_the_remote_was_given_without_a_database() {
+    let db = TestDb::new().await;
+    // Whatever name the work uses, also none.
+    let names = ["charge", ""];
+    let op = op("k");
+    let given = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
+        Ok::<_, Failure>(names.map(|name| work.derived_key(name).as_str().to_owned()))
+    });
+    for (name, given) in names.into_iter().zip(given.await.unwrap().into_inner()) {
+        let nowhere = "--database-url=postgres://127.0.0.1:1/nowhere";
+        let args = [nowhere, "derived-key", "test/scope", "k", name];
+        assert_eq!(pgonce(&db, &args, "").await, (0, format!("{given}\n")));
+        let (_, told) = pgonce(&db, &[&args[..], &["--json"]].concat(), "").await;
+        let told: Value = serde_json::from_str(&told).unwrap();
+        assert_eq!((&told["derived_key"], &told["name"]), (&given.into(), &name.into()));
+    }
+    let (code, told) = pgonce(&db, &["derived-key", "test/scope", " ", "charge"], "").await;
+    assert_eq!((code, told.as_str()), (2, "pgonce: key is blank\n"));
+}

@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod derived_key;
 mod exit;
 mod get;
 mod list;
@@ -40,6 +41,7 @@ enum Command {
     Stats(stats::Args),
     List(list::Args),
     Get(get::Args),
+    DerivedKey(derived_key::Args),
     Release(release::Args),
     Resolve(resolve::Args),
     Reap(reap::Args),
@@ -71,7 +73,8 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
     let Cli { global, command } = cli;
     match command {
         Command::Demo(args) => demo::run(&global, &args).await,
-        // Needs no database.
+        // These two need no database.
+        Command::DerivedKey(args) => derived_key::run(&global, &args),
         Command::Migrate(args) if args.print => migrate::print(&global, &args),
         Command::Migrate(_) => migrate::run(&mut global.session().await?).await,
         Command::Check(_) => check::run(&mut global.session().await?).await,
