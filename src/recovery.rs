@@ -1,6 +1,7 @@
 //! Running abandoned work again, without waiting for its client.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -194,9 +195,14 @@ impl Recovery {
                     failures = 0;
                     for found in picked {
                         let key = log_hash(&found.scope, &found.key);
-                        let work = handler(found);
-                        let work = async move { work.await.map(drop).map_err(Into::into) };
-                        running.start(key, tokio::time::timeout(self.time_limit, work));
+                        // Not only the future may panic.
+                        match catch_unwind(AssertUnwindSafe(|| handler(found))) {
+                            Ok(work) => {
+                                let work = async move { work.await.map(drop).map_err(Into::into) };
+                                running.start(key, tokio::time::timeout(self.time_limit, work));
+                            }
+                            Err(_) => warn(&key, PANICKED),
+                        }
                     }
                 }
                 Err(error) => {
@@ -277,7 +283,7 @@ impl Running {
             Some(Ok((id, Ok(Ok(()))))) => (id, None),
             Some(Ok((id, Ok(Err(error))))) => (id, Some(shown(&error))),
             Some(Ok((id, Err(_)))) => (id, Some("it took longer than the time limit".to_owned())),
-            Some(Err(error)) => (error.id(), Some("its handler panicked".to_owned())),
+            Some(Err(error)) => (error.id(), Some(PANICKED.to_owned())),
         };
         let key = self.keys.remove(&id).unwrap_or_default();
         match problem {
@@ -285,9 +291,15 @@ impl Running {
                 self.well += 1;
                 tracing::info!(key, "abandoned work was run again");
             }
-            Some(problem) => tracing::warn!(key, problem, "abandoned work was not run to its end"),
+            Some(problem) => warn(&key, &problem),
         }
     }
+}
+
+const PANICKED: &str = "its handler panicked";
+
+fn warn(key: &str, problem: &str) {
+    tracing::warn!(key, problem, "abandoned work was not run to its end");
 }
 
 /// What logs may show of an error: one of ours in words, a SQLSTATE, or that there was one.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pgonce::{Failure, Filter, Key, Lease, Listed, Operation, PgOnce, Recovery};
 use pgonce::{RunError, Scope, Work};
 use sqlx::PgPool;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::abandoned::{abandon, abandoned};
 use crate::harness::{PATIENCE, TestDb, op};
@@ -105,16 +105,20 @@ async fn many_recoveries_share_the_work() {
 async fn what_always_fails_leaves_room_for_the_rest() {
     let db = TestDb::new().await;
     // The worst come first, more of them than may run at once: an error, a panic, and no end at all.
-    let bad = ["error", "panic", "hang"]
+    let bad = ["error", "panic", "panic outright", "hang"]
         .into_iter()
         .flat_map(|bad| (0..4).map(move |n| format!("{bad}{n}")));
     abandon(&db, bad.chain((0..8).map(|n| format!("good{n}")))).await;
     let calls = Calls::default();
     let (once, pool, counted) = (db.once.clone(), db.pool.clone(), calls.clone());
+    let places = Arc::new(Semaphore::new(2));
     let handler = move |found: Listed| {
         let call = counted.count(&found.key);
+        assert!(!found.key.starts_with("panic outright"), "call {call}");
         let (once, pool) = (once.clone(), pool.clone());
+        let place = places.clone().try_acquire_owned().expect("no more at once than asked for");
         async move {
+            let _place = place;
             match found.key.trim_end_matches(|c: char| c.is_ascii_digit()) {
                 "error" => Err("no".into()),
                 "panic" => panic!("call {call}"),
@@ -131,7 +135,7 @@ async fn what_always_fails_leaves_room_for_the_rest() {
     assert_eq!(run::<_, _, Failed>(&db, recovery, handler, good).await, 8);
     assert!((0..8).all(|n| calls.of(&format!("good{n}")) == 1));
     assert!(calls.of("error0") >= 1);
-    assert_eq!(abandoned(&db).await.len(), 12, "they still wait for their turn");
+    assert_eq!(abandoned(&db).await.len(), 16, "they still wait for their turn");
 }
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
