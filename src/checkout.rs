@@ -97,7 +97,8 @@ impl Checkout {
         self.execute("rollback to savepoint pgonce_work").await
     }
 
-    async fn commit_after(self, finished: Result<()>) -> Result<()> {
+    /// Commits, or rolls back when the last statement failed.
+    pub(crate) async fn commit_after(self, finished: Result<()>) -> Result<()> {
         match finished {
             Ok(()) => self.commit().await,
             Err(error) => {

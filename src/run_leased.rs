@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::PgPool;
+use sqlx::pool::PoolConnection;
+use sqlx::{PgPool, Postgres};
 use tokio::time::Instant;
 
 use crate::answer::{Begin, Finished};
@@ -21,8 +22,8 @@ use crate::response::Response;
 use crate::run::{BoxError, Done, Ending, Failure, RunError, answered, pause_before_look};
 use crate::work::Work;
 
-/// How often the end of a claim is sent when the database is away for a moment.
-const FINISH_TRIES_MAX: u32 = 4;
+/// How often a statement is sent when the database is away for a moment.
+const TRIES_MAX: u32 = 4;
 
 impl PgOnce {
     /// Runs `work` under a lease, for operations that call other services or take long: no transaction is
@@ -83,14 +84,7 @@ impl PgOnce {
         };
         claim.settled = true; // from here on it ends or lapses, and both are said
         let mut heartbeat = Heartbeat::start(&self.beside, pool, &claim, lease);
-        let mut held = match Work::load(pool, op, claim.id(), claim.attempt()).await {
-            Ok(held) => held,
-            Err(error) => {
-                let error: BoxError = error.into();
-                self.give_up(pool, op, &claim, &error).await;
-                return Err(told(error));
-            }
-        };
+        let mut held = Work::new(pool, op, claim.id(), claim.attempt());
         let ended = {
             let mut lost = pin!(heartbeat.lost());
             before(&mut lost, work(&mut held)).await
@@ -160,30 +154,22 @@ impl PgOnce {
         finished: Finished,
         response: Response,
     ) -> Result<()> {
-        let mut tries = 0;
-        loop {
-            let result = async {
-                let mut conn = pool.acquire().await.map_err(database)?;
-                claim.finish(&mut conn, finished, response.clone()).await
-            };
-            tries += 1;
-            match result.await {
-                Err(error) if error.is_retryable() && tries < FINISH_TRIES_MAX => {
-                    tokio::time::sleep(Duration::from_millis(50 << tries)).await;
-                }
+        let response = &response;
+        patiently(pool, |mut conn, again| async move {
+            match claim.finish(&mut conn, finished, response.clone()).await {
                 // An earlier try may have got through, and only its confirmation not.
-                Err(error) if error.kind() == ErrorKind::ClaimLost && tries > 1 => {
-                    let mut conn = pool.acquire().await.map_err(database)?;
+                Err(error) if again && error.kind() == ErrorKind::ClaimLost => {
                     let found = self.inspect(&mut conn, op.scope(), op.key()).await?;
                     let ours = found.is_some_and(|(record, _)| {
                         record.token == Some(claim.token())
                             && matches!(record.status, Status::Completed | Status::Failed)
                     });
-                    return if ours { Ok(()) } else { Err(error) };
+                    if ours { Ok(()) } else { Err(error) }
                 }
-                result => return result,
+                result => result,
             }
-        }
+        })
+        .await
     }
 
     /// Lets the claim of failed work lapse at once, or leaves it to an operator. Best effort: it lapses with
@@ -198,6 +184,32 @@ impl PgOnce {
         };
         if let Err(error) = given_up.await {
             tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given up; it lapses");
+        }
+    }
+}
+
+/// Sends something on a connection of the pool, and again when the database is away for a moment. `send` is
+/// told whether it was sent before: that may have got through, and only its confirmation not. (No async closure:
+/// the compiler would not let the future be sent between threads.)
+pub(crate) async fn patiently<T, F>(
+    pool: &PgPool,
+    send: impl Fn(PoolConnection<Postgres>, bool) -> F,
+) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    let mut tries = 0;
+    loop {
+        let sent = async {
+            let conn = pool.acquire().await.map_err(database)?;
+            send(conn, tries > 0).await
+        };
+        match sent.await {
+            Err(error) if error.is_retryable() && tries + 1 < TRIES_MAX => {
+                tries += 1;
+                tokio::time::sleep(Duration::from_millis(50 << tries)).await;
+            }
+            result => return result,
         }
     }
 }

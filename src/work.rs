@@ -16,6 +16,7 @@ use crate::key::Key;
 use crate::once::get;
 use crate::operation::Operation;
 use crate::run::Failure;
+use crate::run_leased::patiently;
 
 /// A piece of leased work that is done once per operation: its name, and what it was made from.
 ///
@@ -61,6 +62,9 @@ pub struct Work {
     id: ClaimId,
     attempt: u32,
     steps: HashMap<String, Recorded>,
+    /// Whether the table may know of steps that are not in `steps`: those of earlier attempts, and one whose
+    /// record was not confirmed.
+    stale: bool,
     /// The transaction that will complete the operation, once it has been asked for.
     pub(crate) tx: Option<Checkout>,
 }
@@ -74,23 +78,9 @@ struct Recorded {
 }
 
 impl Work {
-    /// Loads what earlier attempts have recorded.
-    pub(crate) async fn load(
-        pool: &PgPool,
-        op: &Operation,
-        id: ClaimId,
-        attempt: u32,
-    ) -> Result<Self> {
-        let mut steps = HashMap::new();
-        if attempt > 1 {
-            let mut conn = pool.acquire().await.map_err(database)?;
-            for row in id.recorded_steps(&mut conn).await? {
-                let definition = get(&row, "definition")?;
-                let recorded = Recorded { definition, output: get(&row, "output")?, passed: false };
-                steps.insert(get(&row, "name")?, recorded);
-            }
-        }
-        Ok(Self { pool: pool.clone(), op: op.clone(), id, attempt, steps, tx: None })
+    pub(crate) fn new(pool: &PgPool, op: &Operation, id: ClaimId, attempt: u32) -> Self {
+        let (pool, op) = (pool.clone(), op.clone());
+        Self { pool, op, id, attempt, steps: HashMap::new(), stale: attempt > 1, tx: None }
     }
 
     /// How many claims the key has had, this one included.
@@ -112,15 +102,19 @@ impl Work {
     /// [`derived_key`](Work::derived_key); if it writes to this database, use
     /// [`step_tx`](Work::step_tx).
     ///
-    /// Takes a connection for a moment after `work`, and none while it runs.
+    /// Takes a connection for a moment after `work`, and before the first step of a later attempt, and none while
+    /// `work` runs. Recording is tried again when the database is away for a moment.
     ///
     /// # Errors
     /// Whatever `work` returns; nothing is recorded then. An [`Error`] of the kind
     /// [`ClaimLost`](ErrorKind::ClaimLost) when another holder has taken over: nothing was recorded, return
     /// it. [`StepChanged`](ErrorKind::StepChanged) when the steps are not the ones earlier attempts recorded.
+    /// After one that [is retryable](Error::is_retryable) the step may be recorded or not: call it again, or
+    /// return it, and what is recorded is not done again.
     ///
     /// # Cancel safety
-    /// Dropped while `work` runs, it may be done and not recorded; a later attempt does it again.
+    /// Dropped while `work` runs, it may be done and not recorded; it is done again when it is called again,
+    /// in this attempt or a later one. Dropped after that, it may be recorded, and the next call finds out.
     pub async fn step<T, E, F>(&mut self, step: impl Into<Step>, work: F) -> Result<T, Failure>
     where
         T: Serialize + DeserializeOwned,
@@ -128,26 +122,31 @@ impl Work {
         F: AsyncFnOnce() -> Result<T, E>,
     {
         let step = step.into();
-        if let Some(output) = self.recorded(&step)? {
+        if let Some(output) = self.recorded(&step).await? {
             return Ok(output);
         }
         let value = work().await.map_err(Into::into)?;
         let output = output(&value)?;
-        let mut conn = self.pool.acquire().await.map_err(database)?;
-        self.id.record_step(&mut conn, &step.name, step.definition.as_ref(), &output).await?;
-        drop(conn);
-        self.passed(step, output);
-        Ok(value)
+        self.stale = true; // until the record is confirmed
+        match self.record(&step, &output).await {
+            Ok(()) => {
+                self.passed(step, output);
+                Ok(value)
+            }
+            Err(error) => self.unless_recorded(&step, error).await,
+        }
     }
 
     /// As [`step`](Work::step), for work that writes to this database: its writes and its record are one
     /// transaction, so that it is done exactly once.
     ///
     /// # Errors
-    /// As [`step`](Work::step); everything is rolled back on any.
+    /// As [`step`](Work::step). Everything is rolled back on any but
+    /// [`CommitUnknown`](ErrorKind::CommitUnknown), after which the next call finds out.
     ///
     /// # Cancel safety
-    /// Dropped, it is rolled back, or had been committed; a later attempt finds out.
+    /// Dropped, it is rolled back, or had been committed; the next call finds out, in this attempt or a later
+    /// one.
     pub async fn step_tx<T, E, F>(&mut self, step: impl Into<Step>, work: F) -> Result<T, Failure>
     where
         T: Serialize + DeserializeOwned,
@@ -155,37 +154,31 @@ impl Work {
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
     {
         let step = step.into();
-        if let Some(output) = self.recorded(&step)? {
+        if let Some(output) = self.recorded(&step).await? {
             return Ok(output);
         }
         let mut tx = Checkout::begin(&self.pool).await?;
         let done = match work(&mut tx).await.map_err(Into::into) {
-            Ok(value) => self.record_in(&mut tx, &step, value).await.map_err(Failure::from),
+            Ok(value) => tx.check().and_then(|()| Ok((output(&value)?, value))).map_err(Into::into),
             Err(failure) => Err(failure),
         };
-        match done {
-            Ok((value, output)) => {
-                tx.commit().await?;
+        let (output, value) = match done {
+            Ok(done) => done,
+            Err(failure) => {
+                tx.rollback().await;
+                return Err(failure);
+            }
+        };
+        self.stale = true; // until the record is confirmed
+        let recorded =
+            self.id.record_step(&mut tx, &step.name, step.definition.as_ref(), &output).await;
+        match tx.commit_after(recorded).await {
+            Ok(()) => {
                 self.passed(step, output);
                 Ok(value)
             }
-            Err(failure) => {
-                tx.rollback().await;
-                Err(failure)
-            }
+            Err(error) => self.unless_recorded(&step, error).await,
         }
-    }
-
-    async fn record_in<T: Serialize>(
-        &self,
-        tx: &mut Checkout,
-        step: &Step,
-        value: T,
-    ) -> Result<(T, Vec<u8>)> {
-        tx.check()?;
-        let output = output(&value)?;
-        self.id.record_step(tx, &step.name, step.definition.as_ref(), &output).await?;
-        Ok((value, output))
     }
 
     /// The transaction that will be committed with the operation's end: for its last writes. Opens it, or
@@ -217,9 +210,54 @@ impl Work {
         self.id.note(&mut conn, Some(&progress), None, false).await
     }
 
+    async fn record(&self, step: &Step, output: &[u8]) -> Result<()> {
+        let definition = step.definition.as_ref();
+        patiently(&self.pool, |mut conn, _| async move {
+            self.id.record_step(&mut conn, &step.name, definition, output).await
+        })
+        .await
+    }
+
+    /// The output of a step whose record failed, if it is recorded all the same: the COMMIT got through, or an
+    /// earlier try did, and only its confirmation not.
+    async fn unless_recorded<T: DeserializeOwned>(
+        &mut self,
+        step: &Step,
+        error: Error,
+    ) -> Result<T, Failure> {
+        // InvalidInput: a step of this name is recorded already.
+        let may_be = matches!(error.kind(), ErrorKind::CommitUnknown | ErrorKind::InvalidInput);
+        if may_be && let Ok(Some(output)) = self.recorded(step).await {
+            return Ok(output);
+        }
+        Err(error.into())
+    }
+
+    /// Reads what is recorded.
+    async fn read_steps(&mut self) -> Result<()> {
+        let id = &self.id;
+        let rows = patiently(&self.pool, |mut conn, _| async move {
+            // Takes the key's lock, and so waits for a record that the server is still committing. A
+            // statement of its own: the next one sees what was committed meanwhile.
+            id.note(&mut conn, None, None, false).await?;
+            id.recorded_steps(&mut conn).await
+        });
+        for row in rows.await? {
+            if let Entry::Vacant(entry) = self.steps.entry(get(&row, "name")?) {
+                let definition = get(&row, "definition")?;
+                entry.insert(Recorded { definition, output: get(&row, "output")?, passed: false });
+            }
+        }
+        self.stale = false;
+        Ok(())
+    }
+
     /// The recorded output of a step, if there is one. Anything that does not fit is an error: another
     /// step's value is worse than none.
-    fn recorded<T: DeserializeOwned>(&mut self, step: &Step) -> Result<Option<T>> {
+    async fn recorded<T: DeserializeOwned>(&mut self, step: &Step) -> Result<Option<T>> {
+        if self.stale {
+            self.read_steps().await?;
+        }
         let changed = |what: &str| Err(Error::new(ErrorKind::StepChanged, what));
         let Some(recorded) = self.steps.get_mut(&step.name) else {
             // Work is the same from attempt to attempt, so what is recorded comes first.
@@ -248,6 +286,7 @@ impl Work {
         if let Entry::Vacant(entry) = self.steps.entry(step.name) {
             entry.insert(Recorded { definition, output, passed: true });
         }
+        self.stale = false;
     }
 }
 

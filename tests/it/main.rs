@@ -14,6 +14,7 @@ mod heartbeat;
 mod isolation;
 mod leased;
 mod leased_crash;
+mod leased_cuts;
 mod leased_failures;
 mod leased_restarts;
 mod limits;

@@ -24,7 +24,7 @@ pub enum Cut {
     After(usize),
 }
 
-/// Cuts every connection through it at the same place.
+/// Cuts every connection through it at the same place, or only the first one.
 pub struct Proxy {
     options: PgConnectOptions,
     /// The text of every request so far; empty for a sync.
@@ -34,7 +34,17 @@ pub struct Proxy {
 }
 
 impl Proxy {
+    /// Cuts every connection.
     pub fn start(db: &TestDb, cut: Option<Cut>) -> Self {
+        Self::start_with(db, cut, cut)
+    }
+
+    /// Cuts the first connection and no other.
+    pub fn start_once(db: &TestDb, cut: Cut) -> Self {
+        Self::start_with(db, Some(cut), None)
+    }
+
+    fn start_with(db: &TestDb, first: Option<Cut>, later: Option<Cut>) -> Self {
         let socket_dir = tempfile::tempdir().unwrap();
         let socket = |dir: &Path| dir.join(format!(".s.PGSQL.{}", db.options.get_port()));
         let listener = UnixListener::bind(socket(socket_dir.path())).unwrap();
@@ -43,9 +53,11 @@ impl Proxy {
         let seen = Arc::clone(&requests);
         let listening = tokio::spawn(async move {
             let mut connections = JoinSet::new(); // aborted together with this task
+            let mut cut = first;
             while let Ok((client, _)) = listener.accept().await {
                 let server = UnixStream::connect(&server).await.unwrap();
                 connections.spawn(relay(client, server, cut, Arc::clone(&seen)));
+                cut = later;
             }
         });
         let options = db.options.clone().socket(socket_dir.path()).ssl_mode(PgSslMode::Disable);

@@ -1,0 +1,152 @@
+//! Leased work whose connection breaks: what is recorded is found again, whoever was not told of it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use pgonce::{Failure, Lease, Work};
+use sqlx::Connection;
+
+use crate::crash::pool_of_one;
+use crate::harness::{TestDb, effect, op};
+use crate::proxy::{Cut, Proxy};
+
+fn lease() -> Lease {
+    Lease::new(Duration::from_secs(60)).unwrap() // no heartbeat while a test runs
+}
+
+/// Every place to cut a connection between two requests.
+fn cuts(requests: std::ops::Range<usize>) -> impl Iterator<Item = Cut> {
+    requests.flat_map(|request| [Cut::Before(request + 1), Cut::After(request + 1)])
+}
+
+#[derive(Default)]
+struct Counted {
+    calls: AtomicUsize,
+    failures: AtomicUsize,
+    /// How many requests had been sent when the work began.
+    asked: AtomicUsize,
+}
+
+impl Counted {
+    fn call(&self, proxy: &Proxy) -> usize {
+        self.asked.store(proxy.requests().len(), Ordering::Relaxed);
+        self.calls.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// A run with one step, which ends well; its first connection, the only one if nothing is cut, goes through
+/// `proxy`.
+async fn one_step(db: &TestDb, proxy: &Proxy) -> Counted {
+    let counted = Counted::default();
+    let pool = pool_of_one(proxy.options());
+    let op = op("k");
+    let run = db.once.run_leased(&pool, &op, lease(), async |work: &mut Work| {
+        work.step("charge", async || Ok::<_, Failure>(counted.call(proxy))).await
+    });
+    assert_eq!(*run.await.expect("one cut is survived"), 1);
+    counted
+}
+
+#[tokio::test]
+async fn an_output_outlives_a_connection_that_breaks_after_the_step() {
+    let db = TestDb::new().await;
+    let clear = Proxy::start(&db, None);
+    let asked = one_step(&db, &clear).await.asked.into_inner();
+    for cut in cuts(asked..clear.requests().len()) {
+        db.execute("delete from {}.steps; delete from {}.idempotency_keys").await;
+        let counted = one_step(&db, &Proxy::start_once(&db, cut)).await;
+        assert_eq!(counted.calls.into_inner(), 1, "{cut:?}");
+        let kept = "select string_agg(name || convert_from(output, 'UTF8'), ' ') from {}.steps";
+        assert_eq!(db.ask::<String>(kept).await, "charge1", "{cut:?}");
+        let ended = "select every(status = 2 and attempt = 1) from {}.idempotency_keys";
+        assert!(db.ask::<bool>(ended).await, "{cut:?}");
+    }
+}
+
+/// A run with one step in the database, which is called again when it fails.
+async fn one_step_tx(db: &TestDb, proxy: &Proxy) -> Counted {
+    let counted = Counted::default();
+    let pool = pool_of_one(proxy.options());
+    let op = op("k");
+    let run = db.once.run_leased(&pool, &op, lease(), async |work: &mut Work| {
+        for last in [false, true] {
+            let ledger = work.step_tx("ledger", async |tx| {
+                let call = counted.call(proxy);
+                effect(tx, &db.schema, "ledger").await.map(|_| call)
+            });
+            match ledger.await {
+                Err(_) if !last => drop(counted.failures.fetch_add(1, Ordering::Relaxed)),
+                result => return result,
+            }
+        }
+        unreachable!()
+    });
+    run.await.expect("one cut is survived");
+    counted
+}
+
+#[tokio::test]
+async fn a_step_in_the_database_is_done_once_wherever_its_connection_breaks() {
+    let db = TestDb::new().await;
+    let clear = Proxy::start(&db, None);
+    let asked = one_step_tx(&db, &clear).await.asked.into_inner();
+    let requests = clear.requests();
+    let commit = requests.iter().position(|request| request == "COMMIT").unwrap() + 1;
+    for cut in cuts(asked..requests.len()) {
+        db.execute("delete from {}.steps; delete from {}.idempotency_keys; delete from {}.effect")
+            .await;
+        let counted = one_step_tx(&db, &Proxy::start_once(&db, cut)).await;
+        let committed = match cut {
+            Cut::Before(request) => request > commit,
+            Cut::After(request) => request >= commit,
+        };
+        let told = (counted.calls.into_inner(), counted.failures.into_inner());
+        assert_eq!(told, if committed { (1, 0) } else { (2, 1) }, "{cut:?}");
+        assert_eq!(db.effects().await, 1, "{cut:?}");
+        assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 1, "{cut:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_was_dropped_while_the_server_commits_it_is_waited_for() {
+    let db = TestDb::new().await;
+    // Every COMMIT of a step waits for the gate.
+    db.execute(
+        "create function {}.gate() returns trigger language plpgsql as
+           $$ begin perform pg_advisory_xact_lock(hashtext('{}')); return null; end $$;
+         create constraint trigger gate after insert on {}.steps deferrable initially deferred
+           for each row execute function {}.gate()",
+    )
+    .await;
+    for in_database in [false, true] {
+        let mut conn = db.conn().await;
+        let mut gate = conn.begin().await.unwrap();
+        sqlx::query(db.sql("select pg_advisory_xact_lock(hashtext('{}'))"))
+            .execute(&mut *gate)
+            .await
+            .unwrap();
+        let calls = AtomicUsize::new(0);
+        let count = || calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let op = op(if in_database { "step_tx" } else { "step" });
+        let run = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
+            let charge = async |work: &mut Work| {
+                if in_database {
+                    work.step_tx("charge", async |_| Ok::<_, Failure>(count())).await
+                } else {
+                    work.step("charge", async || Ok::<_, Failure>(count())).await
+                }
+            };
+            tokio::select! {
+                ended = charge(work) => panic!("it ended: {ended:?}"),
+                () = db.until_waiting(1) => {}
+            }
+            let open = async {
+                db.until_waiting(2).await;
+                gate.rollback().await.unwrap();
+            };
+            tokio::join!(charge(work), open).0
+        });
+        assert_eq!(*run.await.unwrap(), 1, "the first call's");
+        assert_eq!(calls.into_inner(), 1, "in the database: {in_database}");
+    }
+}
