@@ -11,7 +11,8 @@ use tokio::time::Instant;
 
 use crate::answer::{Begin, Finished};
 use crate::before::before;
-use crate::claim::Claim;
+use crate::checkout::Checkout;
+use crate::claim::{Claim, ClaimId};
 use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
 use crate::heartbeat::Heartbeat;
 use crate::lease::Lease;
@@ -37,8 +38,8 @@ impl PgOnce {
     /// When the claim is lost, `work` is dropped at its next await, nothing more of it is written, and the
     /// answer is [`ClaimLost`](ErrorKind::ClaimLost).
     ///
-    /// When `work` fails, its last transaction is rolled back and the claim lapses at once: the same key and
-    /// request run again, without the steps that are done, up to
+    /// When `work` fails or its end is refused, its last transaction is rolled back and the claim lapses at once:
+    /// the same key and request run again, without the steps that are done, up to
     /// [`max_attempts`](Operation::max_attempts). With [`OnLapse::Hold`] it is left to lapse and then held for an
     /// operator, because nobody knows what the remote has done. [`Failure::keep`] ends the operation for good.
     ///
@@ -62,7 +63,8 @@ impl PgOnce {
     /// ```
     ///
     /// # Errors
-    /// [`RunError`], as [`run`](PgOnce::run).
+    /// [`RunError`], as [`run`](PgOnce::run). After [`CommitUnknown`](ErrorKind::CommitUnknown) of the last
+    /// transaction the key is completed, or its claim lapses with its lease.
     ///
     /// # Cancel safety
     /// Dropped, `work` is dropped too, and the claim lapses with its lease; what was recorded stays.
@@ -94,34 +96,52 @@ impl PgOnce {
             Some(ended) => ended.map_err(|error| error.into().0),
             None => return Err(lost().into()), // the connection of `tx` is closed
         };
-        match ending {
-            Ok(value) => {
-                let mut response = Response::json(&value)?;
-                response.omitted = op.secret;
-                match tx {
-                    Some(tx) => tx.complete(claim, response).await?,
-                    None => {
-                        self.finish_patiently(pool, op, &claim, Finished::Completed, response)
-                            .await?
-                    }
-                }
-                Ok(Done::new(value))
-            }
+        let id = claim.id();
+        let error = match ending {
+            Ok(value) => match self.complete_leased(pool, op, claim, tx, &value).await {
+                Ok(()) => return Ok(Done::new(value)),
+                // Nobody knows whether it is completed.
+                Err(error) if error.kind() == ErrorKind::CommitUnknown => return Err(error.into()),
+                Err(error) => error.into(),
+            },
             Err(Ending::Keep(response)) => {
-                if let Some(tx) = tx {
-                    tx.rollback().await;
+                rollback(tx).await;
+                let failed = Finished::Failed;
+                match self.finish_patiently(pool, op, &claim, failed, response.clone()).await {
+                    Ok(()) => return Err(RunError::Failed { response, replayed: false }),
+                    Err(error) => error.into(),
                 }
-                self.finish_patiently(pool, op, &claim, Finished::Failed, response.clone()).await?;
-                Err(RunError::Failed { response, replayed: false })
             }
             Err(Ending::Undo(error)) => {
-                if let Some(tx) = tx {
-                    tx.rollback().await;
-                }
-                drop(heartbeat); // a late beat would bring the lapsed claim back to life
-                self.give_up(pool, op, &claim, &error).await;
-                Err(told(error))
+                rollback(tx).await;
+                error
             }
+        };
+        drop(heartbeat); // a late beat would bring the lapsed claim back to life
+        give_up(pool, op, &id, &error).await;
+        Err(told(error))
+    }
+
+    /// Completes the operation with the returned value, and commits it with the last writes if there are some.
+    async fn complete_leased<T: Serialize>(
+        &self,
+        pool: &PgPool,
+        op: &Operation,
+        claim: Claim,
+        tx: Option<Checkout>,
+        value: &T,
+    ) -> Result<()> {
+        let mut response = match Response::json(value) {
+            Ok(response) => response,
+            Err(error) => {
+                rollback(tx).await;
+                return Err(error);
+            }
+        };
+        response.omitted = op.secret;
+        match tx {
+            Some(tx) => tx.complete(claim, response).await,
+            None => self.finish_patiently(pool, op, &claim, Finished::Completed, response).await,
         }
     }
 
@@ -171,20 +191,29 @@ impl PgOnce {
         })
         .await
     }
+}
 
-    /// Lets the claim of failed work lapse at once, or leaves it to an operator. Best effort: it lapses with
-    /// its lease otherwise.
-    async fn give_up(&self, pool: &PgPool, op: &Operation, claim: &Claim, error: &BoxError) {
-        let told = redacted(error);
-        let given_up = async {
-            let mut conn = pool.acquire().await.map_err(database)?;
-            // Not released: a remote may have been called, so it stays the operation of this request.
-            let lapse = op.on_lapse == OnLapse::Retry;
-            claim.id().note(&mut conn, None, Some(&told), lapse).await
-        };
-        if let Err(error) = given_up.await {
-            tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given up; it lapses");
-        }
+/// Lets the claim of failed work lapse at once, or leaves it to an operator. Best effort: it lapses with
+/// its lease otherwise.
+async fn give_up(pool: &PgPool, op: &Operation, id: &ClaimId, error: &BoxError) {
+    let told = &redacted(error);
+    // Not released: a remote may have been called, so it stays the operation of this request.
+    let lapse = op.on_lapse == OnLapse::Retry;
+    let given_up =
+        patiently(
+            pool,
+            |mut conn, _| async move { id.note(&mut conn, None, Some(told), lapse).await },
+        );
+    if let Err(error) = given_up.await
+        && error.kind() != ErrorKind::ClaimLost
+    {
+        tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given up; it lapses");
+    }
+}
+
+async fn rollback(tx: Option<Checkout>) {
+    if let Some(tx) = tx {
+        tx.rollback().await;
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use pgonce::{Failure, Lease, Work};
+use pgonce::{ErrorKind, Failure, Lease, RunError, Work};
 use sqlx::Connection;
 
 use crate::crash::pool_of_one;
@@ -149,4 +149,59 @@ async fn a_step_that_was_dropped_while_the_server_commits_it_is_waited_for() {
         assert_eq!(*run.await.unwrap(), 1, "the first call's");
         assert_eq!(calls.into_inner(), 1, "in the database: {in_database}");
     }
+}
+
+#[tokio::test]
+async fn failed_work_is_given_up_though_the_connection_breaks() {
+    let db = TestDb::new().await;
+    let fails = async |proxy: &Proxy| {
+        db.execute("delete from {}.idempotency_keys").await;
+        let counted = Counted::default();
+        let pool = pool_of_one(proxy.options());
+        let op = op("k");
+        let run = db.once.run_leased(&pool, &op, lease(), async |_: &mut Work| {
+            counted.call(proxy);
+            Err::<(), _>(Failure::from("no"))
+        });
+        assert!(matches!(run.await.unwrap_err(), RunError::Work(_)));
+        counted.asked.into_inner()
+    };
+    let clear = Proxy::start(&db, None);
+    let asked = fails(&clear).await;
+    for cut in cuts(asked..clear.requests().len()) {
+        fails(&Proxy::start_once(&db, cut)).await;
+        let told = "select claim || ': ' || last_error from {}.status('test/scope', 'k')";
+        assert_eq!(db.ask::<String>(told).await, "lapsed: the work returned an error", "{cut:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_nobody_knows_is_left_to_lapse() {
+    let db = TestDb::new().await;
+    let ends = async |proxy: &Proxy| {
+        let pool = pool_of_one(proxy.options());
+        let op = op("k");
+        let run = db.once.run_leased(&pool, &op, lease(), async |work: &mut Work| {
+            Ok::<_, Failure>(effect(work.last_tx().await?, &db.schema, "order").await?)
+        });
+        run.await.map(|done| done.is_replay())
+    };
+    let clear = Proxy::start(&db, None);
+    assert!(!ends(&clear).await.unwrap());
+    let commit = clear.requests().iter().position(|request| request == "COMMIT").unwrap() + 1;
+    for (cut, effects, found) in
+        [(Cut::Before(commit), 0, "in_progress, live"), (Cut::After(commit), 1, "completed")]
+    {
+        db.execute("delete from {}.idempotency_keys; delete from {}.effect").await;
+        let error = ends(&Proxy::start_once(&db, cut)).await.unwrap_err();
+        assert!(
+            matches!(&error, RunError::Protocol(e) if e.kind() == ErrorKind::CommitUnknown),
+            "{error:?}"
+        );
+        assert_eq!(db.effects().await, effects, "{cut:?}");
+        let told =
+            "select concat_ws(', ', status, claim, last_error) from {}.status('test/scope', 'k')";
+        assert_eq!(db.ask::<String>(told).await, found, "{cut:?}");
+    }
+    assert!(ends(&clear).await.unwrap());
 }

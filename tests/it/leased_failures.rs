@@ -1,5 +1,6 @@
 //! Leased work that fails: what is undone, what is kept, and who may run it again.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -94,4 +95,54 @@ async fn work_that_always_fails_is_held_when_its_attempts_are_used_up() {
     let run =
         db.once.run_leased(&db.pool, &other, lease(), async |_: &mut Work| Ok::<_, Failure>(()));
     assert!(matches!(run.await.unwrap_err(), RunError::Mismatch(_)));
+}
+
+#[tokio::test]
+async fn a_claim_whose_end_is_refused_is_given_up_at_once() {
+    let db = TestDb::new().await;
+    db.execute("alter table {}.effect add unique (key) deferrable initially deferred").await;
+    db.execute("insert into {}.effect (key) values ('there')").await;
+    let not_json = HashMap::from([(vec![1_u8], ())]);
+    let json = HashMap::new();
+    for (case, told) in [
+        ("not JSON", "the response cannot be written as JSON"),
+        ("COMMIT refused", "a database error (SQLSTATE 23505)"),
+        ("complete refused", "a database error (SQLSTATE 23514)"),
+        ("complete refused after last writes", "a database error (SQLSTATE 23514)"),
+        ("fail refused", "a database error (SQLSTATE 23514)"),
+    ] {
+        for (policy, claim) in [(OnLapse::Retry, "lapsed"), (OnLapse::Hold, "live")] {
+            db.execute("delete from {}.idempotency_keys").await;
+            let op = op("k").on_lapse(policy);
+            let run = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
+                let key = if case == "COMMIT refused" { "there" } else { "undone" };
+                if case != "complete refused" {
+                    effect(work.last_tx().await?, &db.schema, key).await?;
+                }
+                if told.ends_with("23514)") {
+                    let sql =
+                        "alter table {}.idempotency_keys add constraint refused check (status = 1)";
+                    db.execute(sql).await;
+                }
+                match case {
+                    "fail refused" => Err(Failure::keep(Response::bytes("declined"))),
+                    "not JSON" => Ok(&not_json),
+                    _ => Ok(&json),
+                }
+                .cloned()
+            });
+            let error = run.await.unwrap_err();
+            assert!(matches!(error, RunError::Protocol(_)), "{case}: {error:?}");
+            db.execute("alter table {}.idempotency_keys drop constraint if exists refused").await;
+            assert_eq!(db.effects().await, 1, "{case}");
+            let found = "select claim || ': ' || last_error from {}.status('test/scope', 'k')";
+            assert_eq!(db.ask::<String>(found).await, format!("{claim}: {told}"), "{case}");
+            if policy == OnLapse::Retry {
+                let again = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
+                    Ok::<_, Failure>(work.attempt())
+                });
+                assert_eq!(*again.await.unwrap(), 2, "{case}");
+            }
+        }
+    }
 }
