@@ -291,6 +291,24 @@ impl Failure {
     pub fn keep(response: Response) -> Self {
         Self(Ending::Keep(response))
     }
+
+    /// The error that undoes the work, for those who handle one kind of it; `None` for a failure that is kept.
+    ///
+    /// ```
+    /// use pgonce::{Error, ErrorKind, Failure};
+    /// fn is_lost(failure: &Failure) -> bool {
+    ///     let error = failure.error().and_then(|error| error.downcast_ref::<Error>());
+    ///     error.is_some_and(|error| error.kind() == ErrorKind::ClaimLost)
+    /// }
+    /// assert!(!is_lost(&Failure::from("card declined")));
+    /// ```
+    #[must_use]
+    pub fn error(&self) -> Option<&(dyn StdError + Send + Sync + 'static)> {
+        match &self.0 {
+            Ending::Undo(error) => Some(error.as_ref()),
+            Ending::Keep(_) => None,
+        }
+    }
 }
 
 impl<E: Into<BoxError>> From<E> for Failure {

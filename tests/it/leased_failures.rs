@@ -67,6 +67,7 @@ async fn a_final_failure_is_replayed() {
         });
         let error = run.await.unwrap_err();
         let RunError::Failed { response, replayed, .. } = error else { panic!("{error:?}") };
+        assert!(Failure::keep(response.clone()).error().is_none());
         assert_eq!((response.body(), replayed), (b"declined".as_slice(), replay));
     }
     assert_eq!((calls.load(Ordering::Relaxed), db.effects().await), (1, 0));
