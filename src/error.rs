@@ -97,7 +97,9 @@ impl Error {
 
     /// Whether the same call with the same key may succeed later: serialization failures,
     /// deadlocks, lock time-outs, lost connections, a server that shuts down or is read-only,
-    /// and an unknown COMMIT. Decided by SQLSTATE, never by message text.
+    /// and an unknown COMMIT. Decided by SQLSTATE, never by message text. Not a lost claim, after which
+    /// the caller of a verb must roll back; for a whole run ask
+    /// [`RunError::is_retryable`](crate::RunError::is_retryable).
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.kind.is_retryable(sqlstate_in(self))

@@ -344,13 +344,14 @@ impl fmt::Debug for Failure {
 }
 
 impl RunError {
-    /// Whether the same call with the same key may succeed later. For the work's own errors: whether
-    /// a database error that may pass is among their causes.
+    /// Whether the same call with the same key may succeed later. A lost claim is among them
+    /// ([`ClaimLost`](ErrorKind::ClaimLost)): the next call gets the new holder's response, or is told that it is
+    /// in progress. For the work's own errors: whether a database error that may pass is among their causes.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::InProgress(_) => true,
-            Self::Protocol(error) => error.is_retryable(),
+            Self::Protocol(error) => error.is_retryable() || error.kind() == ErrorKind::ClaimLost,
             Self::Work(error) => is_retryable(error.as_ref()),
             _ => false,
         }

@@ -214,6 +214,7 @@ async fn a_holder_that_lost_its_claim_can_write_nothing() {
         let error = run.await.unwrap_err();
         let RunError::Protocol(error) = error else { panic!("{attempt}: {error:?}") };
         assert_eq!(error.kind(), ErrorKind::ClaimLost, "{attempt}");
+        assert!(!error.is_retryable() && RunError::from(error).is_retryable());
         assert_eq!(db.effects().await, 0);
         assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 0);
         let retry = db.once.run_leased(&db.pool, &op, lease(), async |_: &mut Work| {

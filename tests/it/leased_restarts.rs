@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pgonce::{ErrorKind, Failure, HeldBecause, Key, Lease, OnLapse, RunError, Work};
+use pgonce::{Failure, HeldBecause, Key, Lease, OnLapse, RunError, Work};
 use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -69,7 +69,6 @@ async fn client(db: &TestDb, remote: &Remote, number: usize) -> Option<usize> {
                 assert!(is_careful(number), "{key}");
                 return None;
             }
-            Err(RunError::Protocol(error)) if error.kind() == ErrorKind::ClaimLost => {}
             Err(error) => assert!(error.is_retryable(), "{key}: {error:?}"),
         }
         tokio::time::sleep(Duration::from_millis(20)).await; // a client's pause
