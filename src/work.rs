@@ -32,8 +32,8 @@ pub struct Step {
 }
 
 impl Step {
-    /// A step of this name: 1 to 255 bytes, like a key. Names are for ever; a step with another name is
-    /// another step.
+    /// A step of this name: 1 to 255 bytes, like a key. Names are for ever: a recorded step is found by its
+    /// name, wherever it comes, and a step with another name is another step.
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), definition: None }
     }
@@ -108,7 +108,7 @@ impl Work {
     /// # Errors
     /// Whatever `work` returns; nothing is recorded then. An [`Error`] of the kind
     /// [`ClaimLost`](ErrorKind::ClaimLost) when another holder has taken over: nothing was recorded, return
-    /// it. [`StepChanged`](ErrorKind::StepChanged) when the steps are not the ones earlier attempts recorded.
+    /// it. [`StepChanged`](ErrorKind::StepChanged) when the step does not fit what earlier attempts recorded.
     /// After one that [is retryable](Error::is_retryable) the step may be recorded or not: call it again, or
     /// return it, and what is recorded is not done again.
     ///
@@ -263,7 +263,7 @@ impl Work {
             // Work is the same from attempt to attempt, so what is recorded comes first.
             if self.steps.values().any(|recorded| !recorded.passed) {
                 return changed(
-                    "a step is new where earlier attempts recorded others; was one renamed or moved?",
+                    "a step is new and comes before recorded ones; was one renamed or left out?",
                 );
             }
             return Ok(None);

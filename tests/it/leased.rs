@@ -162,6 +162,31 @@ async fn steps_that_changed_are_an_error_and_never_another_steps_value() {
 }
 
 #[tokio::test]
+async fn steps_that_are_recorded_are_found_by_name_in_any_order() {
+    let db = TestDb::new().await;
+    let op = op("k");
+    crashes(&db, &op, async |work, there| {
+        work.step("seat", async || Ok::<_, Failure>(1)).await?;
+        work.step("charge", async || Ok::<_, Failure>(2)).await?;
+        there.notify_one();
+        Ok(())
+    })
+    .await;
+    let done = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
+        let done = async || -> Result<i32, Failure> { panic!("it is done") };
+        let charge = work.step("charge", done).await?;
+        // A new one is not: the recorded ones come first.
+        let early = work.step("mail", async || Ok::<_, Failure>(3)).await.unwrap_err();
+        let early = early.error().and_then(|error| error.downcast_ref::<pgonce::Error>());
+        assert_eq!(early.map(pgonce::Error::kind), Some(ErrorKind::StepChanged));
+        let seat = work.step("seat", done).await?;
+        let mail = work.step("mail", async || Ok::<_, Failure>(3)).await?;
+        Ok::<_, Failure>((seat, charge, mail))
+    });
+    assert_eq!(*done.await.unwrap(), (1, 2, 3));
+}
+
+#[tokio::test]
 async fn a_step_that_failed_may_be_tried_again() {
     let db = TestDb::new().await;
     let mut tries = 0;
