@@ -1,6 +1,6 @@
 -- Records the output of a step of a claim's work, fenced: raises IK002 when the claim is lost, and then
 -- nothing of the step's own writes in this transaction must be committed. Raises IK001 for a name that is
--- recorded already.
+-- recorded already, and for an output of more than 1 MiB.
 create or replace function :"schema".record_step(
   scope text, key text, token uuid, name text, definition bytea, output bytea)
 returns void
@@ -18,6 +18,8 @@ begin
       octet_length(definition), :'schema' using errcode = 'IK001';
   elsif output is null then
     raise exception 'output is null; it takes bytes' using errcode = 'IK001';
+  elsif octet_length(output) > 1048576 then -- whoever takes over loads them all
+    raise exception 'output has % bytes; the limit is 1048576', octet_length(output) using errcode = 'IK001';
   end if;
   perform :"schema".lock_claim(scope, key, token);
   update :"schema".idempotency_keys k

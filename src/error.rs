@@ -29,7 +29,8 @@ pub struct Error {
 #[non_exhaustive]
 pub enum ErrorKind {
     /// A key, scope, duration or other argument is outside its limits. The message names the field
-    /// and the limit. Nothing ran and nothing was written.
+    /// and the limit. Nothing was written, and nothing ran but a [step](crate::Work::step) whose output is
+    /// too large.
     InvalidInput,
     /// The claim was released, taken over, finished or forgotten. The caller must roll back.
     ClaimLost,

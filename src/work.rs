@@ -102,6 +102,9 @@ impl Work {
     /// [`derived_key`](Work::derived_key); if it writes to this database, use
     /// [`step_tx`](Work::step_tx).
     ///
+    /// The output takes up to 1 MiB (1,048,576 bytes) as JSON. A larger one is not recorded, and it is too late
+    /// then: `work` was done, and would be done again.
+    ///
     /// Takes a connection for a moment after `work`, and before the first step of a later attempt, and none while
     /// `work` runs. Recording is tried again when the database is away for a moment.
     ///
@@ -197,10 +200,11 @@ impl Work {
         Ok(self.tx.insert(tx))
     }
 
-    /// Says how far the work is, for those who poll.
+    /// Says how far the work is, for those who poll: up to 64 KiB (65,536 bytes) as JSON.
     ///
     /// # Errors
     /// [`ClaimLost`](ErrorKind::ClaimLost) when another holder has taken over: return it.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for more than that.
     ///
     /// # Cancel safety
     /// Cancel safe: dropped, it is said or not.
@@ -225,7 +229,7 @@ impl Work {
         step: &Step,
         error: Error,
     ) -> Result<T, Failure> {
-        // InvalidInput: a step of this name is recorded already.
+        // InvalidInput: a step of this name is recorded already, if not too large.
         let may_be = matches!(error.kind(), ErrorKind::CommitUnknown | ErrorKind::InvalidInput);
         if may_be && let Ok(Some(output)) = self.recorded(step).await {
             return Ok(output);

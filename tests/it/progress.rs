@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgonce::{ClaimState, Failure, Lease, Status, Work};
+use pgonce::{ClaimState, ErrorKind, Failure, Lease, Status, Work};
 use serde_json::Value;
 use sqlx::Connection;
 
@@ -35,6 +35,9 @@ async fn a_client_that_polls_sees_how_far_the_work_is() {
             assert_eq!(shown.steps, ["b first", "a second"], "in the order of the work");
             assert_eq!(shown.said::<Value>()?.unwrap()["of"], 3);
             assert!(shown.said::<u32>().is_err(), "of another type");
+            let long = work.progress(&"x".repeat(65_535)).await.unwrap_err(); // and two quotes
+            assert_eq!(long.to_string(), "progress has 65537 bytes; the limit is 65536");
+            assert_eq!(long.kind(), ErrorKind::InvalidInput);
             assert_eq!(shown.record.claim, Some(ClaimState::Live));
             Ok::<_, Failure>("a response".to_owned())
         },

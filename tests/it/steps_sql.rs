@@ -120,6 +120,34 @@ async fn arguments_outside_their_limits_are_refused_in_words_and_record_nothing(
 }
 
 #[tokio::test]
+async fn outputs_and_progress_have_a_limit_that_is_checked_before_any_lock() {
+    let db = TestDb::new().await;
+    let token = begin(&db).await;
+    let output = |bytes: usize| format!("'n', null, repeat('x', {bytes})::bytea");
+    let progress = |bytes: usize| format!("repeat('x', {bytes})::bytea");
+    // Whoever came to the lock would be told that this claim is not there.
+    let mut conn = db.conn().await;
+    let mut holder = conn.begin().await.unwrap();
+    let lock = db.sql("select pg_advisory_xact_lock({}.lock_id('test/scope', 'k'))");
+    holder.execute(lock).await.unwrap();
+    let nobody = "00000000-0000-0000-0000-000000000000";
+    for (function, rest, words) in [
+        ("record_step", output(1_048_577), "output has 1048577 bytes; the limit is 1048576"),
+        ("note", progress(65_537), "progress has 65537 bytes; the limit is 65536"),
+    ] {
+        let (code, told) = refused(&db, &call(function, nobody, &rest)).await;
+        assert_eq!((code.as_str(), told.as_str()), ("IK001", words));
+        let (code, _) = refused(&db, &call(function, nobody, &rest.replace('7', "6"))).await;
+        assert_eq!(code, "IK002", "{function}");
+    }
+    holder.rollback().await.unwrap();
+    db.execute(&call("record_step", &token, &output(1_048_576))).await;
+    db.execute(&call("note", &token, &progress(65_536))).await;
+    let kept = status(&db, "octet_length(progress)").await.unwrap();
+    assert_eq!((kept.as_str(), recorded(&db, &token).await.len()), ("65536", 1_048_578));
+}
+
+#[tokio::test]
 async fn an_error_too_long_to_keep_is_cut_and_releases_all_the_same() {
     let db = TestDb::new().await;
     for function in ["note", "release"] {
