@@ -8,7 +8,7 @@ use pgonce::{ErrorKind, Failure, Lease, Operation, Response};
 use pgonce::{RunError, Step, Work};
 use tokio::sync::Notify;
 
-use crate::harness::{PATIENCE, TestDb, effect, op, started};
+use crate::harness::{PATIENCE, TestDb, effect, op};
 
 fn lease() -> Lease {
     Lease::new(Duration::from_secs(60)).unwrap()
@@ -210,42 +210,50 @@ async fn a_step_that_failed_may_be_tried_again() {
 }
 
 #[tokio::test]
-async fn a_holder_that_lost_its_claim_can_write_nothing() {
+async fn a_holder_that_lost_its_claim_can_write_nothing_while_the_next_one_works() {
     let db = TestDb::new().await;
     let op = op("k");
-    for attempt in 0..3 {
+    for act in ["step", "step_tx", "last_tx", "progress", "end", "keep", "fail"] {
         db.execute("delete from {}.steps; delete from {}.idempotency_keys; delete from {}.effect")
             .await;
+        let mut other = None;
         let run = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
             lapse(&db).await;
-            let mut conn = db.conn().await;
-            let other =
-                started(db.once.begin_leased(&mut conn, &op, Duration::from_secs(60)).await?);
-            other.complete(&mut conn, Response::json(&"the winner's")?).await?;
-            match attempt {
-                0 => work.step("charge", async || Ok::<_, Failure>(())).await?,
-                1 => {
-                    let write = async |tx: &mut sqlx::PgConnection| {
-                        effect(tx, &db.schema, "stale").await.map(drop)
-                    };
-                    work.step_tx("ledger", write).await?;
+            // In progress, as the lost one was: only the token tells the two apart.
+            other = Some(db.lease(&op, Duration::from_secs(60)).await);
+            match act {
+                "step" => work.step("late", async || Ok::<_, Failure>(())).await?,
+                "step_tx" => {
+                    work.step_tx("late", async |tx| effect(tx, &db.schema, "late").await).await?;
                 }
-                _ => {
-                    effect(work.last_tx().await?, &db.schema, "stale").await?;
-                }
+                "last_tx" => drop(effect(work.last_tx().await?, &db.schema, "late").await?),
+                "progress" => work.progress("late").await?,
+                "keep" => return Err(Failure::keep(Response::bytes("late"))),
+                "fail" => return Err(Failure::from("late")),
+                _ => {}
             }
-            Ok::<_, Failure>("the loser's".to_owned())
+            Ok("the loser's".to_owned())
         });
-        let error = run.await.unwrap_err();
-        let RunError::Protocol(error) = error else { panic!("{attempt}: {error:?}") };
-        assert_eq!(error.kind(), ErrorKind::ClaimLost, "{attempt}");
-        assert!(!error.is_retryable() && RunError::from(error).is_retryable());
-        assert_eq!(db.effects().await, 0);
-        assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 0);
+        match (act, run.await.unwrap_err()) {
+            ("fail", RunError::Work(_)) => {}
+            (_, RunError::Protocol(error)) => {
+                assert_eq!(error.kind(), ErrorKind::ClaimLost, "{act}");
+                assert!(!error.is_retryable() && RunError::from(error).is_retryable());
+            }
+            (_, error) => panic!("{act}: {error:?}"),
+        }
+        let untouched = "select every(status = 1 and attempt = 2 and steps = 0 and progress is null
+                                  and last_error is null and lease_expires_at > {}.clock())
+                           from {}.idempotency_keys";
+        assert!(db.ask::<bool>(untouched).await, "{act}");
+        assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 0, "{act}");
+        assert_eq!(db.effects().await, 0, "{act}");
+        let winners = Response::json(&"the winner's").unwrap();
+        other.unwrap().complete(&mut db.conn().await, winners).await.unwrap();
         let retry = db.once.run_leased(&db.pool, &op, lease(), async |_: &mut Work| {
             Ok::<_, Failure>(String::new())
         });
-        assert_eq!(*retry.await.unwrap(), "the winner's");
+        assert_eq!(*retry.await.unwrap(), "the winner's", "{act}");
     }
 }
 
