@@ -135,7 +135,7 @@ impl Scope {
 }
 
 /// The rule of `sql/check_name.sql`, here for an answer before a connection is needed.
-fn checked(field: &str, name: String) -> Result<String> {
+pub(crate) fn checked(field: &str, name: String) -> Result<String> {
     if name.is_empty() {
         return Err(Error::invalid(format!("{field} is empty; it takes 1 to 255 bytes")));
     }

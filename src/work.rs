@@ -12,7 +12,7 @@ use crate::checkout::Checkout;
 use crate::claim::ClaimId;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::fingerprint::Fingerprint;
-use crate::key::Key;
+use crate::key::{Key, checked};
 use crate::once::get;
 use crate::operation::Operation;
 use crate::run::Failure;
@@ -112,6 +112,7 @@ impl Work {
     /// Whatever `work` returns; nothing is recorded then. An [`Error`] of the kind
     /// [`ClaimLost`](ErrorKind::ClaimLost) when another holder has taken over: nothing was recorded, return
     /// it. [`StepChanged`](ErrorKind::StepChanged) when the step does not fit what earlier attempts recorded.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for its name, before `work`, or for its output.
     /// After one that [is retryable](Error::is_retryable) the step may be recorded or not: call it again, or
     /// return it, and what is recorded is not done again.
     ///
@@ -270,7 +271,8 @@ impl Work {
                     "a step is new and comes before recorded ones; was one renamed or left out?",
                 );
             }
-            return Ok(None);
+            // Its record would be refused, and the work was done by then.
+            return checked("step", step.name.clone()).map(|_| None);
         };
         if std::mem::replace(&mut recorded.passed, true) {
             return changed("two steps have one name");

@@ -57,6 +57,30 @@ async fn bad_keys_and_scopes_are_refused_in_rust_and_in_sql_alike() {
 }
 
 #[tokio::test]
+async fn bad_names_of_steps_are_refused_before_their_work() {
+    let db = TestDb::new().await;
+    let op = op("k");
+    let run = db.once.run_leased(
+        &db.pool,
+        &op,
+        Lease::new(60 * SECOND).unwrap(),
+        async |work: &mut Work| {
+            for (name, word) in bad_names() {
+                let step = async || -> Result<(), Failure> { panic!("it was done") };
+                let failure = work.step(name.as_str(), step).await.unwrap_err();
+                let error =
+                    failure.error().and_then(|error| error.downcast_ref::<Error>()).unwrap();
+                assert_eq!(error.kind(), ErrorKind::InvalidInput);
+                let message = error.to_string();
+                assert!(message.contains("step") && message.contains(word), "{message}");
+            }
+            Ok::<_, Failure>(())
+        },
+    );
+    run.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_nul_byte_is_refused_before_and_by_the_database() {
     let db = TestDb::new().await;
     assert_eq!(Key::new("a\0b").unwrap_err().kind(), ErrorKind::InvalidInput);
