@@ -232,6 +232,7 @@ async fn print_table(meter: &Meter) {
 async fn main() {
     let options = ["full_page_writes", "autovacuum", "fsync"].into_iter();
     let options = options.fold(Options::new(), |options, name| options.setting(name, "off"));
+    let options = options.setting("wal_keep_size", "1GB"); // it is read again
     let server = Throwaway::start(&options).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (count, carried) = watch::channel(Carried::default());

@@ -9,6 +9,8 @@ as $pgonce$
 declare
   begun_at timestamptz;
 begin
+  -- Waits for a record that is still being committed: by this holder, if its connection broke.
+  perform :"schema".lock_claim(scope, key, token);
   select k.created_at into begun_at from :"schema".idempotency_keys k
    where k.scope = scope collate "C" and k.key = key collate "C" and k.token = token and k.status = 1;
   if not found then

@@ -241,12 +241,8 @@ impl Work {
     /// Reads what is recorded.
     async fn read_steps(&mut self) -> Result<()> {
         let id = &self.id;
-        let rows = patiently(&self.pool, |mut conn, _| async move {
-            // Takes the key's lock, and so waits for a record that the server is still committing. A
-            // statement of its own: the next one sees what was committed meanwhile.
-            id.note(&mut conn, None, None, false).await?;
-            id.recorded_steps(&mut conn).await
-        });
+        let rows =
+            patiently(&self.pool, |mut conn, _| async move { id.recorded_steps(&mut conn).await });
         for row in rows.await? {
             if let Entry::Vacant(entry) = self.steps.entry(get(&row, "name")?) {
                 let definition = get(&row, "definition")?;
