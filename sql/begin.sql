@@ -11,8 +11,9 @@
 -- on_lapse: what to do with a lapsed claim: `retry` takes it over, `hold` answers held.
 -- lock_replay: a replay takes a row lock, so that its commit waits for a synchronous standby.
 --
--- Rows and locks: `started` writes one row version (leased: also one in `unfinished`) and keeps the key's advisory lock until the
--- transaction ends. Every other answer writes nothing and keeps no lock (lock_replay apart).
+-- Rows and locks: `started` writes one row version (leased: also one in `unfinished`) and keeps the key's
+-- advisory lock until the transaction ends. Every other answer writes nothing and keeps no lock (lock_replay
+-- apart).
 -- Raises IK001 (bad argument), IK003 (corrupt row); 40001 or 40P01 mean: run the transaction again.
 create or replace function :"schema".begin(
   scope        text,

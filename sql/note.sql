@@ -23,6 +23,10 @@ begin
    where k.scope = scope collate "C" and k.key = key collate "C" and k.token = token and k.status = 1;
   if not found then
     perform :"schema".claim_lost();
+  elsif lapse then
+    -- A recovery need not wait for the lease; one that has tried already has set its pause.
+    update :"schema".unfinished u set try_at = least(u.try_at, :"schema".clock())
+     where u.scope = scope collate "C" and u.key = key collate "C" and u.tries = 0;
   end if;
 end
 $pgonce$;

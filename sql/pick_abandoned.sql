@@ -10,6 +10,9 @@ create or replace function :"schema".pick_abandoned(
 returns table (scope text, key text)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+-- In the order of the index, and only as far as count_max: never all that are due.
+set enable_sort = off
+set jit = off
 as $pgonce$
 #variable_conflict use_column
 declare

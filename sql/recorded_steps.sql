@@ -9,10 +9,12 @@ as $pgonce$
 declare
   begun_at timestamptz;
 begin
-  -- Waits for a record that is still being committed: by this holder, if its connection broke.
+  -- Waits for a record that is still being committed: by this holder, if its connection broke. Under the
+  -- stricter isolation levels locking the row then raises 40001 where an older snapshot would hide the record.
   perform :"schema".lock_claim(scope, key, token);
   select k.created_at into begun_at from :"schema".idempotency_keys k
-   where k.scope = scope collate "C" and k.key = key collate "C" and k.token = token and k.status = 1;
+   where k.scope = scope collate "C" and k.key = key collate "C" and k.token = token and k.status = 1
+     for no key update;
   if not found then
     perform :"schema".claim_lost();
   end if;

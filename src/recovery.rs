@@ -10,15 +10,15 @@ use tokio::task::{Id, JoinSet};
 
 use crate::before::before;
 use crate::error::{Error, ErrorKind, Result, database};
-use crate::key::{Scope, log_hash};
+use crate::key::{checked, log_hash};
 use crate::once::PgOnce;
 use crate::operation::millis;
 use crate::record::{Listed, listed};
-use crate::run::{BoxError, RunError, jitter};
+use crate::run::{BoxError, jitter};
 use crate::run_leased::redacted;
 
-/// Runs abandoned operations again in the background: leased ones whose holder has died or failed, and those
-/// that an operator has let run again.
+/// Runs abandoned operations again in the background: leased ones whose holder has died, has failed, or has
+/// given them back.
 ///
 /// It looks for them all the time, picks as many as it may run at once, and calls a handler for each. The
 /// handler does what the first caller did: builds the operation from scope and key, and calls
@@ -72,9 +72,9 @@ const LOOK_MAX: Duration = Duration::from_secs(60);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 impl PgOnce {
-    /// Leased operations that nobody works on, those first whose claim lapsed first: their holder has died
-    /// or failed, or an operator has let them run again. Held ones are among them, because the policy that
-    /// holds a key comes with each begin.
+    /// Leased operations that nobody works on, those first whose claim lapsed first: their holder has died,
+    /// has failed, or has given them back. Held ones are among them, because the policy that holds a key comes
+    /// with each begin.
     ///
     /// Reads the keys that are not finished, and no others; locks nothing.
     ///
@@ -111,7 +111,7 @@ impl Recovery {
     /// [`InvalidInput`](ErrorKind::InvalidInput) for a pattern that is empty, blank, longer than 255 bytes,
     /// has control characters in it, or ends with a `\` that makes nothing literal.
     pub fn new(once: &PgOnce, scopes: &str) -> Result<Self> {
-        Scope::new(scopes)?; // the same limits
+        checked("scopes", scopes.to_owned())?;
         let backslashes = scopes.bytes().rev().take_while(|byte| *byte == b'\\').count();
         if backslashes % 2 == 1 {
             return Err(Error::invalid("scopes ends with a backslash that makes nothing literal"));
@@ -135,15 +135,15 @@ impl Recovery {
         self
     }
 
-    /// The longest time between two looks: 1 ms to one day; the default is half a second. Each is shorter by up
-    /// to a tenth, so that many processes do not look in step.
+    /// The longest time between two looks while there is room for another operation: 1 ms to one day; the
+    /// default is half a second. Each is shorter by up to a tenth, so that many processes do not look in step.
     #[must_use]
     pub fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval.clamp(*INTERVAL.start(), *INTERVAL.end());
         self
     }
 
-    /// For how long a key is put off after its first try, and at most. From try to try it doubles; the
+    /// For how long a key is put off when it is picked for the first time, and at most. From try to try it doubles; the
     /// defaults are five seconds and an hour. 1 ms to one day.
     #[must_use]
     pub fn pauses(mut self, first: Duration, longest: Duration) -> Self {
@@ -152,11 +152,11 @@ impl Recovery {
         self
     }
 
-    /// How long a handler may take; the default is an hour. One that takes longer is dropped, and its claim
-    /// lapses: work that hangs must not take the place of others for ever.
+    /// How long a handler may take: 1 ms or more; the default is an hour. One that takes longer is dropped, and
+    /// its claim lapses: work that hangs must not take the place of others for ever.
     #[must_use]
     pub fn time_limit(mut self, limit: Duration) -> Self {
-        self.time_limit = limit;
+        self.time_limit = limit.max(*INTERVAL.start());
         self
     }
 
@@ -205,9 +205,11 @@ impl Recovery {
                         }
                     }
                 }
+                // Two that look at once, under the stricter isolation levels.
+                Err(error) if error.kind() == ErrorKind::Contention => {}
                 Err(error) => {
                     failures += 1;
-                    pause = Duration::from_secs(1 << failures.min(6)).min(BACKOFF_MAX);
+                    pause = jitter(Duration::from_secs(1 << failures.min(6)).min(BACKOFF_MAX));
                     tracing::warn!(kind = ?error.kind(), sqlstate = error.sqlstate(), "cannot look for abandoned work");
                 }
             }
@@ -281,7 +283,7 @@ impl Running {
         let (id, problem) = match ended {
             None => return,
             Some(Ok((id, Ok(Ok(()))))) => (id, None),
-            Some(Ok((id, Ok(Err(error))))) => (id, Some(shown(&error))),
+            Some(Ok((id, Ok(Err(error))))) => (id, Some(redacted(error.as_ref()))),
             Some(Ok((id, Err(_)))) => (id, Some("it took longer than the time limit".to_owned())),
             Some(Err(error)) => (error.id(), Some(PANICKED.to_owned())),
         };
@@ -300,14 +302,4 @@ const PANICKED: &str = "its handler panicked";
 
 fn warn(key: &str, problem: &str) {
     tracing::warn!(key, problem, "abandoned work was not run to its end");
-}
-
-/// What logs may show of an error: one of ours in words, a SQLSTATE, or that there was one.
-fn shown(error: &BoxError) -> String {
-    match error.downcast_ref::<RunError>() {
-        Some(RunError::Work(error)) => redacted(error),
-        Some(RunError::Protocol(error)) => error.to_string(),
-        Some(answer) => answer.to_string(),
-        None => redacted(error),
-    }
 }

@@ -1,5 +1,6 @@
 //! The closure form for work that leaves the database.
 
+use std::error::Error as StdError;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -196,7 +197,7 @@ impl PgOnce {
 /// Lets the claim of failed work lapse at once, or leaves it to an operator. Best effort: it lapses with
 /// its lease otherwise.
 async fn give_up(pool: &PgPool, op: &Operation, id: &ClaimId, error: &BoxError) {
-    let told = &redacted(error);
+    let told = &redacted(error.as_ref());
     // Not released: a remote may have been called, so it stays the operation of this request.
     let lapse = op.on_lapse == OnLapse::Retry;
     let given_up =
@@ -255,14 +256,21 @@ fn lost() -> Error {
     Error::new(ErrorKind::ClaimLost, "the claim was lost while its work ran; the work was stopped")
 }
 
-/// What is kept of an error: its SQLSTATE, or that there was one. Its text could quote what the work was
-/// about.
-pub(crate) fn redacted(error: &BoxError) -> String {
-    match sqlstate_in(error.as_ref()) {
-        Some(code) => format!("a database error (SQLSTATE {code})"),
-        None => match error.downcast_ref::<Error>() {
-            Some(error) => error.to_string(),
-            None => "the work returned an error".to_owned(),
-        },
+/// What is kept of an error, and shown in logs: its SQLSTATE, what an error of ours says, or that there was one.
+/// Its text could quote what the work was about. Errors that wrap others are looked into.
+pub(crate) fn redacted(error: &(dyn StdError + 'static)) -> String {
+    if let Some(code) = sqlstate_in(error) {
+        return format!("a database error (SQLSTATE {code})");
     }
+    let mut says = None;
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        match cause.downcast_ref::<RunError>() {
+            Some(RunError::Work(_) | RunError::Protocol(_)) => {} // what it wraps comes next, and says more
+            Some(answer) => says = Some(answer.to_string()),
+            None => says = cause.downcast_ref::<Error>().map(Error::to_string).or(says),
+        }
+        next = cause.source();
+    }
+    says.unwrap_or_else(|| "the work returned an error".to_owned())
 }

@@ -10,7 +10,7 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::checkout::Checkout;
 use crate::claim::ClaimId;
-use crate::error::{Error, ErrorKind, Result, database};
+use crate::error::{Error, ErrorKind, Result};
 use crate::fingerprint::Fingerprint;
 use crate::key::{Key, checked};
 use crate::once::get;
@@ -201,7 +201,8 @@ impl Work {
         Ok(self.tx.insert(tx))
     }
 
-    /// Says how far the work is, for those who poll: up to 64 KiB (65,536 bytes) as JSON.
+    /// Says how far the work is, for those who poll: up to 64 KiB (65,536 bytes) as JSON. Tried again when the
+    /// database is away for a moment.
     ///
     /// # Errors
     /// [`ClaimLost`](ErrorKind::ClaimLost) when another holder has taken over: return it.
@@ -210,9 +211,11 @@ impl Work {
     /// # Cancel safety
     /// Cancel safe: dropped, it is said or not.
     pub async fn progress<T: Serialize + ?Sized>(&mut self, progress: &T) -> Result<()> {
-        let progress = output(progress)?;
-        let mut conn = self.pool.acquire().await.map_err(database)?;
-        self.id.note(&mut conn, Some(&progress), None, false).await
+        let (id, progress) = (&self.id, &output(progress)?);
+        patiently(&self.pool, |mut conn, _| async move {
+            id.note(&mut conn, Some(progress), None, false).await
+        })
+        .await
     }
 
     async fn record(&self, step: &Step, output: &[u8]) -> Result<()> {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use pgonce::{ErrorKind, Operation, Recovery, Response};
-use sqlx::AssertSqlSafe;
+use pgonce::{ErrorKind, Failure, Lease, Operation, Recovery, Response, Work};
+use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::harness::{TestDb, op, started};
+use crate::harness::{PATIENCE, TestDb, op, started};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -39,8 +39,6 @@ async fn abandoned_is_what_nobody_works_on() {
     done.complete(&mut conn, Response::empty()).await.unwrap();
     let done = db.lease(&op("failed"), Duration::from_secs(10)).await;
     done.fail(&mut conn, Response::empty()).await.unwrap();
-    let done = db.lease(&op("released"), Duration::from_secs(10)).await;
-    done.release(&mut conn).await.unwrap();
     let short = op("forgotten").retention(Duration::from_secs(30));
     drop(db.lease(&short, Duration::from_secs(10)).await);
     // Committed and never completed: its effect is there, and it must not run again.
@@ -49,6 +47,10 @@ async fn abandoned_is_what_nobody_works_on() {
     assert_eq!(abandoned(&db).await, [""; 0]);
     db.advance(MINUTE).await;
     assert_eq!(abandoned(&db).await, ["first", "second"]);
+    // Given back is not finished.
+    let given_back = db.lease(&op("released"), 10 * MINUTE).await;
+    given_back.release(&mut conn).await.unwrap();
+    assert_eq!(abandoned(&db).await, ["first", "second", "released"]);
     assert_eq!(db.once.abandoned(&mut conn, 1).await.unwrap().len(), 1);
     assert!(db.once.abandoned(&mut conn, 0).await.unwrap().is_empty());
 }
@@ -66,11 +68,11 @@ async fn a_leased_key_is_unfinished_from_begin_to_its_end() {
     db.advance(ten).await;
     let claim = db.lease(&op("k"), ten).await;
     assert_eq!(db.ask::<i32>("select tries from {}.unfinished").await, 7);
+    // Given back, it may be picked at once, and its tries count anew.
     claim.release(&mut conn).await.unwrap();
-    assert_eq!(unfinished().await, 0);
-    // After a release it is a new one.
+    let due = "select tries = 0 and try_at = {}.clock() from {}.unfinished";
+    assert!(db.ask::<bool>(due).await);
     let claim = db.lease(&op("k"), ten).await;
-    assert_eq!(db.ask::<i32>("select tries from {}.unfinished").await, 0);
     claim.complete(&mut conn, Response::empty()).await.unwrap();
     assert_eq!(unfinished().await, 0);
     // A transactional claim takes a leased one over, and is none.
@@ -146,8 +148,8 @@ async fn only_the_scopes_asked_for_are_picked() {
 async fn bad_patterns_and_arguments_are_refused() {
     let db = TestDb::new().await;
     for (scopes, said) in [
-        ("", "scope is empty; it takes 1 to 255 bytes"),
-        ("  ", "scope is blank"),
+        ("", "scopes is empty; it takes 1 to 255 bytes"),
+        ("  ", "scopes is blank"),
         ("a\\", "scopes ends with a backslash that makes nothing literal"),
     ] {
         let error = Recovery::new(&db.once, scopes).unwrap_err();
@@ -173,19 +175,64 @@ async fn only_unfinished_keys_are_read() {
     let db = TestDb::new().await;
     db.plant_overdue(20_000, 1).await;
     db.execute("update {}.idempotency_keys set expires_at = {}.clock() + interval '1 day'").await;
-    abandon(&db, (0..10).map(|n| format!("k{n}"))).await;
+    abandon(&db, (0..200).map(|n| format!("k{n}"))).await;
     for analyze in [false, true] {
         if analyze {
             db.execute("analyze {}.idempotency_keys, {}.unfinished").await;
         }
         let mut tx = db.pool.begin().await.unwrap();
-        assert_eq!(db.once.abandoned(&mut tx, 100).await.unwrap().len(), 10);
+        assert_eq!(db.once.abandoned(&mut tx, 1000).await.unwrap().len(), 200);
         let pick = db.sql("select from {}.pick_abandoned('test/%', 3)");
         assert_eq!(sqlx::query(pick).execute(&mut *tx).await.unwrap().rows_affected(), 3);
         let read =
             db.sql("select pg_stat_get_xact_tuples_returned('{}.idempotency_keys'::regclass)");
         let read: i64 = sqlx::query_scalar(read).fetch_one(&mut *tx).await.unwrap();
         assert_eq!(read, 0, "rows were read one after the other; analyzed: {analyze}");
+        // Of many that are due, only those picked are looked up.
+        let looked_up = async |tx: &mut PgConnection| {
+            let sql =
+                db.sql("select pg_stat_get_xact_tuples_fetched('{}.idempotency_keys'::regclass)");
+            sqlx::query_scalar::<_, i64>(sql).fetch_one(tx).await.unwrap()
+        };
+        let before = looked_up(&mut tx).await;
+        let pick = db.sql("select from {}.pick_abandoned('test/%', 2)");
+        assert_eq!(sqlx::query(pick).execute(&mut *tx).await.unwrap().rows_affected(), 2);
+        let two = looked_up(&mut tx).await - before;
+        assert!(two <= 2, "{two} were looked up for two; analyzed: {analyze}");
         tx.rollback().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_row_that_somebody_has_locked_is_passed_over() {
+    let db = TestDb::new().await;
+    abandon(&db, ["first", "second"].map(str::to_owned)).await;
+    let mut other = db.pool.begin().await.unwrap();
+    let lock = db.sql("select from {}.unfinished where key = 'first' for update");
+    sqlx::query(lock).execute(&mut *other).await.unwrap();
+    let pick = "select key from {}.pick_abandoned('test/%', 1)";
+    let picked = tokio::time::timeout(PATIENCE, db.ask::<String>(pick));
+    assert_eq!(picked.await.expect("it does not wait"), "second");
+}
+
+#[tokio::test]
+async fn what_has_failed_is_due_at_once_unless_a_recovery_has_put_it_off() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    let due = "select try_at <= {}.clock() from {}.unfinished";
+    let fails = async || {
+        let hour = Lease::new(60 * MINUTE).unwrap();
+        let op = op("k");
+        let run = db.once.run_leased(&db.pool, &op, hour, async |_: &mut Work| {
+            Err::<(), _>(Failure::from("no"))
+        });
+        run.await.unwrap_err();
+    };
+    fails().await;
+    assert!(db.ask::<bool>(due).await);
+    assert_eq!(db.ask::<i64>("select count(*) from {}.pick_abandoned('test/%', 1, 5000)").await, 1);
+    fails().await;
+    assert!(!db.ask::<bool>(due).await, "its pause is not over");
+    db.advance(Duration::from_secs(5)).await;
+    assert!(db.ask::<bool>(due).await);
 }

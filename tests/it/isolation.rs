@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use pgonce::{ErrorKind, Fingerprint, OnLapse, Response};
+use pgonce::{ErrorKind, Failure, Fingerprint, Lease, Listed, OnLapse, Recovery, Response, Work};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgPool};
 
 use crate::harness::{TestDb, effect, op, started, word};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const LEVELS: [&str; 3] = ["read committed", "repeatable read", "serializable"];
+pub const LEVELS: [&str; 3] = ["read committed", "repeatable read", "serializable"];
 const STRICT: [&str; 2] = ["repeatable read", "serializable"];
 
 /// A pool whose transactions have this level.
-fn pool(db: &TestDb, level: &str) -> PgPool {
+pub fn pool(db: &TestDb, level: &str) -> PgPool {
     let options = db.options.clone().options([("default_transaction_isolation", level)]);
     PgPoolOptions::new().max_connections(10).connect_lazy_with(options)
 }
@@ -134,4 +134,64 @@ async fn an_answer_never_aborts_the_callers_transaction() {
     assert_eq!(db.effects().await, 2 * 3 * 6, "a COMMIT that rolls back is not an error");
     claim.complete(&mut open, Response::empty()).await.unwrap();
     open.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn leased_work_may_write_at_every_level_between_two_heartbeats() {
+    let db = TestDb::new().await;
+    let minute = Lease::new(MINUTE).unwrap();
+    let often = minute.heartbeat(Duration::from_millis(20)).unwrap();
+    for level in LEVELS {
+        let pool = &pool(&db, level);
+        for (lease, longer) in [(minute, false), (often, true)] {
+            let key = format!("{level}, longer than a heartbeat: {longer}");
+            let op = op(&key);
+            let work = async |work: &mut Work| {
+                let tx = work.last_tx().await?;
+                effect(tx, &db.schema, &key).await?;
+                if longer {
+                    let pushed = "select lease_expires_at > created_at + interval '60 s'
+                                    from {}.idempotency_keys where status = 1";
+                    db.until(pushed).await;
+                }
+                Ok::<_, Failure>(())
+            };
+            let done = db.once.run_leased(pool, &op, lease, work).await;
+            // The heartbeat has changed the key's row behind the transaction's snapshot.
+            if longer && level != "read committed" {
+                let error = done.unwrap_err();
+                assert!(error.is_retryable(), "{key}: {error:?}");
+                db.execute("delete from {}.idempotency_keys").await;
+            } else {
+                done.unwrap_or_else(|error| panic!("{key}: {error:?}"));
+            }
+        }
+    }
+    assert_eq!(db.effects().await, 4);
+}
+
+#[tokio::test]
+async fn recoveries_share_the_work_at_every_level() {
+    for level in LEVELS {
+        let db = TestDb::new().await;
+        crate::abandoned::abandon(&db, (0..30).map(|n| format!("k{n}"))).await;
+        let one = async || {
+            let (once, pool) = (db.once.clone(), pool(&db, level));
+            let work = pool.clone();
+            let handler = move |found: Listed| {
+                let (once, pool) = (once.clone(), work.clone());
+                async move {
+                    let op = op(&found.key);
+                    let lease = Lease::new(MINUTE).unwrap();
+                    once.run_leased(&pool, &op, lease, async |_: &mut Work| Ok::<_, Failure>(()))
+                        .await
+                }
+            };
+            let done = db.until("select count(*) = 30 from {}.keys where status = 'completed'");
+            let recovery = Recovery::new(&db.once, "test/%").unwrap();
+            recovery.interval(Duration::from_millis(10)).run_until(pool, handler, done).await
+        };
+        let (a, b, c) = tokio::join!(one(), one(), one());
+        assert_eq!(a + b + c, 30, "{level}");
+    }
 }

@@ -8,6 +8,7 @@ use sqlx::Connection;
 
 use crate::crash::pool_of_one;
 use crate::harness::{TestDb, effect, op};
+use crate::isolation::{LEVELS, pool};
 use crate::proxy::{Cut, Proxy};
 
 fn lease() -> Lease {
@@ -118,7 +119,9 @@ async fn a_step_that_was_dropped_while_the_server_commits_it_is_waited_for() {
            for each row execute function {}.gate()",
     )
     .await;
-    for in_database in [false, true] {
+    for (level, in_database) in LEVELS.into_iter().flat_map(|level| [(level, false), (level, true)])
+    {
+        let pool = pool(&db, level);
         let mut conn = db.conn().await;
         let mut gate = conn.begin().await.unwrap();
         sqlx::query(db.sql("select pg_advisory_xact_lock(hashtext('{}'))"))
@@ -127,8 +130,8 @@ async fn a_step_that_was_dropped_while_the_server_commits_it_is_waited_for() {
             .unwrap();
         let calls = AtomicUsize::new(0);
         let count = || calls.fetch_add(1, Ordering::Relaxed) + 1;
-        let op = op(if in_database { "step_tx" } else { "step" });
-        let run = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
+        let op = op(&format!("{level} {in_database}"));
+        let run = db.once.run_leased(&pool, &op, lease(), async |work: &mut Work| {
             let charge = async |work: &mut Work| {
                 if in_database {
                     work.step_tx("charge", async |_| Ok::<_, Failure>(count())).await
@@ -147,7 +150,7 @@ async fn a_step_that_was_dropped_while_the_server_commits_it_is_waited_for() {
             tokio::join!(charge(work), open).0
         });
         assert_eq!(*run.await.unwrap(), 1, "the first call's");
-        assert_eq!(calls.into_inner(), 1, "in the database: {in_database}");
+        assert_eq!(calls.into_inner(), 1, "{level}, in the database: {in_database}");
     }
 }
 

@@ -147,3 +147,33 @@ async fn a_claim_whose_end_is_refused_is_given_up_at_once() {
         }
     }
 }
+
+#[tokio::test]
+async fn an_error_that_wraps_one_of_ours_is_told_in_words() {
+    let db = TestDb::new().await;
+    drop(db.lease(&op("live"), Duration::from_secs(60)).await);
+    let inner = async || {
+        let run = async |_: &mut Work| Ok::<_, Failure>(());
+        db.once.run_leased(&db.pool, &op("live"), lease(), run).await.unwrap_err()
+    };
+    let asked = sqlx::query("select 1/0").execute(&db.pool).await.unwrap_err();
+    let wrapped: [(anyhow::Error, &str); 3] = [
+        (
+            anyhow::Error::new(inner().await).context("order 4242"),
+            "the operation is in progress elsewhere",
+        ),
+        (anyhow::Error::new(asked).context("order 4242"), "a database error (SQLSTATE 22012)"),
+        (anyhow::anyhow!("order 4242"), "the work returned an error"),
+    ];
+    for (error, expected) in wrapped {
+        let op = op(expected);
+        let run = db.once.run_leased(&db.pool, &op, lease(), async |_: &mut Work| {
+            Err::<(), _>(Failure::from(error))
+        });
+        run.await.unwrap_err();
+        let told = db.sql("select last_error from {}.idempotency_keys where key = $1");
+        let told: String =
+            sqlx::query_scalar(told).bind(expected).fetch_one(&db.pool).await.unwrap();
+        assert_eq!(told, expected);
+    }
+}

@@ -189,10 +189,10 @@ impl History<'_> {
                 self.db.once.reap_once(&mut conn, 10_000).await.unwrap();
             }
         }
-        // A key is listed as unfinished while it has a leased claim, and at no other time.
+        // A key is listed as unfinished from its leased begin to its end, and at no other time.
         let wrong = "select count(*) from {}.unfinished u
                        full join (select * from {}.idempotency_keys
-                                   where status = 1 and token is not null and leased) k using (scope, key)
+                                   where status = 1 and leased) k using (scope, key)
                       where u.scope is null or k.scope is null";
         let wrong: i64 = sqlx::query_scalar(self.db.sql(wrong)).fetch_one(&mut conn).await.unwrap();
         assert_eq!(wrong, 0, "{step:?}");

@@ -107,9 +107,9 @@ async fn three_roles_have_just_the_rights_they_need() {
     claim.release(&mut conn).await.unwrap();
     let minute = std::time::Duration::from_secs(60);
     drop(started(db.once.begin_leased(&mut conn, &op("again"), minute).await.unwrap()));
-    assert!(db.once.abandoned(&mut conn, 10).await.unwrap().is_empty());
+    assert_eq!(db.once.abandoned(&mut conn, 10).await.unwrap().len(), 1);
     let pick = db.sql("select from {}.pick_abandoned('%')");
-    assert_eq!(conn.execute(pick).await.unwrap().rows_affected(), 0);
+    assert_eq!(conn.execute(pick).await.unwrap().rows_affected(), 1);
     let refused = db.once.reap_once(&mut conn, 10).await.unwrap_err();
     assert_eq!(refused.sqlstate().as_deref(), Some("42501"), "the app deletes nothing");
 
