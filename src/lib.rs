@@ -10,6 +10,7 @@ mod claim;
 mod error;
 mod fingerprint;
 mod heartbeat;
+mod inbox;
 mod key;
 mod lease;
 mod migrate;
@@ -35,6 +36,7 @@ pub use checkout::commit;
 pub use claim::Claim;
 pub use error::{Error, ErrorKind, Result};
 pub use fingerprint::{Fingerprint, FingerprintSecret};
+pub use inbox::{Handled, Inbox, Message, Receipt, Received, Verdict};
 pub use key::{Key, Scope};
 pub use lease::Lease;
 pub use migrate::Migrated;
@@ -59,6 +61,8 @@ pub mod _docs {
     pub mod protocol {}
     #[doc = include_str!("docs/leased.md")]
     pub mod leased {}
+    #[doc = include_str!("docs/inbox.md")]
+    pub mod inbox {}
     #[doc = include_str!("docs/sql.md")]
     pub mod sql {}
     // Its example is an axum program.

@@ -40,6 +40,11 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
     ("record_step", include_str!("../sql/record_step.sql")),
     ("recorded_steps", include_str!("../sql/recorded_steps.sql")),
     ("note", include_str!("../sql/note.sql")),
+    ("check_receive", include_str!("../sql/check_receive.sql")),
+    ("receive_one", include_str!("../sql/receive_one.sql")),
+    ("receive", include_str!("../sql/receive.sql")),
+    ("count_attempt", include_str!("../sql/count_attempt.sql")),
+    ("redrive", include_str!("../sql/redrive.sql")),
     ("reap", include_str!("../sql/reap.sql")),
     ("overdue", include_str!("../sql/overdue.sql")),
     ("adopt", include_str!("../sql/adopt.sql")),
@@ -91,6 +96,9 @@ pub(crate) struct Statements {
     pub(crate) record_step: SqlStr,
     pub(crate) recorded_steps: SqlStr,
     pub(crate) note: SqlStr,
+    pub(crate) receive: SqlStr,
+    pub(crate) count_attempt: SqlStr,
+    pub(crate) redrive: SqlStr,
     pub(crate) adopt: SqlStr,
     pub(crate) reap: SqlStr,
     pub(crate) overdue: SqlStr,
@@ -128,6 +136,15 @@ impl Statements {
                 r#"select name, definition, output from :"schema".recorded_steps($1, $2, $3)"#,
             ),
             note: call(r#"select :"schema".note($1, $2, $3, $4, $5, $6)"#),
+            receive: call(concat!(
+                "select answer, attempt, status, last_error, response_code, response_headers, response_body, ",
+                r#"response_omitted from :"schema".receive($1, $2, $3, $4, $5)"#
+            )),
+            count_attempt: call(concat!(
+                "select answer, token, used, last_error ",
+                r#"from :"schema".count_attempt($1, $2, $3, $4, $5, $6)"#
+            )),
+            redrive: call(r#"select :"schema".redrive($1, $2)"#),
             adopt: call(r#"select :"schema".adopt($1, $2, $3, $4)"#),
             reap: call(concat!(
                 "select deleted, ",

@@ -10,20 +10,20 @@ use crate::harness::{TestDb, op, server};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-struct Output {
-    code: i32,
-    stdout: String,
-    stderr: String,
+pub struct Output {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 impl Output {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|_| panic!("not JSON: {}", self.stdout))
     }
 }
 
 /// Runs the program on the test's database and schema; nobody sits at its standard input.
-async fn pgonce(db: &TestDb, args: &[&str]) -> Output {
+pub async fn pgonce(db: &TestDb, args: &[&str]) -> Output {
     let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgonce"))
         .args(args)
         .env("DATABASE_URL", server().await.url())

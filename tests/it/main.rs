@@ -11,6 +11,9 @@ mod crash;
 mod decision;
 mod harness;
 mod heartbeat;
+mod inbox;
+#[cfg(feature = "cli")]
+mod inbox_cli;
 mod isolation;
 mod leased;
 mod leased_crash;
@@ -20,6 +23,7 @@ mod leased_restarts;
 mod limits;
 mod migrate;
 mod model;
+mod poison;
 mod program;
 mod progress;
 mod proxy;

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::harness::{PATIENCE, TestDb};
-use crate::{crash, leased_crash, races, recovery};
+use crate::{crash, leased_crash, poison, races, recovery};
 
 /// Marks the worker's own lines; everything else on its output is libtest's.
 const MARK: &str = "worker> ";
@@ -107,6 +107,7 @@ async fn work(job: &str, db: TestDb) {
         "checkout" => leased_crash::checkout(&db, &parent).await,
         "stall" => leased_crash::stall(&db, &parent).await,
         "leave" => recovery::leave(&db, &parent).await,
+        "die" => poison::die(&db, &parent).await,
         "fail" => std::process::exit(1),
         other => panic!("no job is called {other}"),
     }

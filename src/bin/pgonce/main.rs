@@ -3,8 +3,10 @@
 mod check;
 mod demo;
 mod derived_key;
+mod doctor;
 mod exit;
 mod get;
+mod inbox;
 mod list;
 mod migrate;
 mod output;
@@ -38,12 +40,14 @@ enum Command {
     Demo(demo::Args),
     Migrate(migrate::Args),
     Check(check::Args),
+    Doctor(doctor::Args),
     Stats(stats::Args),
     List(list::Args),
     Get(get::Args),
     DerivedKey(derived_key::Args),
     Release(release::Args),
     Resolve(resolve::Args),
+    Inbox(inbox::Args),
     Reap(reap::Args),
 }
 
@@ -78,11 +82,13 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Migrate(args) if args.print => migrate::print(&global, &args),
         Command::Migrate(_) => migrate::run(&mut global.session().await?).await,
         Command::Check(_) => check::run(&mut global.session().await?).await,
+        Command::Doctor(args) => doctor::run(&mut global.session().await?, &args).await,
         Command::Stats(_) => stats::run(&mut global.session().await?).await,
         Command::List(args) => list::run(&mut global.session().await?, &args).await,
         Command::Get(args) => get::run(&mut global.session().await?, &args).await,
         Command::Release(args) => release::run(&mut global.session().await?, &args).await,
         Command::Resolve(args) => resolve::run(&mut global.session().await?, &args).await,
+        Command::Inbox(args) => inbox::run(&mut global.session().await?, &args).await,
         Command::Reap(args) => reap::run(&mut global.session().await?, &args).await,
     }
 }

@@ -1,0 +1,87 @@
+-- Asks which messages are new to a consumer, and records those as done in the caller's transaction: the record
+-- commits with what the consumer writes, or vanishes with it. One row per message, in the order given:
+--   new          handle it in this transaction
+--   seen         it is done, here or in an earlier transaction; response_* hold what was stored, if anything
+--   in_progress  another transaction is at it: come back
+--   dead         its attempts are used up, or it has failed for good; last_error is for people
+--
+-- wait_ms: how long to wait for other transactions. max_attempts: how many failures count_attempt may have
+-- counted before a message is dead; null: any number.
+--
+-- Rows and locks: one statement inserts all that have no row, in the order of their ids, so that overlapping
+-- batches queue and do not deadlock. No advisory locks: a batch would fill the server's lock table.
+-- Raises IK001 (bad argument), IK003 (corrupt row); 40001 or 40P01 mean: run the transaction again.
+create or replace function :"schema".receive(
+  consumer     text,
+  message_ids  text[],
+  retention_ms bigint  default 604800000,
+  wait_ms      bigint  default 0,
+  max_attempts integer default null)
+returns table (
+  answer text, attempt integer, status text,
+  response_code integer, response_headers bytea, response_body bytea, response_omitted boolean, last_error text)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $pgonce$
+#variable_conflict use_variable
+declare
+  -- At least a moment, because it also bounds the wait for a page at the end of the table.
+  deadline      constant timestamptz := clock_timestamp() + greatest(wait_ms, 10) * interval '1 millisecond';
+  outer_timeout constant text := current_setting('lock_timeout');
+  at            constant timestamptz := :"schema".clock();
+  fresh         text[]; -- recorded as done by this call
+  busy          text[] := '{}';
+  message_id    text;
+begin
+  perform :"schema".check_receive(consumer, message_ids, retention_ms, wait_ms, max_attempts);
+
+  begin
+    perform :"schema".bound_locks(deadline);
+    with inserted as (
+      insert into :"schema".idempotency_keys
+        (created_at, expires_at, lease_expires_at, completed_at, token, attempt, status, scope, key)
+      select at, at + retention_ms * interval '1 millisecond', at + retention_ms * interval '1 millisecond', at,
+             gen_random_uuid(), 1, 2, consumer, i.id
+        from (select distinct m collate "C" as id from unnest(message_ids) m order by id) i
+      on conflict on constraint idempotency_keys_pkey do nothing
+      returning key)
+    select array_agg(i.key) into fresh from inserted i;
+    perform set_config('lock_timeout', outer_timeout, true);
+  exception when lock_not_available then
+    fresh := null; -- all of them undone: find out one by one which it was
+  end;
+
+  if coalesce(cardinality(fresh), 0) < cardinality(message_ids) then
+    for message_id in
+      select distinct i.id
+        from unnest(message_ids) i(id)
+        left join unnest(fresh) f(id) on f.id = i.id
+        left join :"schema".idempotency_keys k on k.scope = consumer collate "C" and k.key = i.id collate "C"
+       where f.id is null and :"schema".decide(k, :"schema".clock(), null, 'retry', max_attempts) is null
+       order by 1
+    loop
+      case :"schema".receive_one(consumer, message_id, retention_ms, deadline, max_attempts)
+        when 'started' then fresh := fresh || message_id;
+        when 'in_progress' then busy := busy || message_id;
+        else null; -- decided in the meantime
+      end case;
+    end loop;
+  end if;
+
+  return query
+  select case when f.id is not null and row_number() over (partition by i.id order by i.place) = 1 then 'new'
+              when b.id is not null then 'in_progress'
+              else case :"schema".decide(k, :"schema".clock(), null, 'retry', max_attempts)
+                     when 'replay' then case k.status when 2 then 'seen' else 'dead' end
+                     when 'held' then 'dead'
+                     else 'in_progress' end
+         end,
+         k.attempt, case k.status when 2 then 'completed' when 3 then 'failed' when 1 then 'in_progress' end,
+         k.response_code, k.response_headers, k.response_body, k.response_omitted, k.last_error
+    from unnest(message_ids) with ordinality i(id, place)
+    left join unnest(fresh) f(id) on f.id = i.id
+    left join unnest(busy) b(id) on b.id = i.id
+    left join :"schema".idempotency_keys k on k.scope = consumer collate "C" and k.key = i.id collate "C"
+   order by i.place;
+end
+$pgonce$;

@@ -1,0 +1,95 @@
+//! `pgonce doctor`.
+
+use std::time::Duration;
+
+use pgonce::{Filter, Scope};
+use serde_json::{Value, json};
+
+use crate::exit::CliError;
+use crate::output;
+use crate::session::Session;
+
+/// Check what could let something happen twice; exits with 1 when it finds something
+#[derive(clap::Args)]
+#[command(after_help = "\
+A broker's horizon is the longest time after which it, or somebody with a dead-letter queue, may deliver a
+message again. An inbox must remember for longer. What it remembers is read from its newest message.
+
+Example:
+  pgonce doctor --horizon orders=14d --horizon invoices=36h")]
+pub(crate) struct Args {
+    /// The broker's horizon of a consumer, such as orders=14d; may be given several times
+    #[arg(long, value_name = "CONSUMER=TIME", value_parser = horizon)]
+    horizon: Vec<(String, Duration)>,
+}
+
+/// What a check has found.
+struct Finding {
+    check: &'static str,
+    ok: bool,
+    says: String,
+}
+
+/// How many messages of a consumer are looked at for its newest.
+const MESSAGES_MAX: u32 = 10_000;
+
+pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliError> {
+    session.once.check(&mut session.conn).await?;
+    let says = format!("schema {} is up to date", session.schema);
+    let mut findings = vec![Finding { check: "schema", ok: true, says }];
+    for (consumer, horizon) in &args.horizon {
+        findings.push(inbox(session, consumer, *horizon).await?);
+    }
+    let shown =
+        |finding: &Finding| json!({"check": finding.check, "ok": finding.ok, "says": finding.says});
+    match session.json {
+        true => output::json(&Value::Array(findings.iter().map(shown).collect()))?,
+        false => findings.iter().try_for_each(|finding| {
+            output::line(format!(
+                "{}  {}",
+                if finding.ok { "ok   " } else { "ERROR" },
+                finding.says
+            ))
+        })?,
+    }
+    match findings.iter().all(|finding| finding.ok) {
+        true => Ok(()),
+        false => Err(CliError::already_said()),
+    }
+}
+
+/// Whether a consumer remembers its messages for longer than they may be delivered again.
+async fn inbox(
+    session: &mut Session,
+    consumer: &str,
+    horizon: Duration,
+) -> Result<Finding, CliError> {
+    let filter = Filter { scope: Some(Scope::new(consumer)?), ..Filter::default() };
+    let messages = session.once.list(&mut session.conn, &filter, MESSAGES_MAX).await?;
+    let newest =
+        messages.iter().map(|message| &message.record).max_by_key(|record| record.created_at);
+    let Some(newest) = newest else {
+        let says = format!("inbox {consumer}: no message yet, so there is nothing to compare");
+        return Ok(Finding { check: "inbox", ok: true, says });
+    };
+    let retention = (newest.expires_at - newest.created_at).unsigned_abs();
+    let (remembers, may) = (output::duration(retention), output::duration(horizon));
+    let ok = retention >= horizon;
+    let says = match ok {
+        true => format!(
+            "inbox {consumer}: remembers for {remembers}, the broker may deliver again for {may}"
+        ),
+        false => format!(
+            "inbox {consumer}: forgets a message after {remembers}, but the broker may deliver it again for \
+             {may}. It would then take effect twice. Raise Inbox::retention to {may} or more"
+        ),
+    };
+    Ok(Finding { check: "inbox", ok, says })
+}
+
+fn horizon(text: &str) -> Result<(String, Duration), String> {
+    let (consumer, time) =
+        text.rsplit_once('=').ok_or("it takes CONSUMER=TIME, such as orders=14d")?;
+    let time = humantime::parse_duration(time).map_err(|error| error.to_string())?;
+    Ok((consumer.to_owned(), time))
+}

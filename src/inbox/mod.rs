@@ -1,0 +1,274 @@
+//! Messages that are delivered at least once, and take effect once.
+
+mod handle;
+
+use std::time::Duration;
+
+use sqlx::PgConnection;
+use sqlx::postgres::PgRow;
+
+use crate::error::{Error, ErrorKind, Result, database};
+use crate::key::{Key, Scope};
+use crate::once::{PgOnce, get, response};
+use crate::operation::{Operation, millis};
+use crate::response::Response;
+
+pub use handle::{Handled, Message, Verdict};
+
+/// A consumer of messages: remembers which it has handled, in the transaction that handles them.
+///
+/// Its name is the scope of its keys, and a message's id is the key. Two consumers of one message know nothing
+/// of each other.
+///
+/// ```
+/// # use pgonce::{Inbox, PgOnce};
+/// let inbox = Inbox::new(&PgOnce::new(), "orders")?
+///     .retention(std::time::Duration::from_secs(30 * 86_400))
+///     .max_attempts(5);
+/// # Ok::<(), pgonce::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Inbox {
+    once: PgOnce,
+    consumer: Scope,
+    retention: Duration,
+    wait: Duration,
+    max_attempts: u32,
+    first_pause: Duration,
+    longest_pause: Duration,
+}
+
+const RETENTION_DEFAULT: Duration = Duration::from_secs(7 * 86_400);
+const WAIT_DEFAULT: Duration = Duration::from_secs(1);
+const MAX_ATTEMPTS_DEFAULT: u32 = 10;
+const FIRST_PAUSE_DEFAULT: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE_DEFAULT: Duration = Duration::from_secs(300);
+
+/// What [`Inbox::receive`] says of a message.
+#[derive(Debug)]
+#[must_use = "only `New` allows the message to be handled"]
+#[non_exhaustive]
+pub enum Received {
+    /// It is new, and recorded as done in this transaction: handle it in the same one.
+    New(Receipt),
+    /// It is done; the response is what [`Inbox::handle`] stored, or empty.
+    Seen(Response),
+    /// Another transaction is at it. If that rolls back it must be delivered again.
+    InProgress,
+    /// Its attempts are used up, or it has failed for good; why, in words.
+    Dead(String),
+    /// Its id is none; nothing else of the batch is hindered by that.
+    Refused(Error),
+}
+
+/// The record of a message that is handled in this transaction.
+#[derive(Debug, Clone)]
+pub struct Receipt {
+    op: Operation,
+    attempt: u32,
+}
+
+impl Receipt {
+    /// How many attempts there were, this one included.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// A key for what is sent on because of this message: the same in every attempt, so that whoever
+    /// receives it can see that it is the same. See [`Operation::derived_key`].
+    #[must_use]
+    pub fn derived_key(&self, name: &str) -> Key {
+        self.op.derived_key(name)
+    }
+}
+
+impl Inbox {
+    /// The inbox of a consumer: retention seven days, ten attempts.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) when the name breaks the limits of a [`Scope`].
+    pub fn new(once: &PgOnce, consumer: impl TryInto<Scope, Error: Into<Error>>) -> Result<Self> {
+        Ok(Self {
+            once: once.clone(),
+            consumer: consumer.try_into().map_err(Into::into)?,
+            retention: RETENTION_DEFAULT,
+            wait: WAIT_DEFAULT,
+            max_attempts: MAX_ATTEMPTS_DEFAULT,
+            first_pause: FIRST_PAUSE_DEFAULT,
+            longest_pause: LONGEST_PAUSE_DEFAULT,
+        })
+    }
+
+    /// How long ids are remembered, counted from the first attempt: 1 ms to ten years. It must outlast the
+    /// last redelivery, also from a dead-letter queue and by people; see [`outlasts`](Inbox::outlasts).
+    #[must_use]
+    pub fn retention(mut self, retention: Duration) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// Refuses a retention that is shorter than the longest time after which the broker, or somebody with a
+    /// dead-letter queue, may deliver a message again.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput).
+    pub fn outlasts(self, horizon: Duration) -> Result<Self> {
+        if self.retention < horizon {
+            return Err(Error::invalid(format!(
+                "the inbox forgets after {} s what the broker may deliver again for {} s: a message could \
+                 take effect twice",
+                self.retention.as_secs(),
+                horizon.as_secs()
+            )));
+        }
+        Ok(self)
+    }
+
+    /// How long to wait while another consumer handles the same message: zero to one hour; the default is a
+    /// second. It holds a connection.
+    #[must_use]
+    pub fn wait(mut self, bound: Duration) -> Self {
+        self.wait = bound;
+        self
+    }
+
+    /// After how many attempts a message is dead; the default is 10.
+    #[must_use]
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = attempts;
+        self
+    }
+
+    /// How long to wait before a message that has failed is delivered again: after its first attempt, and at
+    /// most. From attempt to attempt it doubles; the defaults are a second and five minutes.
+    #[must_use]
+    pub fn pauses(mut self, first: Duration, longest: Duration) -> Self {
+        self.first_pause = first;
+        self.longest_pause = longest;
+        self
+    }
+
+    /// Asks whether a message is new, in the caller's open transaction. `New` has recorded it as done there:
+    /// with a commit its record and its effects are there, with a rollback neither.
+    ///
+    /// ```no_run
+    /// # use pgonce::{Inbox, Received};
+    /// # async fn example(pool: sqlx::PgPool, inbox: Inbox) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut tx = pool.begin().await?;
+    /// if let Received::New(_) = inbox.receive(&mut tx, "message-17").await? {
+    ///     sqlx::query("insert into orders default values").execute(&mut *tx).await?;
+    /// }
+    /// pgonce::commit(tx).await?; // and acknowledge after it
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Inserts one row, or takes over the one of an earlier attempt. When the work fails, roll back, and call
+    /// [`failed`](Inbox::failed) so that the attempt counts; [`handle`](Inbox::handle) does all of that.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for an id that is none, and as
+    /// [`begin`](PgOnce::begin). Roll back on any.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, the record may or may not be in the transaction: roll it back.
+    pub async fn receive(&self, conn: &mut PgConnection, id: &str) -> Result<Received> {
+        match self.receive_many(conn, &[id]).await?.pop() {
+            Some(Received::Refused(error)) => Err(error),
+            Some(received) => Ok(received),
+            None => Err(Error::new(ErrorKind::SchemaTooNew, "receive gave no answer")),
+        }
+    }
+
+    /// As [`receive`](Inbox::receive), for up to 10,000 messages in one round trip: what it says of each, in
+    /// their order. The first of several with one id is new, the others are seen.
+    ///
+    /// Take one batch per transaction: within one, overlapping batches queue in the order of their ids and do
+    /// not deadlock. A message whose work fails rolls the whole transaction back; handle each of them alone
+    /// then.
+    ///
+    /// # Errors
+    /// As [`begin`](PgOnce::begin), and [`InvalidInput`](ErrorKind::InvalidInput) for too many. Roll back on any.
+    ///
+    /// # Cancel safety
+    /// As [`receive`](Inbox::receive).
+    pub async fn receive_many<S: AsRef<str>>(
+        &self,
+        conn: &mut PgConnection,
+        ids: &[S],
+    ) -> Result<Vec<Received>> {
+        let ops: Vec<_> = ids.iter().map(|id| self.operation(id.as_ref())).collect();
+        let asked: Vec<&str> = ops.iter().flatten().map(|op| op.key.as_str()).collect();
+        let rows = sqlx::query(self.once.statements.receive.clone())
+            .bind(self.consumer.as_str())
+            .bind(asked)
+            .bind(millis(self.retention))
+            .bind(millis(self.wait))
+            .bind(self.cap())
+            .fetch_all(conn)
+            .await
+            .map_err(database)?;
+        let mut rows = rows.iter();
+        let received = |op: Result<Operation>| match (op, rows.as_slice()) {
+            (Err(error), _) => Ok(Received::Refused(error)),
+            (Ok(op), _) => match rows.next() {
+                Some(row) => received(op, row),
+                None => Err(Error::new(ErrorKind::SchemaTooNew, "receive gave too few answers")),
+            },
+        };
+        ops.into_iter().map(received).collect()
+    }
+
+    /// Lets a dead message be handled again when somebody delivers it again: once more if its attempts are
+    /// used up, as if it were new if it has failed for good.
+    ///
+    /// # Errors
+    /// [`ClaimLost`](ErrorKind::ClaimLost), in words, when it is unknown, forgotten, done, or being handled.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropped, it is done or not.
+    pub async fn redrive(&self, conn: &mut PgConnection, id: &str) -> Result<()> {
+        sqlx::query(self.once.statements.redrive.clone())
+            .bind(self.consumer.as_str())
+            .bind(Key::new(id)?.as_str())
+            .execute(conn)
+            .await
+            .map(drop)
+            .map_err(database)
+    }
+
+    /// What handling this message is to pgonce.
+    fn operation(&self, id: &str) -> Result<Operation> {
+        let op = Operation::new(&self.consumer, id)?;
+        Ok(op.retention(self.retention).wait(self.wait).max_attempts(self.max_attempts))
+    }
+
+    fn cap(&self) -> i32 {
+        i32::try_from(self.max_attempts).unwrap_or(i32::MAX)
+    }
+}
+
+fn received(op: Operation, row: &PgRow) -> Result<Received> {
+    Ok(match get::<&str>(row, "answer")? {
+        "new" => {
+            let attempt: i32 = get(row, "attempt")?;
+            Received::New(Receipt { op, attempt: attempt.unsigned_abs() })
+        }
+        "seen" => Received::Seen(response(row)?),
+        "in_progress" => Received::InProgress,
+        "dead" => {
+            let or = if get::<&str>(row, "status")? == "failed" { FAILED } else { USED_UP };
+            Received::Dead(reason(get(row, "last_error")?, or))
+        }
+        _ => return Err(Error::new(ErrorKind::SchemaTooNew, "receive gave an unknown answer")),
+    })
+}
+
+/// Why a message is dead: what was noted when it last failed, or that.
+const FAILED: &str = "it has failed for good";
+const USED_UP: &str = "its attempts are used up";
+
+fn reason(last_error: Option<String>, or: &str) -> String {
+    last_error.unwrap_or_else(|| or.to_owned())
+}

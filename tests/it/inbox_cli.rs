@@ -1,0 +1,54 @@
+//! `pgonce inbox` and `pgonce doctor`, as a person or a script uses them.
+
+use std::time::Duration;
+
+use pgonce::{Inbox, Message, Verdict};
+use sqlx::PgConnection;
+
+use crate::cli::pgonce;
+use crate::harness::{TestDb, effect};
+
+#[tokio::test]
+async fn a_dead_message_is_redriven_from_a_shell() {
+    let db = TestDb::new().await;
+    let inbox = Inbox::new(&db.once, "orders").unwrap().max_attempts(1);
+    let verdict = inbox.failed(&mut db.conn().await, "m", "no such product").await.unwrap();
+    assert_eq!(verdict, Verdict::DeadLetter("no such product".to_owned()));
+    let shown = pgonce(&db, &["get", "orders", "m"]).await;
+    assert!(shown.stdout.contains("no such product"), "{}", shown.stdout);
+    let redriven = pgonce(&db, &["inbox", "redrive", "orders", "m", "--json"]).await;
+    assert_eq!((redriven.code, &redriven.json()["redriven"]), (0, &serde_json::json!(true)));
+    let message = Message::new("m").redelivered(false);
+    let work = async |tx: &mut PgConnection| effect(tx, &db.schema, "m").await;
+    assert_eq!(inbox.handle(&db.pool, &message, work).await.verdict, Verdict::Ack);
+    let done = pgonce(&db, &["inbox", "redrive", "orders", "m"]).await;
+    assert_eq!((done.code, done.stderr.as_str()), (4, "pgonce: the message is done\n"));
+    assert_eq!(pgonce(&db, &["inbox", "redrive", "orders", ""]).await.code, 2);
+}
+
+#[tokio::test]
+async fn an_inbox_that_forgets_too_early_is_found() {
+    let db = TestDb::new().await;
+    let week = Duration::from_secs(7 * 86_400);
+    let inbox = Inbox::new(&db.once, "orders").unwrap().retention(week);
+    let _ = inbox.receive(&mut db.conn().await, "m").await.unwrap();
+    let doctor = async |horizon: &str| pgonce(&db, &["doctor", "--horizon", horizon]).await;
+    let short = doctor("orders=14d").await;
+    assert_eq!(short.code, 1);
+    assert!(
+        short.stdout.ends_with(
+            "ERROR  inbox orders: forgets a message after 7 d 0 h, but the broker may deliver it again for \
+             14 d 0 h. It would then take effect twice. Raise Inbox::retention to 14 d 0 h or more\n"
+        ),
+        "{}",
+        short.stdout
+    );
+    for enough in ["orders=7d", "orders=36h", "unheard of=100d"] {
+        assert_eq!(doctor(enough).await.code, 0, "{enough}");
+    }
+    for wrong in ["orders", "orders=", "orders=soon", "=1d"] {
+        assert_eq!(doctor(wrong).await.code, 2, "{wrong}");
+    }
+    let json = pgonce(&db, &["doctor", "--json", "--horizon", "orders=8d"]).await.json();
+    assert_eq!((&json[0]["ok"], &json[1]["ok"]), (&true.into(), &false.into()));
+}

@@ -1,0 +1,237 @@
+//! Messages whose handling fails: how often it is tried, and what becomes of them.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use pgonce::{ErrorKind, Failure, Inbox, Message, Response, RunError, Verdict};
+use sqlx::{Connection, PgConnection};
+
+use crate::harness::{PATIENCE, TestDb, effect};
+use crate::proxy::{Cut, Proxy};
+use crate::worker::{Parent, Worker};
+
+fn inbox(db: &TestDb, attempts: u32) -> Inbox {
+    let inbox = Inbox::new(&db.once, "orders").unwrap().max_attempts(attempts);
+    inbox.wait(Duration::ZERO).pauses(Duration::from_secs(1), Duration::from_secs(60))
+}
+
+/// Delivers a message whose work writes and then fails.
+async fn fails(db: &TestDb, inbox: &Inbox, redelivered: bool) -> Verdict {
+    let message = &Message::new("m").redelivered(redelivered);
+    let work = async |tx: &mut PgConnection| {
+        effect(tx, &db.schema, "undone").await?;
+        sqlx::query("select 1 / 0").execute(tx).await.map(drop)
+    };
+    let handled = inbox.handle(&db.pool, message, work).await;
+    assert!(handled.result.is_err());
+    handled.verdict
+}
+
+async fn works(db: &TestDb, inbox: &Inbox) -> Verdict {
+    let message = &Message::new("m").redelivered(false);
+    let work = async |tx: &mut PgConnection| effect(tx, &db.schema, "m").await;
+    inbox.handle(&db.pool, message, work).await.verdict
+}
+
+#[tokio::test]
+async fn attempts_are_counted_although_what_they_wrote_is_undone() {
+    // Whether the broker says that it has delivered it before makes no difference in the count.
+    for redelivered in [false, true] {
+        let db = TestDb::new().await;
+        let inbox = inbox(&db, 4);
+        let mut pauses = Vec::new();
+        for _ in 0..3 {
+            let Verdict::Retry(pause) = fails(&db, &inbox, redelivered).await else { panic!() };
+            pauses.push(pause.as_secs_f64());
+        }
+        for (pause, most) in pauses.into_iter().zip([1.0, 2.0, 4.0]) {
+            assert!((most / 2.0..=most).contains(&pause), "{pause} of {most}");
+        }
+        let dead = Verdict::DeadLetter("a database error (SQLSTATE 22012)".to_owned());
+        assert_eq!(fails(&db, &inbox, redelivered).await, dead);
+        assert_eq!(works(&db, &inbox).await, dead, "and it stays dead");
+        assert_eq!(db.effects().await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_failed_a_hundred_times_is_redriven_and_takes_effect_once() {
+    let db = TestDb::new().await;
+    let inbox = inbox(&db, 100);
+    for n in 1..=100 {
+        let verdict = fails(&db, &inbox, n % 2 == 0).await;
+        assert_eq!(matches!(verdict, Verdict::DeadLetter(_)), n == 100, "{n}: {verdict:?}");
+    }
+    // Sent again without having been mended: one more attempt, and dead again.
+    let mut conn = db.conn().await;
+    inbox.redrive(&mut conn, "m").await.unwrap();
+    assert!(matches!(fails(&db, &inbox, false).await, Verdict::DeadLetter(_)));
+    assert!(matches!(works(&db, &inbox).await, Verdict::DeadLetter(_)));
+    inbox.redrive(&mut conn, "m").await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(works(&db, &inbox).await, Verdict::Ack);
+    }
+    assert_eq!(db.effects().await, 1);
+    let refused = inbox.redrive(&mut conn, "m").await.unwrap_err();
+    assert_eq!(refused.to_string(), "the message is done");
+}
+
+#[tokio::test]
+async fn a_failure_that_was_kept_is_dead_at_once_and_can_be_redriven() {
+    let db = TestDb::new().await;
+    let inbox = inbox(&db, 3);
+    let message = &Message::new("m").redelivered(false);
+    for _ in 0..2 {
+        let work = async |tx: &mut PgConnection| {
+            effect(tx, &db.schema, "undone").await?;
+            Err::<(), _>(Failure::keep(Response::bytes("no such product")))
+        };
+        let handled = inbox.handle(&db.pool, message, work).await;
+        assert_eq!(handled.verdict, Verdict::DeadLetter("it has failed for good".to_owned()));
+        let Err(RunError::Failed { response, .. }) = handled.result else { panic!() };
+        assert_eq!(response.body(), b"no such product");
+    }
+    inbox.redrive(&mut db.conn().await, "m").await.unwrap();
+    for _ in 0..2 {
+        assert!(matches!(fails(&db, &inbox, false).await, Verdict::Retry(_)));
+    }
+    assert_eq!(works(&db, &inbox).await, Verdict::Ack);
+    assert_eq!(db.effects().await, 1);
+}
+
+#[tokio::test]
+async fn only_what_is_dead_or_waits_is_redriven() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    let inbox = inbox(&db, 3).retention(Duration::from_secs(60));
+    let mut conn = db.conn().await;
+    let refused = async |conn: &mut PgConnection| {
+        let error = inbox.redrive(conn, "m").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ClaimLost);
+        conn.ping().await.unwrap(); // its locks are gone
+        error.to_string()
+    };
+    assert_eq!(refused(&mut conn).await, "the message is unknown");
+    let mut other = db.conn().await;
+    sqlx::raw_sql("begin").execute(&mut other).await.unwrap();
+    let claim = db.once.begin(&mut other, &pgonce::Operation::new("orders", "m").unwrap()).await;
+    drop(claim);
+    assert_eq!(refused(&mut conn).await, "the message is being handled");
+    drop(other);
+    db.until("select count(*) = 0 from pg_locks where locktype = 'advisory'").await;
+    fails(&db, &inbox, false).await;
+    db.advance(Duration::from_secs(60)).await;
+    let forgotten = "the message is forgotten: it is handled as new when it comes again";
+    assert_eq!(refused(&mut conn).await, forgotten);
+    assert_eq!(inbox.redrive(&mut conn, "").await.unwrap_err().kind(), ErrorKind::InvalidInput);
+}
+
+/// A worker's job: dies of its message.
+pub async fn die(db: &TestDb, parent: &Parent) {
+    let message = Message::new("m").redelivered(parent.hear().await == "redelivered");
+    let inbox = inbox(db, 3).wait(PATIENCE);
+    let handled = inbox.handle(&db.pool, &message, async |tx| {
+        effect(tx, &db.schema, "undone").await?;
+        std::process::abort();
+        #[allow(unreachable_code)]
+        Ok::<_, Failure>(())
+    });
+    let verdict = handled.await.verdict;
+    parent.say(format!("{verdict:?}"));
+}
+
+#[tokio::test]
+async fn a_message_that_kills_its_consumers_is_dead_in_the_end() {
+    let db = TestDb::new().await;
+    // The first time nobody knows, and it is not counted; from then on the broker says that it comes again.
+    for delivery in ["new", "redelivered", "redelivered", "redelivered"] {
+        let mut worker = Worker::spawn(&db, "die");
+        worker.tell(delivery).await;
+        assert!(!worker.ended().await.success());
+    }
+    let mut worker = Worker::spawn(&db, "die");
+    worker.tell("redelivered").await;
+    assert_eq!(worker.hear().await, r#"DeadLetter("its attempts are used up")"#);
+    assert_eq!(db.effects().await, 0);
+}
+
+#[tokio::test]
+async fn what_is_not_the_messages_fault_is_not_counted_against_it() {
+    let db = TestDb::new().await;
+    let inbox = inbox(&db, 1).wait(PATIENCE);
+    // The connection breaks at each request in turn, before it or behind it.
+    let (mut acked, mut again, mut dead) = (0, 0, 0);
+    for cut in (1..=14).flat_map(|n| [Cut::Before(n), Cut::After(n)]) {
+        let (id, proxy) = (format!("{cut:?}"), Proxy::start_once(&db, cut));
+        let pool = sqlx::postgres::PgPoolOptions::new().connect_lazy_with(proxy.options());
+        let message = &Message::new(&id).redelivered(false);
+        let work = async |tx: &mut PgConnection| effect(tx, &db.schema, &id).await;
+        let handled = inbox.handle(&pool, message, work).await;
+        match (handled.verdict, handled.result) {
+            (Verdict::Ack, Ok(_)) => acked += 1,
+            (Verdict::Retry(_), Err(RunError::Protocol(_))) => {
+                again += 1;
+                let verdict = inbox.handle(&db.pool, message, work).await.verdict;
+                assert_eq!(verdict, Verdict::Ack, "{id}");
+            }
+            // An error of the work counts, whatever it is: it may be the message that breaks connections.
+            (Verdict::DeadLetter(_), Err(RunError::Work(_))) => dead += 1,
+            other => panic!("{id}: {other:?}"),
+        }
+        pool.close().await;
+    }
+    println!("{acked} acknowledged, {again} again, {dead} dead");
+    assert!(acked > 0 && again > 0 && dead > 0);
+    assert_eq!(db.effects().await, acked + again);
+    assert_eq!(db.ask::<i64>("select count(distinct key) from {}.effect").await, acked + again);
+}
+
+#[tokio::test]
+async fn work_that_fails_at_its_commit_is_counted() {
+    let db = TestDb::new().await;
+    db.execute(
+        "alter table {}.effect add constraint late unique (key) deferrable initially deferred",
+    )
+    .await;
+    db.execute("insert into {}.effect (key) values ('m')").await;
+    let inbox = inbox(&db, 2);
+    assert!(matches!(works(&db, &inbox).await, Verdict::Retry(_)));
+    let dead = Verdict::DeadLetter("the database refused (SQLSTATE 23505)".to_owned());
+    assert_eq!(works(&db, &inbox).await, dead);
+}
+
+#[tokio::test]
+async fn a_batch_with_a_poisoned_message_is_handled_one_by_one() {
+    let db = TestDb::new().await;
+    let inbox = inbox(&db, 2);
+    let ids: Vec<_> = (0..20).map(|n| format!("m{n}")).collect();
+    let calls = AtomicU32::new(0);
+    let work = async |tx: &mut PgConnection, id: &str| {
+        calls.fetch_add(1, Ordering::Relaxed);
+        effect(tx, &db.schema, id).await?;
+        if id == "m7" { Err(sqlx::Error::RowNotFound) } else { Ok(()) }
+    };
+    let mut tx = db.pool.begin().await.unwrap();
+    let received = inbox.receive_many(&mut tx, &ids).await.unwrap();
+    let mut whole = Ok(());
+    for (id, received) in ids.iter().zip(received) {
+        if whole.is_ok() && matches!(received, pgonce::Received::New(_)) {
+            whole = work(&mut tx, id).await;
+        }
+    }
+    assert!(whole.is_err());
+    tx.rollback().await.unwrap();
+    for delivery in 0..3 {
+        for id in &ids {
+            let message = &Message::new(id).redelivered(false);
+            let verdict =
+                inbox.handle(&db.pool, message, async |tx| work(tx, id).await).await.verdict;
+            match (id.as_str(), delivery) {
+                ("m7", 0) => assert!(matches!(verdict, Verdict::Retry(_))),
+                ("m7", _) => assert!(matches!(verdict, Verdict::DeadLetter(_))),
+                _ => assert_eq!(verdict, Verdict::Ack),
+            }
+        }
+    }
+    assert_eq!(db.effects().await, 19);
+}
