@@ -43,6 +43,7 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
     ("check_receive", include_str!("../sql/check_receive.sql")),
     ("receive_one", include_str!("../sql/receive_one.sql")),
     ("receive", include_str!("../sql/receive.sql")),
+    ("message_status", include_str!("../sql/message_status.sql")),
     ("count_attempt", include_str!("../sql/count_attempt.sql")),
     ("redrive", include_str!("../sql/redrive.sql")),
     ("reap", include_str!("../sql/reap.sql")),
@@ -98,6 +99,7 @@ pub(crate) struct Statements {
     pub(crate) note: SqlStr,
     pub(crate) receive: SqlStr,
     pub(crate) count_attempt: SqlStr,
+    pub(crate) message_status: SqlStr,
     pub(crate) redrive: SqlStr,
     pub(crate) adopt: SqlStr,
     pub(crate) reap: SqlStr,
@@ -141,9 +143,12 @@ impl Statements {
                 r#"response_omitted from :"schema".receive($1, $2, $3, $4, $5)"#
             )),
             count_attempt: call(concat!(
-                "select answer, token, used, last_error ",
+                "select status, used, last_error ",
                 r#"from :"schema".count_attempt($1, $2, $3, $4, $5, $6)"#
             )),
+            message_status: call(
+                r#"select status, used, last_error from :"schema".message_status($1, $2, $3)"#,
+            ),
             redrive: call(r#"select :"schema".redrive($1, $2)"#),
             adopt: call(r#"select :"schema".adopt($1, $2, $3, $4)"#),
             reap: call(concat!(

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool};
-use uuid::Uuid;
 
 use super::{FAILED, Inbox, USED_UP, reason};
-use crate::answer::InProgress;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::once::get;
 use crate::operation::{Operation, millis};
 use crate::run::{Done, Failure, RunError, jitter};
 use crate::run_leased::redacted;
+use crate::work::Work;
 
 /// What a delivery says about its message.
 // No Debug: it would show the id.
@@ -26,15 +26,15 @@ pub struct Message {
 
 impl Message {
     /// A message with this id: the broker's, or one from its content that says better what must happen once
-    /// (an order's number survives a publisher that sends twice). 1 to 255 bytes, as a [`Key`]; a message
+    /// (an order's number survives a publisher that sends twice). 1 to 255 bytes, as a [`Key`](crate::Key); a message
     /// with another one is a [`DeadLetter`](Verdict::DeadLetter), never one that is handled unprotected.
     pub fn new(id: impl Into<String>) -> Self {
         Self { id: id.into(), redelivered: None }
     }
 
-    /// Whether the broker says that it has delivered this message before. What it has is counted as an
-    /// attempt before it is handled, in a commit of its own, because it may have killed its consumer. What it
-    /// has not needs no such commit; unless it is said, it is counted.
+    /// Whether the broker says that it has delivered this message before. What it has may have killed its
+    /// consumer, so it is claimed, and the attempt counted, in a commit of its own before it is handled. What it
+    /// has not delivered before needs no such commit. Unless this is called, nobody knows, and it is claimed.
     #[must_use]
     pub fn redelivered(mut self, redelivered: bool) -> Self {
         self.redelivered = Some(redelivered);
@@ -62,18 +62,6 @@ pub enum Verdict {
     Retry(Duration),
     /// It will not be done: put it where people look. The reason says nothing of what it was about.
     DeadLetter(String),
-}
-
-/// What count_attempt says.
-enum Counted {
-    /// How many attempts count against the cap now; the token is for saying how this one ends.
-    Attempt { used: u32, token: Uuid },
-    /// The attempts are used up; why, in words.
-    Dead(String),
-    /// It is done.
-    Done,
-    /// Another consumer is at it.
-    Elsewhere,
 }
 
 impl Inbox {
@@ -115,36 +103,25 @@ impl Inbox {
         E: Into<Failure>,
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
     {
-        let mut op = match self.operation(&message.id) {
+        let op = match self.operation(&message.id) {
             Ok(op) => op,
             Err(error) => {
                 let verdict = Verdict::DeadLetter(error.to_string());
                 return Handled { verdict, result: Err(error.into()) };
             }
         };
-        let mut counted = Counted::Elsewhere;
-        if message.redelivered != Some(false) {
-            let count = async {
-                let mut conn = pool.acquire().await.map_err(database)?;
-                self.count(&mut conn, &op, None).await
+        let first = message.redelivered == Some(false);
+        let result = if first {
+            self.once.run(pool, &op, work).await
+        } else {
+            // It may have killed its consumer: a claim that is committed first counts this attempt.
+            let work = async |held: &mut Work| {
+                let tx = held.last_tx().await?;
+                work(tx).await.map_err(Into::into)
             };
-            counted = match count.await {
-                Ok(counted) => counted,
-                Err(error) => return Handled { verdict: self.retry(1), result: Err(error.into()) },
-            };
-            match counted {
-                Counted::Attempt { .. } => op.max_attempts = None, // there is one more: this one
-                // Not run uncounted, should it come free now.
-                Counted::Elsewhere => {
-                    let busy = InProgress { lease_remaining: None };
-                    let verdict = Verdict::Retry(busy.retry_after());
-                    return Handled { verdict, result: Err(RunError::InProgress(busy)) };
-                }
-                Counted::Done | Counted::Dead(_) => {} // which `run` says better
-            }
-        }
-        let result = self.once.run(pool, &op, work).await;
-        let verdict = self.verdict(pool, &op, counted, &result).await;
+            self.once.run_leased::<_, Failure, _>(pool, &op, self.lease, work).await
+        };
+        let verdict = self.verdict(pool, &op, first, &result).await;
         Handled { verdict, result }
     }
 
@@ -159,16 +136,16 @@ impl Inbox {
     /// Dropped before it returns, the attempt may or may not be counted.
     pub async fn failed(&self, conn: &mut PgConnection, id: &str, error: &str) -> Result<Verdict> {
         let op = self.operation(id)?;
-        let counted = self.count(conn, &op, Some(error)).await?;
-        Ok(self.after(counted, error))
+        let row = self.count(conn, &op, error).await?;
+        self.after(&row)
     }
 
-    /// What to tell the broker, after the attempt was counted if it must be.
+    /// What to tell the broker. `first`: the attempt has not been counted.
     async fn verdict<T>(
         &self,
         pool: &PgPool,
         op: &Operation,
-        counted: Counted,
+        first: bool,
         result: &Result<Done<T>, RunError>,
     ) -> Verdict {
         let problem = match result {
@@ -185,26 +162,17 @@ impl Inbox {
         };
         let told = async {
             let mut conn = pool.acquire().await.map_err(database)?;
-            let counted = match counted {
-                Counted::Attempt { token, used } => {
-                    let mut claim = self.once.claim(&self.consumer, op.key(), token, used);
-                    claim.settled = true; // it has lapsed
-                    claim.id().note(&mut conn, None, Some(&problem), true).await.map(|()| counted)
-                }
-                _ => self.count(&mut conn, op, Some(&problem)).await,
+            let row = match first {
+                true => self.count(&mut conn, op, &problem).await?,
+                false => self.status(&mut conn, op).await?,
             };
-            counted.map(|counted| self.after(counted, &problem))
+            self.after(&row)
         };
         told.await.unwrap_or_else(|_| self.retry(1))
     }
 
-    async fn count(
-        &self,
-        conn: &mut PgConnection,
-        op: &Operation,
-        error: Option<&str>,
-    ) -> Result<Counted> {
-        let row = sqlx::query(self.once.statements.count_attempt.clone())
+    async fn count(&self, conn: &mut PgConnection, op: &Operation, error: &str) -> Result<PgRow> {
+        sqlx::query(self.once.statements.count_attempt.clone())
             .bind(self.consumer.as_str())
             .bind(op.key().as_str())
             .bind(millis(self.retention))
@@ -213,35 +181,34 @@ impl Inbox {
             .bind(error)
             .fetch_one(conn)
             .await
-            .map_err(database)?;
-        Ok(match get::<&str>(&row, "answer")? {
-            "started" => Counted::Attempt {
-                used: get::<i32>(&row, "used")?.unsigned_abs(),
-                token: get(&row, "token")?,
-            },
-            "held" => Counted::Dead(reason(get(&row, "last_error")?, USED_UP)),
-            "failed" => Counted::Dead(reason(get(&row, "last_error")?, FAILED)),
-            "completed" => Counted::Done,
-            _ => Counted::Elsewhere,
-        })
+            .map_err(database)
+    }
+
+    async fn status(&self, conn: &mut PgConnection, op: &Operation) -> Result<PgRow> {
+        sqlx::query(self.once.statements.message_status.clone())
+            .bind(self.consumer.as_str())
+            .bind(op.key().as_str())
+            .bind(self.cap())
+            .fetch_one(conn)
+            .await
+            .map_err(database)
     }
 
     /// What to tell the broker after an attempt has failed.
-    fn after(&self, counted: Counted, problem: &str) -> Verdict {
-        match counted {
-            Counted::Attempt { used, .. } if used >= self.max_attempts => {
-                Verdict::DeadLetter(problem.to_owned())
-            }
-            Counted::Attempt { used, .. } => self.retry(used),
-            Counted::Dead(reason) => Verdict::DeadLetter(reason),
-            Counted::Done => Verdict::Ack,
-            Counted::Elsewhere => self.retry(1),
-        }
+    fn after(&self, row: &PgRow) -> Result<Verdict> {
+        let last_error = || get::<Option<String>>(row, "last_error");
+        Ok(match get::<&str>(row, "status")? {
+            "completed" => Verdict::Ack, // by another consumer; or the stored value is of another type
+            "failed" => Verdict::DeadLetter(reason(last_error()?, FAILED)),
+            "held" => Verdict::DeadLetter(reason(last_error()?, USED_UP)),
+            "waiting" => self.retry(get::<i32>(row, "used")?.unsigned_abs()),
+            _ => self.retry(1),
+        })
     }
 
     /// The pause after so many attempts.
     fn retry(&self, attempts: u32) -> Verdict {
-        let doubled = self.first_pause.saturating_mul(1 << (attempts - 1).min(30));
+        let doubled = self.first_pause.saturating_mul(1 << attempts.saturating_sub(1).min(30));
         Verdict::Retry(jitter(doubled.min(self.longest_pause)))
     }
 }

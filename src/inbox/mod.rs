@@ -9,6 +9,7 @@ use sqlx::postgres::PgRow;
 
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::key::{Key, Scope};
+use crate::lease::Lease;
 use crate::once::{PgOnce, get, response};
 use crate::operation::{Operation, millis};
 use crate::response::Response;
@@ -36,11 +37,13 @@ pub struct Inbox {
     max_attempts: u32,
     first_pause: Duration,
     longest_pause: Duration,
+    lease: Lease,
 }
 
 const RETENTION_DEFAULT: Duration = Duration::from_secs(7 * 86_400);
 const WAIT_DEFAULT: Duration = Duration::from_secs(1);
 const MAX_ATTEMPTS_DEFAULT: u32 = 10;
+const LEASE_DEFAULT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE_DEFAULT: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE_DEFAULT: Duration = Duration::from_secs(300);
 
@@ -97,6 +100,7 @@ impl Inbox {
             max_attempts: MAX_ATTEMPTS_DEFAULT,
             first_pause: FIRST_PAUSE_DEFAULT,
             longest_pause: LONGEST_PAUSE_DEFAULT,
+            lease: Lease::new(LEASE_DEFAULT)?,
         })
     }
 
@@ -130,6 +134,14 @@ impl Inbox {
     #[must_use]
     pub fn wait(mut self, bound: Duration) -> Self {
         self.wait = bound;
+        self
+    }
+
+    /// How [`handle`](Inbox::handle) holds a message that was delivered before; the default is ten seconds,
+    /// renewed while the work runs. So long it is *in progress* after its consumer was killed.
+    #[must_use]
+    pub fn lease(mut self, lease: Lease) -> Self {
+        self.lease = lease;
         self
     }
 
@@ -218,6 +230,15 @@ impl Inbox {
             },
         };
         ops.into_iter().map(received).collect()
+    }
+
+    /// A key for what is sent on because of a message: the same in every attempt and every process, so that
+    /// whoever receives it can see that it is the same. See [`Operation::derived_key`].
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for an id that is none.
+    pub fn derived_key(&self, id: &str, name: &str) -> Result<Key> {
+        Ok(Operation::new(&self.consumer, id)?.derived_key(name))
     }
 
     /// Lets a dead message be handled again when somebody delivers it again: once more if its attempts are

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use pgonce::{ErrorKind, Failure, Inbox, Message, Response, RunError, Verdict};
+use pgonce::{ErrorKind, Failure, Inbox, Lease, Message, Response, RunError, Verdict};
 use sqlx::{Connection, PgConnection};
 
 use crate::harness::{PATIENCE, TestDb, effect};
@@ -129,7 +129,7 @@ async fn only_what_is_dead_or_waits_is_redriven() {
 /// A worker's job: dies of its message.
 pub async fn die(db: &TestDb, parent: &Parent) {
     let message = Message::new("m").redelivered(parent.hear().await == "redelivered");
-    let inbox = inbox(db, 3).wait(PATIENCE);
+    let inbox = inbox(db, 3).wait(PATIENCE).lease(Lease::new(Duration::from_millis(300)).unwrap());
     let handled = inbox.handle(&db.pool, &message, async |tx| {
         effect(tx, &db.schema, "undone").await?;
         std::process::abort();
