@@ -8,6 +8,8 @@
 -- wait_ms: how long to wait for other transactions. max_attempts: how many failures count_attempt may have
 -- counted before a message is dead; null: any number.
 --
+-- Each row is looked up by its key (lateral .. limit 1): while the table is new and has no statistics, a plain
+-- join reads all rows of the consumer in every call.
 -- Rows and locks: one statement inserts all that have no row, in the order of their ids, so that overlapping
 -- batches queue and do not deadlock. No advisory locks: a batch would fill the server's lock table.
 -- Raises IK001 (bad argument), IK003 (corrupt row); 40001 or 40P01 mean: run the transaction again.
@@ -56,8 +58,10 @@ begin
       select distinct i.id
         from unnest(message_ids) i(id)
         left join unnest(fresh) f(id) on f.id = i.id
-        left join :"schema".idempotency_keys k on k.scope = consumer collate "C" and k.key = i.id collate "C"
-       where f.id is null and :"schema".decide(k, :"schema".clock(), null, 'retry', max_attempts) is null
+        left join lateral (
+          select k from :"schema".idempotency_keys k
+           where k.scope = consumer collate "C" and k.key = i.id collate "C" limit 1) s(k) on true
+       where f.id is null and :"schema".decide(s.k, :"schema".clock(), null, 'retry', max_attempts) is null
        order by 1
     loop
       case :"schema".receive_one(consumer, message_id, retention_ms, deadline, max_attempts)
@@ -71,17 +75,19 @@ begin
   return query
   select case when f.id is not null and row_number() over (partition by i.id order by i.place) = 1 then 'new'
               when b.id is not null then 'in_progress'
-              else case :"schema".decide(k, :"schema".clock(), null, 'retry', max_attempts)
-                     when 'replay' then case k.status when 2 then 'seen' else 'dead' end
+              else case :"schema".decide(s.k, :"schema".clock(), null, 'retry', max_attempts)
+                     when 'replay' then case (s.k).status when 2 then 'seen' else 'dead' end
                      when 'held' then 'dead'
                      else 'in_progress' end
          end,
-         k.attempt, case k.status when 2 then 'completed' when 3 then 'failed' when 1 then 'in_progress' end,
-         k.response_code, k.response_headers, k.response_body, k.response_omitted, k.last_error
+         (s.k).attempt, case (s.k).status when 2 then 'completed' when 3 then 'failed' when 1 then 'in_progress' end,
+         (s.k).response_code, (s.k).response_headers, (s.k).response_body, (s.k).response_omitted, (s.k).last_error
     from unnest(message_ids) with ordinality i(id, place)
     left join unnest(fresh) f(id) on f.id = i.id
     left join unnest(busy) b(id) on b.id = i.id
-    left join :"schema".idempotency_keys k on k.scope = consumer collate "C" and k.key = i.id collate "C"
+    left join lateral (
+      select k from :"schema".idempotency_keys k
+       where k.scope = consumer collate "C" and k.key = i.id collate "C" limit 1) s(k) on true
    order by i.place;
 end
 $pgonce$;

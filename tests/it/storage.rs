@@ -1,6 +1,6 @@
 //! What an operation costs the table: HOT updates, dead tuples, and what is never written.
 
-use pgonce::{Failure, Response};
+use pgonce::{Failure, Inbox, Received, Response};
 use sqlx::{Connection, Row};
 
 use crate::harness::{TestDb, effect, op, started, word};
@@ -92,6 +92,29 @@ async fn answers_other_than_started_write_nothing() {
     conn.close().await.unwrap();
     let counted = counters(&db, 2, 2).await;
     assert_eq!((counted.inserted, counted.updated), (2, 2), "only the two that started");
+}
+
+#[tokio::test]
+async fn a_batch_of_messages_reads_only_their_own_rows() {
+    let db = TestDb::new().await;
+    // Without statistics, as any new table.
+    db.execute("alter table {}.idempotency_keys set (autovacuum_enabled = off)").await;
+    let inbox = Inbox::new(&db.once, "orders").unwrap();
+    let mut conn = db.conn().await;
+    let mut tx = conn.begin().await.unwrap();
+    for new in [100, 0] {
+        for batch in 0..20 {
+            let ids: Vec<_> = (0..100).map(|n| format!("{batch} {n}")).collect();
+            let received = inbox.receive_many(&mut tx, &ids).await.unwrap();
+            let is_new = |received: &&Received| matches!(received, Received::New(_));
+            assert_eq!(received.iter().filter(is_new).count(), new);
+        }
+    }
+    let sql = "select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables
+                where relid = '{}.idempotency_keys'::regclass";
+    let read: i64 = sqlx::query_scalar(db.sql(sql)).fetch_one(&mut *tx).await.unwrap();
+    // Once when it is new; when it is seen, by the insert and by two looks.
+    assert!(read <= 2000 * (1 + 3), "{read} rows");
 }
 
 #[tokio::test]
