@@ -7,6 +7,7 @@ mod checkout;
 mod claim;
 #[cfg(feature = "cli")]
 mod cli;
+mod consumers;
 mod crash;
 mod decision;
 mod harness;
