@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use pgonce::throwaway::{Database, Options};
-use pgonce::{Inbox, Message, PgOnce, Verdict};
+use pgonce::{Inbox, Lease, Message, PgOnce, Verdict};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use tokio::process::{Child, Command};
@@ -78,7 +78,9 @@ async fn consume(side: &str, options: PgConnectOptions) -> Result<()> {
     let options = options.application_name(CONSUMER);
     let mut broker = Broker::connect(&options).await?;
     let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await?;
-    let inbox = Inbox::new(&PgOnce::new(), "consumers_example")?;
+    // Not longer than the queue waits for a consumer that may be dead.
+    let lease = Lease::new(Duration::from_secs(1))?;
+    let inbox = Inbox::new(&PgOnce::new(), "consumers_example")?.lease(lease);
     loop {
         let Some(delivery) = broker.deliver(side).await? else {
             if broker.left(side).await? == 0 {

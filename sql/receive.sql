@@ -32,7 +32,6 @@ declare
   outer_timeout constant text := current_setting('lock_timeout');
   at            constant timestamptz := :"schema".clock();
   fresh         text[]; -- recorded as done by this call
-  busy          text[] := '{}';
   message_id    text;
 begin
   perform :"schema".check_receive(consumer, message_ids, retention_ms, wait_ms, max_attempts);
@@ -64,27 +63,23 @@ begin
        where f.id is null and :"schema".decide(s.k, :"schema".clock(), null, 'retry', max_attempts) is null
        order by 1
     loop
-      case :"schema".receive_one(consumer, message_id, retention_ms, deadline, max_attempts)
-        when 'started' then fresh := fresh || message_id;
-        when 'in_progress' then busy := busy || message_id;
-        else null; -- decided in the meantime
-      end case;
+      if :"schema".receive_one(consumer, message_id, retention_ms, deadline, max_attempts) = 'started' then
+        fresh := fresh || message_id;
+      end if;
     end loop;
   end if;
 
   return query
   select case when f.id is not null and row_number() over (partition by i.id order by i.place) = 1 then 'new'
-              when b.id is not null then 'in_progress'
               else case :"schema".decide(s.k, :"schema".clock(), null, 'retry', max_attempts)
                      when 'replay' then case (s.k).status when 2 then 'seen' else 'dead' end
                      when 'held' then 'dead'
-                     else 'in_progress' end
+                     else 'in_progress' end -- its lease is live, or there is nothing to be seen of it yet
          end,
          (s.k).attempt, case (s.k).status when 2 then 'completed' when 3 then 'failed' when 1 then 'in_progress' end,
          (s.k).response_code, (s.k).response_headers, (s.k).response_body, (s.k).response_omitted, (s.k).last_error
     from unnest(message_ids) with ordinality i(id, place)
     left join unnest(fresh) f(id) on f.id = i.id
-    left join unnest(busy) b(id) on b.id = i.id
     left join lateral (
       select k from :"schema".idempotency_keys k
        where k.scope = consumer collate "C" and k.key = i.id collate "C" limit 1) s(k) on true

@@ -156,7 +156,7 @@ impl Inbox {
                 return Verdict::DeadLetter(error.to_string());
             }
             Err(RunError::Protocol(error)) if is_elsewhere(error) => return self.retry(1),
-            Err(RunError::Work(error)) => redacted(error),
+            Err(RunError::Work(error)) => redacted(error.as_ref()),
             Err(RunError::Protocol(error)) => error.to_string(),
             Err(answer) => answer.to_string(),
         };
@@ -209,7 +209,9 @@ impl Inbox {
     /// The pause after so many attempts.
     fn retry(&self, attempts: u32) -> Verdict {
         let doubled = self.first_pause.saturating_mul(1 << attempts.saturating_sub(1).min(30));
-        Verdict::Retry(jitter(doubled.min(self.longest_pause)))
+        let pause = jitter(doubled.min(self.longest_pause));
+        // Brokers and intervals take milliseconds.
+        Verdict::Retry(Duration::from_millis(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)))
     }
 }
 

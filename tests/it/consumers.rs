@@ -67,12 +67,13 @@ async fn killed_consumers_double_effects_by_the_recipe_and_none_by_pgonce() {
 async fn the_comparison_fails_when_pgonce_does() {
     let db = database().await;
     db.once.migrate(&mut db.conn().await).await.unwrap();
-    // An inbox that has forgotten everything by the time it has committed.
+    // An inbox that has forgotten what is done by the time it has committed.
     db.execute(
         "create function {}.forget() returns trigger language plpgsql as
            $$ begin delete from {}.idempotency_keys where key = new.key; return null; end $$;
          create constraint trigger forget after insert or update on {}.idempotency_keys
-           deferrable initially deferred for each row execute function {}.forget()",
+           deferrable initially deferred for each row when (new.status = 2)
+           execute function {}.forget()",
     )
     .await;
     let (output, told) = compare(&db).await;

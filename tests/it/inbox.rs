@@ -261,6 +261,8 @@ async fn one_that_is_busy_does_not_keep_the_rest_of_its_batch() {
     for (n, received) in received.iter().enumerate() {
         assert_eq!(said(received), if n == 7 { "in progress" } else { "new" });
     }
+    // Restored when the bound was used up, and when it was not.
+    let _ = inbox.receive(&mut tx, "another").await.unwrap();
     let timeout: String =
         sqlx::query_scalar("show lock_timeout").fetch_one(&mut *tx).await.unwrap();
     assert_eq!(timeout, "17s", "the caller's own is restored");

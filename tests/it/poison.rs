@@ -117,8 +117,11 @@ async fn only_what_is_dead_or_waits_is_redriven() {
     let claim = db.once.begin(&mut other, &pgonce::Operation::new("orders", "m").unwrap()).await;
     drop(claim);
     assert_eq!(refused(&mut conn).await, "the message is being handled");
-    drop(other);
-    db.until("select count(*) = 0 from pg_locks where locktype = 'advisory'").await;
+    sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
+    let op = pgonce::Operation::new("orders", "m").unwrap().retention(Duration::from_secs(60));
+    drop(db.lease(&op, Duration::from_secs(30)).await);
+    assert_eq!(refused(&mut conn).await, "the message is being handled");
+    db.advance(Duration::from_secs(30)).await;
     fails(&db, &inbox, false).await;
     db.advance(Duration::from_secs(60)).await;
     let forgotten = "the message is forgotten: it is handled as new when it comes again";
@@ -234,4 +237,24 @@ async fn a_batch_with_a_poisoned_message_is_handled_one_by_one() {
         }
     }
     assert_eq!(db.effects().await, 19);
+}
+
+#[tokio::test]
+async fn counting_waits_for_the_transaction_that_failed_to_be_gone() {
+    let db = TestDb::new().await;
+    let inbox = inbox(&db, 3).wait(PATIENCE);
+    // As after a kill: the server has not noticed yet.
+    let mut first = db.conn().await;
+    sqlx::raw_sql("begin").execute(&mut first).await.unwrap();
+    let op = pgonce::Operation::new("orders", "m").unwrap();
+    drop(db.once.begin(&mut first, &op).await.unwrap());
+    let mut conn = db.conn().await;
+    let end = async {
+        db.until_waiting(1).await;
+        drop(first);
+    };
+    let (verdict, ()) = tokio::join!(inbox.failed(&mut conn, "m", "no"), end);
+    assert!(matches!(verdict.unwrap(), Verdict::Retry(_)));
+    let used = db.ask::<i32>("select used from {}.message_status('orders', 'm', 3)").await;
+    assert_eq!(used, 1);
 }
