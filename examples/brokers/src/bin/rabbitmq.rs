@@ -1,0 +1,122 @@
+//! A consumer of RabbitMQ. `AMQP_URL` says where it is; the argument is the queue.
+//!
+//! - Ids: `message_id`, which the publisher sets. RabbitMQ makes none, so a message without one is dead.
+//! - Redelivery: RabbitMQ says so, when a consumer had the message and did not acknowledge it.
+//! - Delays: it has none. The message goes through a queue where messages expire into the first one.
+//! - Dead letters: a queue beside the first one, with the reason in a header. RabbitMQ's own dead-lettering
+//!   (`reject`) could not tell the reason.
+//!
+//! When the broker goes away the program ends, for a supervisor to start it again.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use brokers::AT_ONCE;
+use futures_util::TryStreamExt;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
+use pgonce::{Inbox, Message, Verdict};
+use sqlx::PgPool;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let queue = brokers::queue();
+    let pool = brokers::database().await?;
+    let inbox = brokers::inbox(&queue)?;
+    let address = std::env::var("AMQP_URL").unwrap_or_else(|_| "amqp://127.0.0.1:5672".to_owned());
+    let connection = Connection::connect(&address, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    // Without confirmations a copy could be lost after its original was acknowledged.
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    // How many messages the broker sends without an acknowledgement, and so how many are handled at once.
+    channel.basic_qos(AT_ONCE, BasicQosOptions::default()).await?;
+    let durable = QueueDeclareOptions::durable();
+    for name in [queue.clone(), dead_letters(&queue)] {
+        channel.queue_declare(name.into(), durable, FieldTable::default()).await?;
+    }
+    let none = FieldTable::default();
+    channel
+        .basic_consume(queue.as_str().into(), "".into(), BasicConsumeOptions::default(), none)
+        .await?
+        .map_err(anyhow::Error::from)
+        .try_for_each_concurrent(None, |delivery| handle(&pool, &inbox, &channel, &queue, delivery))
+        .await?;
+    anyhow::bail!("RabbitMQ has ended the subscription")
+}
+
+async fn handle(
+    pool: &PgPool,
+    inbox: &Inbox,
+    channel: &Channel,
+    queue: &str,
+    delivery: Delivery,
+) -> anyhow::Result<()> {
+    let id = delivery.properties.message_id().as_ref().map_or("", ShortString::as_str);
+    let message = Message::new(id).redelivered(delivery.redelivered);
+    let body = delivery.data.as_slice();
+    let work = async |tx: &mut _| brokers::place_order(tx, id, body).await;
+    match inbox.handle(pool, &message, work).await.verdict {
+        Verdict::Ack => {}
+        Verdict::Retry(after) => {
+            let waiting = delay_queue(channel, queue, after).await?;
+            copy(channel, waiting, &delivery, None).await?;
+        }
+        Verdict::DeadLetter(reason) => {
+            copy(channel, dead_letters(queue), &delivery, Some(reason)).await?;
+        }
+        verdict => anyhow::bail!("unknown verdict {verdict:?}"),
+    }
+    // A copy of what could not be handled is in another queue by now. Who dies before this line leaves both:
+    // the inbox takes them for one.
+    delivery.ack(BasicAckOptions::default()).await?;
+    Ok(())
+}
+
+fn dead_letters(queue: &str) -> String {
+    format!("{queue}.dead")
+}
+
+/// A queue whose messages go back to the first one after this time. There is one for every power of two
+/// milliseconds: only the head of a queue expires, so one that waits longer must not be before one that waits
+/// less.
+async fn delay_queue(channel: &Channel, queue: &str, after: Duration) -> anyhow::Result<String> {
+    let milliseconds = u32::try_from(after.as_millis())?.next_power_of_two();
+    let name = format!("{queue}.retry.{milliseconds}");
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-message-ttl".into(), AMQPValue::LongUInt(milliseconds));
+    arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("".into()));
+    arguments.insert("x-dead-letter-routing-key".into(), AMQPValue::LongString(queue.into()));
+    let durable = QueueDeclareOptions::durable();
+    channel.queue_declare(name.as_str().into(), durable, arguments).await?;
+    Ok(name)
+}
+
+/// Puts the message into another queue, and waits until the broker has it for sure.
+async fn copy(
+    channel: &Channel,
+    queue: String,
+    delivery: &Delivery,
+    reason: Option<String>,
+) -> anyhow::Result<()> {
+    let mut headers = delivery.properties.headers().clone().unwrap_or_default();
+    if let Some(reason) = reason {
+        headers.insert("reason".into(), AMQPValue::LongString(reason.into()));
+    }
+    // Not its expiration: it must not vanish from there.
+    let mut properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
+    if let Some(id) = delivery.properties.message_id() {
+        properties = properties.with_message_id(id.clone());
+    }
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let confirmation = channel
+        .basic_publish("".into(), queue.into(), options, &delivery.data, properties)
+        .await?
+        .await?;
+    ensure!(confirmation == Confirmation::Ack(None), "RabbitMQ did not take the copy");
+    Ok(())
+}

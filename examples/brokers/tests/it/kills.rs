@@ -1,0 +1,75 @@
+//! A consumer that is killed again and again loses nothing and does nothing twice, whatever the broker.
+
+use std::collections::HashSet;
+
+use crate::database::{CUSTOMERS, Database, PATIENCE};
+use crate::process::Process;
+use tokio::time::Instant;
+
+const MESSAGES: usize = 1000;
+const KILLS: usize = 10;
+
+/// A broker as its test sees it.
+pub trait Broker {
+    /// Publishes messages, each with an id and a body, in this order.
+    async fn publish(&mut self, messages: &[(String, String)]);
+
+    /// Another process: the example, which consumes what is published.
+    fn consumer(&self, db: &Database) -> Process;
+
+    /// Fails if the broker no longer holds a message that is not in `done`. Returns how many messages it will
+    /// deliver though they are done: their consumer died in between.
+    async fn compare(&mut self, done: impl AsyncFnOnce() -> HashSet<String>) -> usize;
+
+    /// How many messages it still holds. Called while a consumer runs it may be less than that.
+    async fn held(&mut self) -> usize;
+
+    /// How many messages are in the dead-letter queue, and of the last one what it says why.
+    async fn dead_letters(&mut self) -> Vec<(String, String)>;
+}
+
+pub fn order(n: usize) -> (String, String) {
+    (format!("m{n}"), format!("customer-{} {}", n % CUSTOMERS + 1, n % 7 + 1))
+}
+
+pub async fn every_message_takes_effect_once(broker: &mut impl Broker) {
+    let db = Database::new().await;
+    // Every tenth is published twice, not long after the first time.
+    let again = |n: usize| n.checked_sub(50).filter(|n| n % 10 == 0).map(order);
+    let orders: Vec<_> = (0..MESSAGES + 50)
+        .flat_map(|n| [(n < MESSAGES).then(|| order(n)), again(n)])
+        .flatten()
+        .collect();
+    broker.publish(&orders).await;
+
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut again = 0;
+    for kill in 0..KILLS {
+        let mut consumer = broker.consumer(&db);
+        let moment = i64::try_from(kill * 95 + random.usize(1..95)).unwrap();
+        let moment = moment.max(db.orders().await + 1);
+        db.until("select count(*) from orders", moment, &mut consumer).await;
+        consumer.kill();
+        again += broker.compare(async || db.done().await).await;
+    }
+    println!("{again} deliveries came again though they were done, because of the kills");
+
+    // Whoever is killed may leave messages that come back, so look when nobody is at work.
+    let deadline = Instant::now() + PATIENCE;
+    let mut consumer = broker.consumer(&db);
+    loop {
+        consumer.must_run();
+        assert!(Instant::now() < deadline, "{} messages are left", broker.held().await);
+        if broker.held().await == 0 {
+            consumer.kill();
+            if broker.held().await == 0 {
+                break;
+            }
+            consumer = broker.consumer(&db);
+        }
+    }
+    db.exactly(i64::try_from(MESSAGES).unwrap()).await;
+    assert!(broker.dead_letters().await.is_empty());
+}
