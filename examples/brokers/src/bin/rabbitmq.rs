@@ -23,6 +23,10 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 use pgonce::{Inbox, Message, Verdict};
 use sqlx::PgPool;
 
+/// In milliseconds, a power of two; the longest is at least the inbox's longest pause.
+const SHORTEST_DELAY: u32 = 256;
+const LONGEST_DELAY: u32 = 65_536;
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let queue = brokers::queue();
@@ -39,6 +43,7 @@ async fn main() -> anyhow::Result<()> {
     for name in [queue.clone(), dead_letters(&queue)] {
         channel.queue_declare(name.into(), durable, FieldTable::default()).await?;
     }
+    declare_delay_queues(&channel, &queue).await?;
     let none = FieldTable::default();
     channel
         .basic_consume(queue.as_str().into(), "".into(), BasicConsumeOptions::default(), none)
@@ -63,8 +68,7 @@ async fn handle(
     match inbox.handle(pool, &message, work).await.verdict {
         Verdict::Ack => {}
         Verdict::Retry(after) => {
-            let waiting = delay_queue(channel, queue, after).await?;
-            copy(channel, waiting, &delivery, None).await?;
+            copy(channel, delay_queue(queue, after), &delivery, None).await?;
         }
         Verdict::DeadLetter(reason) => {
             copy(channel, dead_letters(queue), &delivery, Some(reason)).await?;
@@ -81,19 +85,26 @@ fn dead_letters(queue: &str) -> String {
     format!("{queue}.dead")
 }
 
-/// A queue whose messages go back to the first one after this time. There is one for every power of two
-/// milliseconds: only the head of a queue expires, so one that waits longer must not be before one that waits
-/// less.
-async fn delay_queue(channel: &Channel, queue: &str, after: Duration) -> anyhow::Result<String> {
-    let milliseconds = u32::try_from(after.as_millis())?.next_power_of_two();
-    let name = format!("{queue}.retry.{milliseconds}");
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-message-ttl".into(), AMQPValue::LongUInt(milliseconds));
-    arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("".into()));
-    arguments.insert("x-dead-letter-routing-key".into(), AMQPValue::LongString(queue.into()));
-    let durable = QueueDeclareOptions::durable();
-    channel.queue_declare(name.as_str().into(), durable, arguments).await?;
-    Ok(name)
+/// Queues whose messages go back to the first one after a time, one for every power of two milliseconds: only
+/// the head of a queue expires, so one that waits longer must not be before one that waits less.
+async fn declare_delay_queues(channel: &Channel, queue: &str) -> anyhow::Result<()> {
+    let mut milliseconds = SHORTEST_DELAY;
+    while milliseconds <= LONGEST_DELAY {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-message-ttl".into(), AMQPValue::LongUInt(milliseconds));
+        arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("".into()));
+        arguments.insert("x-dead-letter-routing-key".into(), AMQPValue::LongString(queue.into()));
+        let name = format!("{queue}.retry.{milliseconds}").into();
+        channel.queue_declare(name, QueueDeclareOptions::durable(), arguments).await?;
+        milliseconds *= 2;
+    }
+    Ok(())
+}
+
+fn delay_queue(queue: &str, after: Duration) -> String {
+    let longest = Duration::from_millis(LONGEST_DELAY.into());
+    let milliseconds = u32::try_from(after.min(longest).as_millis()).unwrap_or(LONGEST_DELAY);
+    format!("{queue}.retry.{}", milliseconds.next_power_of_two().max(SHORTEST_DELAY))
 }
 
 /// Puts the message into another queue, and waits until the broker has it for sure.

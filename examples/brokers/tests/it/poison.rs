@@ -82,7 +82,9 @@ pub async fn it_is_put_aside_though_it_kills_its_consumer(broker: &mut impl Brok
         // Five attempts count, and the first delivery does not where the broker says that it is the first.
         assert!(kills <= 6, "it kills consumers for ever");
         // The server soon notices that the client of that session is gone.
-        while db.number(stuck).await > 0 {}
+        while db.number(stuck).await > 0 {
+            assert!(Instant::now() < deadline, "the session of a dead consumer stays");
+        }
     };
     println!("killed {kills} times");
     assert!(kills >= 5);

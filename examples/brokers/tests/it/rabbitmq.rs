@@ -75,10 +75,11 @@ impl RabbitMq {
         self.connection.create_channel().await.unwrap()
     }
 
-    /// A queue, if it is there.
-    async fn queue(&self, name: String) -> Option<Queue> {
+    /// A queue that a consumer has made.
+    async fn queue(&self, name: &str) -> Queue {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        self.channel().await.queue_declare(name.into(), passive, FieldTable::default()).await.ok()
+        let channel = self.channel().await;
+        channel.queue_declare(name.into(), passive, FieldTable::default()).await.unwrap()
     }
 }
 
@@ -106,7 +107,7 @@ impl Broker for RabbitMq {
     /// Which messages a queue holds it does not say, only how many.
     async fn compare(&mut self, done: impl AsyncFnOnce() -> HashSet<String>) -> usize {
         // The broker takes back what the dead consumer had in the same step in which it forgets it.
-        while self.queue(self.queue.to_owned()).await.unwrap().consumer_count() > 0 {}
+        while self.queue(self.queue).await.consumer_count() > 0 {}
         let acknowledged = self.published.len().saturating_sub(self.held().await);
         let done = done().await;
         let covered = self.published.iter().filter(|id| done.contains(*id)).count();
@@ -117,27 +118,25 @@ impl Broker for RabbitMq {
     async fn held(&mut self) -> usize {
         let mut held = 0;
         // In the direction in which messages move: one that moves meanwhile is counted twice, not never.
-        for power in 0..18 {
+        for power in 8..=16 {
             let name = format!("{}.retry.{}", self.queue, 1 << power);
-            held += self.queue(name).await.map_or(0, |queue| queue.message_count());
+            held += self.queue(&name).await.message_count();
         }
-        held += self.queue(self.queue.to_owned()).await.unwrap().message_count();
+        held += self.queue(self.queue).await.message_count();
         held.try_into().unwrap()
     }
 
     async fn dead_letters(&mut self) -> Vec<(String, String)> {
         let name = format!("{}.dead", self.queue);
-        if self.queue(name.clone()).await.is_some() {
-            let channel = self.channel().await;
-            let options = BasicGetOptions { no_ack: true };
-            while let Some(got) = channel.basic_get(name.as_str().into(), options).await.unwrap() {
-                let properties = &got.delivery.properties;
-                let reason = match properties.headers().as_ref().unwrap().inner().get("reason") {
-                    Some(AMQPValue::LongString(reason)) => reason.to_string(),
-                    other => panic!("{other:?}"),
-                };
-                self.dead.push((properties.message_id().as_ref().unwrap().to_string(), reason));
-            }
+        let channel = self.channel().await;
+        let options = BasicGetOptions { no_ack: true };
+        while let Some(got) = channel.basic_get(name.as_str().into(), options).await.unwrap() {
+            let properties = &got.delivery.properties;
+            let reason = match properties.headers().as_ref().unwrap().inner().get("reason") {
+                Some(AMQPValue::LongString(reason)) => reason.to_string(),
+                other => panic!("{other:?}"),
+            };
+            self.dead.push((properties.message_id().as_ref().unwrap().to_string(), reason));
         }
         self.dead.clone()
     }

@@ -18,8 +18,11 @@ exec 3<&-
 wait "$child"
 status=$?
 [ "$status" = 137 ] || tail -n 20 log >&4
-# What it left behind goes too: epmd, for one. After that its folder can.
-while kill -s KILL -- "-$child"; do sleep 0.1; done
+# What it left behind goes too: epmd, for one. Then its folder can. Not for ever: what init does not reap stays.
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+    kill -s KILL -- "-$child" || break
+    sleep 0.1
+done
 rm -rf "$dir"
 kill -s KILL "$watch"
 exit "$status"
