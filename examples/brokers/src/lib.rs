@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use pgonce::{Failure, Inbox, PgOnce, Response};
+use pgonce::{Failure, Inbox, Lease, PgOnce, Response};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
 
@@ -55,6 +55,8 @@ pub fn inbox(consumer: &str) -> pgonce::Result<Inbox> {
     let inbox = Inbox::new(&PgOnce::new(), consumer)?
         .retention(Duration::from_secs(14 * 86_400))
         .max_attempts(5)
+        // So long a message waits that was delivered again and whose consumer then died.
+        .lease(Lease::new(Duration::from_secs(2))?)
         .pauses(Duration::from_millis(500), Duration::from_secs(60));
     Ok(inbox)
 }

@@ -1,7 +1,8 @@
 //! A consumer of RabbitMQ. `AMQP_URL` says where it is; the argument is the queue.
 //!
 //! - Ids: `message_id`, which the publisher sets. RabbitMQ makes none, so a message without one is dead.
-//! - Redelivery: RabbitMQ says so, when a consumer had the message and did not acknowledge it.
+//! - Redelivery: RabbitMQ says so, when a consumer had the message and did not acknowledge it. A message that has
+//!   waited in a delay queue is a copy, which it calls new; the header `x-death` tells.
 //! - Delays: it has none. The message goes through a queue where messages expire into the first one.
 //! - Dead letters: a queue beside the first one, with the reason in a header. RabbitMQ's own dead-lettering
 //!   (`reject`) could not tell the reason.
@@ -62,7 +63,7 @@ async fn handle(
     delivery: Delivery,
 ) -> anyhow::Result<()> {
     let id = delivery.properties.message_id().as_ref().map_or("", ShortString::as_str);
-    let message = Message::new(id).redelivered(delivery.redelivered);
+    let message = Message::new(id).redelivered(delivery.redelivered || has_waited(&delivery));
     let body = delivery.data.as_slice();
     let work = async |tx: &mut _| brokers::place_order(tx, id, body).await;
     match inbox.handle(pool, &message, work).await.verdict {
@@ -79,6 +80,12 @@ async fn handle(
     // the inbox takes them for one.
     delivery.ack(BasicAckOptions::default()).await?;
     Ok(())
+}
+
+/// Whether it comes from a delay queue. RabbitMQ takes that copy for a new message, and says so only here.
+fn has_waited(delivery: &Delivery) -> bool {
+    let headers = delivery.properties.headers().as_ref();
+    headers.is_some_and(|headers| headers.contains_key("x-death"))
 }
 
 fn dead_letters(queue: &str) -> String {

@@ -88,6 +88,6 @@ pub async fn it_is_put_aside_though_it_kills_its_consumer(broker: &mut impl Brok
     };
     println!("killed {kills} times");
     assert!(kills >= 5);
-    assert_eq!(dead, [("killer".to_owned(), "it has failed for good".to_owned())]);
+    assert_eq!(dead, [("killer".to_owned(), "its attempts are used up".to_owned())]);
     db.exactly(all).await;
 }
