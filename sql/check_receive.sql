@@ -8,7 +8,7 @@ as $pgonce$
 begin
   perform :"schema".check_name('consumer', consumer);
   perform :"schema".check_begin(consumer, consumer, null, retention_ms, null, wait_ms, 'retry', max_attempts);
-  perform :"schema".check_range('the number of message_ids', cardinality(message_ids), 0, 10000);
+  perform :"schema".check_range('the number of message_ids', cardinality(message_ids), 0, 1000);
   -- Plain ids need no closer look.
   perform :"schema".check_name('message_id', m) from unnest(message_ids) m
     where m is null or octet_length(m) > 255 or m collate "C" !~ '^[!-~]+$';

@@ -27,39 +27,30 @@ set search_path = pg_catalog, pg_temp
 as $pgonce$
 #variable_conflict use_variable
 declare
-  -- At least a moment, because it also bounds the wait for a page at the end of the table.
-  deadline      constant timestamptz := clock_timestamp() + greatest(wait_ms, 10) * interval '1 millisecond';
-  outer_timeout constant text := current_setting('lock_timeout');
-  at            constant timestamptz := :"schema".clock();
-  fresh         text[]; -- recorded as done by this call
-  message_id    text;
+  deadline   timestamptz;
+  fresh      text[]; -- recorded as done by this call
+  message_id text;
 begin
   perform :"schema".check_receive(consumer, message_ids, retention_ms, wait_ms, max_attempts);
+  -- At least a moment, because it also bounds the wait for a page at the end of the table.
+  deadline := clock_timestamp() + greatest(wait_ms, 10) * interval '1 millisecond';
+  fresh := :"schema".insert_received(consumer, message_ids, retention_ms, deadline);
+  if fresh is null then
+    -- Find out one by one which it was.
+    fresh := '{}';
+    for message_id in select distinct i.id collate "C" from unnest(message_ids) i(id) order by 1 loop
+      fresh := fresh || :"schema".insert_received(consumer, array[message_id], retention_ms, deadline);
+    end loop;
+  end if;
 
-  begin
-    perform :"schema".bound_locks(deadline);
-    with inserted as (
-      insert into :"schema".idempotency_keys
-        (created_at, expires_at, lease_expires_at, completed_at, token, attempt, status, scope, key)
-      select at, at + retention_ms * interval '1 millisecond', at + retention_ms * interval '1 millisecond', at,
-             gen_random_uuid(), 1, 2, consumer, i.id
-        from (select distinct m collate "C" as id from unnest(message_ids) m order by id) i
-      on conflict on constraint idempotency_keys_pkey do nothing
-      returning key)
-    select array_agg(i.key) into fresh from inserted i;
-    perform set_config('lock_timeout', outer_timeout, true);
-  exception when lock_not_available then
-    fresh := null; -- all of them undone: find out one by one which it was
-  end;
-
-  if coalesce(cardinality(fresh), 0) < cardinality(message_ids) then
+  if cardinality(fresh) < cardinality(message_ids) then
     for message_id in
-      select distinct i.id
+      select distinct i.id collate "C"
         from unnest(message_ids) i(id)
         left join unnest(fresh) f(id) on f.id = i.id
-        left join lateral (
+       cross join lateral (
           select k from :"schema".idempotency_keys k
-           where k.scope = consumer collate "C" and k.key = i.id collate "C" limit 1) s(k) on true
+           where k.scope = consumer collate "C" and k.key = i.id collate "C" limit 1) s(k)
        where f.id is null and :"schema".decide(s.k, :"schema".clock(), null, 'retry', max_attempts) is null
        order by 1
     loop
@@ -77,7 +68,11 @@ begin
                      else 'in_progress' end -- its lease is live, or there is nothing to be seen of it yet
          end,
          (s.k).attempt, case (s.k).status when 2 then 'completed' when 3 then 'failed' when 1 then 'in_progress' end,
-         (s.k).response_code, (s.k).response_headers, (s.k).response_body, (s.k).response_omitted, (s.k).last_error
+         (s.k).response_code,
+         -- Once for each message: they may be large.
+         case when row_number() over (partition by i.id order by i.place) = 1 then (s.k).response_headers end,
+         case when row_number() over (partition by i.id order by i.place) = 1 then (s.k).response_body end,
+         (s.k).response_omitted, (s.k).last_error
     from unnest(message_ids) with ordinality i(id, place)
     left join unnest(fresh) f(id) on f.id = i.id
     left join lateral (

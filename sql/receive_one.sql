@@ -1,5 +1,5 @@
--- receive for a message that has a row already, or whose row is in somebody's open transaction: `started` when
--- it is new after all, and is recorded as done, or what begin answers.
+-- receive for a message that has a row and may be handled again: `started` when it is recorded as done, or what
+-- begin answers.
 create or replace function :"schema".receive_one(
   consumer text, message_id text, retention_ms bigint, deadline timestamptz, max_attempts integer)
 returns text
@@ -10,7 +10,7 @@ declare
   outer_timeout constant text := current_setting('lock_timeout');
   begun record;
 begin
-  -- receive inserts without the key's advisory lock, so begin alone would wait for it without a bound.
+  -- Should the row be gone by now, begin's own insert is bounded too.
   perform :"schema".bound_locks(deadline);
   select b.answer, b.token into begun
     from :"schema".begin(consumer, message_id, null, retention_ms, max_attempts => max_attempts) b;

@@ -1,5 +1,4 @@
--- Lets a dead message be handled again: one whose attempts are used up once more, one that has failed for good
--- as if it were new. Whoever has it must send it again. Raises IK002, in words, when it is not so, and never
+-- Lets a dead message be handled again, with all its attempts. Whoever has it must send it again. Raises IK002, in words, when it is not so, and never
 -- waits for somebody's work.
 create or replace function :"schema".redrive(consumer text, message_id text) returns void
 language plpgsql volatile
@@ -25,12 +24,14 @@ begin
     raise exception 'the message is done' using errcode = 'IK002';
   elsif seen.status = 1 and seen.lease_expires_at > at then
     raise exception 'the message is being handled' using errcode = 'IK002';
+  elsif seen.fingerprint is not null or seen.steps > 0 then
+    raise exception 'the key is not a message' using errcode = 'IK002';
   elsif seen.status = 1 then
-    update :"schema".idempotency_keys k set attempts_uncounted = k.attempts_uncounted + 1
+    update :"schema".idempotency_keys k set attempts_uncounted = k.attempt
      where k.scope = consumer collate "C" and k.key = message_id collate "C";
   else
     update :"schema".idempotency_keys k
-       set status = 1, completed_at = null, token = gen_random_uuid(), lease_expires_at = at,
+       set status = 1, completed_at = null, token = gen_random_uuid(), lease_expires_at = at, leased = false,
            attempts_uncounted = k.attempt,
            response_code = null, response_headers = null, response_body = null, response_omitted = false
      where k.scope = consumer collate "C" and k.key = message_id collate "C";

@@ -14,7 +14,7 @@ use crate::once::PgOnce;
 use crate::operation::Operation;
 use crate::response::Response;
 
-type Manager = <Postgres as Database>::TransactionManager;
+pub(crate) type Manager = <Postgres as Database>::TransactionManager;
 
 /// A connection borrowed from a pool with a transaction open on it, which it owns: it can be handed
 /// to somebody and taken back, as sqlx's own `Transaction` cannot without giving up what follows.

@@ -79,7 +79,7 @@ pub enum RunError {
 }
 
 /// How often a transaction that lost against another one (40001, 40P01) is run, the first included.
-const ATTEMPTS_MAX: u32 = 10;
+pub(crate) const ATTEMPTS_MAX: u32 = 10;
 /// The longest pause between two looks at a claim that another process holds.
 const LOOK_AGAIN_MAX: Duration = Duration::from_millis(250);
 

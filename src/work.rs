@@ -201,6 +201,13 @@ impl Work {
         Ok(self.tx.insert(tx))
     }
 
+    /// Rolls the last transaction back, so that it can be begun anew.
+    pub(crate) async fn undo_last_tx(&mut self) {
+        if let Some(tx) = self.tx.take() {
+            tx.rollback().await;
+        }
+    }
+
     /// Says how far the work is, for those who poll: up to 64 KiB (65,536 bytes) as JSON. Tried again when the
     /// database is away for a moment.
     ///

@@ -6,12 +6,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool};
+use sqlx_core::transaction::TransactionManager;
 
 use super::{FAILED, Inbox, USED_UP, reason};
-use crate::error::{Error, ErrorKind, Result, database};
+use crate::checkout::Manager;
+use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
 use crate::once::get;
 use crate::operation::{Operation, millis};
-use crate::run::{Done, Failure, RunError, jitter};
+use crate::run::{ATTEMPTS_MAX, Done, Failure, RunError, jitter};
 use crate::run_leased::redacted;
 use crate::work::Work;
 
@@ -76,7 +78,7 @@ impl Inbox {
     /// | another consumer handles it, and the wait is over | `Retry` |
     /// | `work` fails: everything is rolled back, and the attempt is counted in a commit of its own | `Retry`, or `DeadLetter` when the attempts are used up |
     /// | `work` returns [`Failure::keep`] | `DeadLetter`, now and whenever it comes again |
-    /// | the database is away, or COMMIT got no answer | `Retry`; not counted, because it is not the message's fault |
+    /// | the database is away, or COMMIT got no answer | `Retry`; counted only if the message was delivered before |
     /// | the id is none | `DeadLetter` |
     ///
     /// ```no_run
@@ -116,8 +118,14 @@ impl Inbox {
         } else {
             // It may have killed its consumer: a claim that is committed first counts this attempt.
             let work = async |held: &mut Work| {
-                let tx = held.last_tx().await?;
-                work(tx).await.map_err(Into::into)
+                // Transactions that lost against another one, as in `run`.
+                for _ in 1..ATTEMPTS_MAX {
+                    match work.clone()(held.last_tx().await?).await.map_err(Into::into) {
+                        Err(failure) if lost_to_another(&failure) => held.undo_last_tx().await,
+                        ended => return ended,
+                    }
+                }
+                work(held.last_tx().await?).await.map_err(Into::into)
             };
             self.once.run_leased::<_, Failure, _>(pool, &op, self.lease, work).await
         };
@@ -126,16 +134,21 @@ impl Inbox {
     }
 
     /// Says that the work of a message that was [received](Inbox::receive) has failed, after its transaction was
-    /// rolled back: counts the attempt in a commit of its own, unless a transaction is open on `conn`. `error` is
-    /// kept for people (1000 characters); say nothing in it of what the message was about.
+    /// rolled back: counts the attempt in a commit of its own. `error` is kept for people (1000 characters); say
+    /// nothing in it of what the message was about.
     ///
     /// # Errors
-    /// As [`begin`](crate::PgOnce::begin).
+    /// As [`begin`](crate::PgOnce::begin), and [`InvalidInput`](ErrorKind::InvalidInput) while a transaction of sqlx
+    /// is open on `conn`.
     ///
     /// # Cancel safety
     /// Dropped before it returns, the attempt may or may not be counted.
     pub async fn failed(&self, conn: &mut PgConnection, id: &str, error: &str) -> Result<Verdict> {
         let op = self.operation(id)?;
+        // In that transaction the message looks as if it were done.
+        if Manager::get_transaction_depth(conn) > 0 {
+            return Err(Error::invalid("a transaction is open; roll back what has failed first"));
+        }
         let row = self.count(conn, &op, error).await?;
         self.after(&row)
     }
@@ -213,6 +226,11 @@ impl Inbox {
         // Brokers and intervals take milliseconds.
         Verdict::Retry(Duration::from_millis(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)))
     }
+}
+
+/// Whether the database gave up the work's transaction for another one.
+fn lost_to_another(failure: &Failure) -> bool {
+    failure.error().is_some_and(|error| matches!(sqlstate_in(error), Some("40001" | "40P01")))
 }
 
 /// Whether the failure has nothing to do with this message: it would only be counted against it.

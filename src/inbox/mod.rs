@@ -162,7 +162,8 @@ impl Inbox {
     }
 
     /// Asks whether a message is new, in the caller's open transaction. `New` has recorded it as done there:
-    /// with a commit its record and its effects are there, with a rollback neither.
+    /// with a commit its record and its effects are there, with a rollback neither. **Outside of a transaction it is
+    /// done as soon as this has returned, and lost if the process dies then.**
     ///
     /// ```no_run
     /// # use pgonce::{Inbox, Received};
@@ -193,7 +194,7 @@ impl Inbox {
         }
     }
 
-    /// As [`receive`](Inbox::receive), for up to 10,000 messages in one round trip: what it says of each, in
+    /// As [`receive`](Inbox::receive), for up to 1,000 messages in one round trip: what it says of each, in
     /// their order. The first of several with one id is new, the others are seen.
     ///
     /// Take one batch per transaction: within one, overlapping batches queue in the order of their ids and do
@@ -241,8 +242,25 @@ impl Inbox {
         Ok(Operation::new(&self.consumer, id)?.derived_key(name))
     }
 
-    /// Lets a dead message be handled again when somebody delivers it again: once more if its attempts are
-    /// used up, as if it were new if it has failed for good.
+    /// For how long the newest message of the consumer is remembered, or none if it has none. Reads all of them:
+    /// for a check at deployment.
+    ///
+    /// # Errors
+    /// What the database answers.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it only reads.
+    pub async fn remembers(&self, conn: &mut PgConnection) -> Result<Option<Duration>> {
+        let ms: Option<i64> = sqlx::query_scalar(self.once.statements.remembers.clone())
+            .bind(self.consumer.as_str())
+            .fetch_optional(conn)
+            .await
+            .map_err(database)?
+            .flatten();
+        Ok(ms.map(|ms| Duration::from_millis(ms.unsigned_abs())))
+    }
+
+    /// Lets a dead message be handled again, with all its attempts, when somebody delivers it again.
     ///
     /// # Errors
     /// [`ClaimLost`](ErrorKind::ClaimLost), in words, when it is unknown, forgotten, done, or being handled.

@@ -37,8 +37,8 @@ async fn an_inbox_that_forgets_too_early_is_found() {
     assert_eq!(short.code, 1);
     assert!(
         short.stdout.ends_with(
-            "ERROR  inbox orders: forgets a message after 7 d 0 h, but the broker may deliver it again for \
-             14 d 0 h. It would then take effect twice. Raise Inbox::retention to 14 d 0 h or more\n"
+            "ERROR  inbox orders: forgets a message after 7days, but the broker may deliver it again for \
+             14days. It would then take effect twice. Raise Inbox::retention to 14days or more\n"
         ),
         "{}",
         short.stdout
@@ -49,6 +49,11 @@ async fn an_inbox_that_forgets_too_early_is_found() {
     for wrong in ["orders", "orders=", "orders=soon", "=1d"] {
         assert_eq!(doctor(wrong).await.code, 2, "{wrong}");
     }
+    // The newest message counts, wherever its id sorts.
+    let raised = Inbox::new(&db.once, "orders").unwrap().retention(2 * week);
+    let _ = raised.receive(&mut db.conn().await, "a").await.unwrap();
+    assert_eq!(doctor("orders=14d").await.code, 0);
+    let _ = inbox.receive(&mut db.conn().await, "0").await.unwrap();
     let json = pgonce(&db, &["doctor", "--json", "--horizon", "orders=8d"]).await.json();
     assert_eq!((&json[0]["ok"], &json[1]["ok"]), (&true.into(), &false.into()));
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use pgonce::{ErrorKind, Failure, Fingerprint, Lease, Listed, OnLapse, Recovery, Response, Work};
+use pgonce::{ErrorKind, Failure, Fingerprint, Inbox, Lease, Listed, OnLapse, Operation, Received};
+use pgonce::{Recovery, Response, Work};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgPool};
 
@@ -193,5 +194,23 @@ async fn recoveries_share_the_work_at_every_level() {
         };
         let (a, b, c) = tokio::join!(one(), one(), one());
         assert_eq!(a + b + c, 30, "{level}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_committed_behind_a_snapshot_is_never_new() {
+    let db = TestDb::new().await;
+    let inbox = Inbox::new(&db.once, "orders").unwrap();
+    for level in STRICT {
+        let pool = pool(&db, level);
+        let mut tx = pool.begin().await.unwrap();
+        sqlx::query("select 1").execute(&mut *tx).await.unwrap(); // the snapshot is taken
+        db.complete(&Operation::new("orders", level).unwrap(), "").await;
+        let error = inbox.receive(&mut tx, level).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Contention);
+        tx.rollback().await.unwrap();
+        let mut again = pool.begin().await.unwrap();
+        let received = inbox.receive(&mut again, level).await.unwrap();
+        assert!(matches!(received, Received::Seen(_)), "{level}: {received:?}");
     }
 }

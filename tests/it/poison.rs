@@ -62,11 +62,15 @@ async fn a_message_that_failed_a_hundred_times_is_redriven_and_takes_effect_once
         let verdict = fails(&db, &inbox, n % 2 == 0).await;
         assert_eq!(matches!(verdict, Verdict::DeadLetter(_)), n == 100, "{n}: {verdict:?}");
     }
-    // Sent again without having been mended: one more attempt, and dead again.
+    // Redriven without having been mended, however often: all its attempts once, and dead again.
     let mut conn = db.conn().await;
-    inbox.redrive(&mut conn, "m").await.unwrap();
-    assert!(matches!(fails(&db, &inbox, false).await, Verdict::DeadLetter(_)));
-    assert!(matches!(works(&db, &inbox).await, Verdict::DeadLetter(_)));
+    for _ in 0..3 {
+        inbox.redrive(&mut conn, "m").await.unwrap();
+    }
+    for n in 1..=100 {
+        let verdict = fails(&db, &inbox, false).await;
+        assert_eq!(matches!(verdict, Verdict::DeadLetter(_)), n == 100, "{n}: {verdict:?}");
+    }
     inbox.redrive(&mut conn, "m").await.unwrap();
     for _ in 0..2 {
         assert_eq!(works(&db, &inbox).await, Verdict::Ack);
@@ -257,4 +261,62 @@ async fn counting_waits_for_the_transaction_that_failed_to_be_gone() {
     assert!(matches!(verdict.unwrap(), Verdict::Retry(_)));
     let used = db.ask::<i32>("select used from {}.message_status('orders', 'm', 3)").await;
     assert_eq!(used, 1);
+}
+
+#[tokio::test]
+async fn a_failure_is_not_told_while_its_transaction_is_open() {
+    let db = TestDb::new().await;
+    let inbox = inbox(&db, 3);
+    let mut tx = db.pool.begin().await.unwrap();
+    let _ = inbox.receive(&mut tx, "m").await.unwrap();
+    // There it looks as if it were done, and would be acknowledged.
+    let error = inbox.failed(&mut tx, "m", "no").await.unwrap_err();
+    assert_eq!(error.to_string(), "a transaction is open; roll back what has failed first");
+    tx.rollback().await.unwrap();
+    let verdict = inbox.failed(&mut db.conn().await, "m", "no").await.unwrap();
+    assert!(matches!(verdict, Verdict::Retry(_)));
+}
+
+#[tokio::test]
+async fn counting_does_not_wait_for_ever_for_an_open_receive() {
+    let db = TestDb::new().await;
+    let inbox = inbox(&db, 3);
+    let mut open = db.pool.begin().await.unwrap();
+    let _ = inbox.receive(&mut open, "m").await.unwrap();
+    let mut conn = db.conn().await;
+    let verdict = tokio::time::timeout(PATIENCE, inbox.failed(&mut conn, "m", "no"));
+    assert!(matches!(verdict.await.expect("it is bounded").unwrap(), Verdict::Retry(_)));
+}
+
+#[tokio::test]
+async fn a_message_that_loses_against_another_transaction_is_not_dead_for_it() {
+    let db = TestDb::new().await;
+    for redelivered in [false, true] {
+        let (inbox, id) = (inbox(&db, 2), format!("redelivered: {redelivered}"));
+        let message = &Message::new(&id).redelivered(redelivered);
+        let calls = AtomicU32::new(0);
+        let handled = inbox.handle(&db.pool, message, async |tx| {
+            effect(tx, &db.schema, &id).await?;
+            if calls.fetch_add(1, Ordering::Relaxed) < 3 {
+                sqlx::query("do $$ begin raise sqlstate '40P01'; end $$").execute(tx).await?;
+            }
+            Ok::<_, sqlx::Error>(())
+        });
+        assert_eq!(handled.await.verdict, Verdict::Ack, "{id}");
+    }
+    assert_eq!(db.effects().await, 2);
+}
+
+#[tokio::test]
+async fn only_messages_are_redriven() {
+    let db = TestDb::new().await;
+    let request = pgonce::Operation::new("acme/payments.create", "order-17").unwrap();
+    let request = request.fingerprint(pgonce::Fingerprint::of_bytes("100"));
+    let run = db.once.run(&db.pool, &request, async |_: &mut PgConnection| {
+        Err::<(), _>(Failure::keep(Response::bytes("declined")))
+    });
+    run.await.unwrap_err();
+    let inbox = Inbox::new(&db.once, "acme/payments.create").unwrap();
+    let refused = inbox.redrive(&mut db.conn().await, "order-17").await.unwrap_err();
+    assert_eq!(refused.to_string(), "the key is not a message");
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use pgonce::{Filter, Scope};
+use humantime::format_duration;
+use pgonce::Inbox;
 use serde_json::{Value, json};
 
 use crate::exit::CliError;
@@ -29,9 +30,6 @@ struct Finding {
     ok: bool,
     says: String,
 }
-
-/// How many messages of a consumer are looked at for its newest.
-const MESSAGES_MAX: u32 = 10_000;
 
 pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliError> {
     session.once.check(&mut session.conn).await?;
@@ -64,16 +62,12 @@ async fn inbox(
     consumer: &str,
     horizon: Duration,
 ) -> Result<Finding, CliError> {
-    let filter = Filter { scope: Some(Scope::new(consumer)?), ..Filter::default() };
-    let messages = session.once.list(&mut session.conn, &filter, MESSAGES_MAX).await?;
-    let newest =
-        messages.iter().map(|message| &message.record).max_by_key(|record| record.created_at);
-    let Some(newest) = newest else {
+    let inbox = Inbox::new(&session.once, consumer)?;
+    let Some(retention) = inbox.remembers(&mut session.conn).await? else {
         let says = format!("inbox {consumer}: no message yet, so there is nothing to compare");
         return Ok(Finding { check: "inbox", ok: true, says });
     };
-    let retention = (newest.expires_at - newest.created_at).unsigned_abs();
-    let (remembers, may) = (output::duration(retention), output::duration(horizon));
+    let (remembers, may) = (format_duration(retention), format_duration(horizon));
     let ok = retention >= horizon;
     let says = match ok {
         true => format!(

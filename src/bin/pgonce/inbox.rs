@@ -17,8 +17,7 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Let a dead message be handled again when it is delivered again: once more if its attempts are used up,
-    /// as if it were new if it has failed for good
+    /// Let a dead message be handled again, with all its attempts, when it is delivered again
     #[command(after_help = "\
 Mend the cause first, then redrive, then have the broker deliver it again: from its dead-letter queue, or by
 hand. If it is done, or being handled, nothing happens and the exit code is 4. pgonce get CONSUMER ID shows
