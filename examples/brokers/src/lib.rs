@@ -46,6 +46,12 @@ pub async fn create_tables(conn: &mut PgConnection) -> sqlx::Result<()> {
     .map(drop)
 }
 
+/// After how many attempts a message is dead: `INBOX_ATTEMPTS`, or 5. Redelivered messages that are handled when
+/// a consumer is killed count, whoever killed it.
+fn attempts() -> u32 {
+    std::env::var("INBOX_ATTEMPTS").ok().and_then(|attempts| attempts.parse().ok()).unwrap_or(5)
+}
+
 /// The inbox of the consumer with this name. What the brokers may deliver again after more than its retention
 /// would be new; the README says how to bound that.
 ///
@@ -54,7 +60,7 @@ pub async fn create_tables(conn: &mut PgConnection) -> sqlx::Result<()> {
 pub fn inbox(consumer: &str) -> pgonce::Result<Inbox> {
     let inbox = Inbox::new(&PgOnce::new(), consumer)?
         .retention(Duration::from_secs(14 * 86_400))
-        .max_attempts(5)
+        .max_attempts(attempts())
         // So long a message waits that was delivered again and whose consumer then died.
         .lease(Lease::new(Duration::from_secs(2))?)
         .pauses(Duration::from_millis(500), Duration::from_secs(60));

@@ -24,6 +24,8 @@ pub struct Database {
     pub pool: PgPool,
     /// For the consumer's `DATABASE_URL`.
     pub url: String,
+    /// Of the consumers: after how many a message is dead.
+    pub attempts: u32,
 }
 
 /// The server that all tests share. It is never dropped; the server notices that this process has ended.
@@ -56,7 +58,7 @@ impl Database {
              insert into account values ('poor', 0), ('busy', 1)"
         );
         sqlx::raw_sql(AssertSqlSafe(accounts)).execute(&pool).await.unwrap();
-        Self { pool, url: options.to_url_lossy().to_string() }
+        Self { pool, url: options.to_url_lossy().to_string(), attempts: 5 }
     }
 
     pub async fn number(&self, sql: &str) -> i64 {

@@ -78,7 +78,11 @@ impl Broker for Kafka {
 
     fn consumer(&self, db: &Database) -> Process {
         let brokers = self.cluster.bootstrap_servers();
-        let environment = [("DATABASE_URL", db.url.clone()), ("KAFKA_BROKERS", brokers)];
+        let environment = [
+            ("DATABASE_URL", db.url.clone()),
+            ("INBOX_ATTEMPTS", db.attempts.to_string()),
+            ("KAFKA_BROKERS", brokers),
+        ];
         // So that the group soon notices that its member was killed (the mock lets the first one wait for three
         // seconds, and it must not seem dead by then), and there is something to compare.
         let arguments = [

@@ -33,7 +33,8 @@ pub fn order(n: usize) -> (String, String) {
 }
 
 pub async fn every_message_takes_effect_once(broker: &mut impl Broker) {
-    let db = Database::new().await;
+    // None of them is at fault, however often it is handled when its consumer is killed.
+    let db = Database { attempts: 100, ..Database::new().await };
     // Every tenth is published twice, not long after the first time.
     let again = |n: usize| n.checked_sub(50).filter(|n| n % 10 == 0).map(order);
     let orders: Vec<_> = (0..MESSAGES + 50)

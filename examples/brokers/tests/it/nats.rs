@@ -105,7 +105,11 @@ impl Broker for Nats {
     }
 
     fn consumer(&self, db: &Database) -> Process {
-        let environment = [("DATABASE_URL", db.url.clone()), ("NATS_URL", self.url.to_owned())];
+        let environment = [
+            ("DATABASE_URL", db.url.clone()),
+            ("INBOX_ATTEMPTS", db.attempts.to_string()),
+            ("NATS_URL", self.url.to_owned()),
+        ];
         Process::start(env!("CARGO_BIN_EXE_nats"), &[self.queue], environment)
     }
 

@@ -100,7 +100,11 @@ impl Broker for RabbitMq {
     }
 
     fn consumer(&self, db: &Database) -> Process {
-        let environment = [("DATABASE_URL", db.url.clone()), ("AMQP_URL", self.url.to_owned())];
+        let environment = [
+            ("DATABASE_URL", db.url.clone()),
+            ("INBOX_ATTEMPTS", db.attempts.to_string()),
+            ("AMQP_URL", self.url.to_owned()),
+        ];
         Process::start(env!("CARGO_BIN_EXE_rabbitmq"), &[self.queue], environment)
     }
 
