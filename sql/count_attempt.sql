@@ -1,7 +1,8 @@
 -- Counts an attempt to handle a message that has failed, in a transaction of its own, after the one that handled
--- it was rolled back: never in that one, which has recorded it as done. Waits up to wait_ms for that one to be gone. The claim is given up at once: the next attempt
--- takes it over, until max_attempts are used up. Nothing is counted where begin gives no claim. Answers what
--- message_status does, afterwards. error: how the attempt ended, for people, of which 1000 characters are kept.
+-- it was rolled back: never in that one, which has recorded it as done. Waits up to wait_ms for that one to be
+-- gone. The claim is given up at once: the next attempt takes it over, until max_attempts are used up. Nothing is
+-- counted where begin gives no claim. Answers what message_status does, afterwards.
+-- error: how the attempt ended, for people, of which 1000 characters are kept.
 create or replace function :"schema".count_attempt(
   consumer     text,
   message_id   text,

@@ -1,5 +1,5 @@
--- Lets a dead message be handled again, with all its attempts. Whoever has it must send it again. Raises IK002, in words, when it is not so, and never
--- waits for somebody's work.
+-- Lets a dead message be handled again, with all its attempts. Whoever has it must send it again. Raises IK002, in
+-- words, when it is not so, and never waits for somebody's work.
 create or replace function :"schema".redrive(consumer text, message_id text) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp

@@ -61,8 +61,8 @@ pub struct Recovery {
 const CONCURRENCY_DEFAULT: usize = 4;
 const CONCURRENCY_MAX: usize = 1000;
 const INTERVAL_DEFAULT: Duration = Duration::from_millis(500);
-const INTERVAL: std::ops::RangeInclusive<Duration> =
-    Duration::from_millis(1)..=Duration::from_secs(86_400);
+const TIME_MIN: Duration = Duration::from_millis(1);
+const TIME_MAX: Duration = Duration::from_secs(86_400);
 const FIRST_PAUSE_DEFAULT: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE_DEFAULT: Duration = Duration::from_secs(3600);
 const TIME_LIMIT_DEFAULT: Duration = Duration::from_secs(3600);
@@ -139,16 +139,16 @@ impl Recovery {
     /// default is half a second. Each is shorter by up to a tenth, so that many processes do not look in step.
     #[must_use]
     pub fn interval(mut self, interval: Duration) -> Self {
-        self.interval = interval.clamp(*INTERVAL.start(), *INTERVAL.end());
+        self.interval = interval.clamp(TIME_MIN, TIME_MAX);
         self
     }
 
-    /// For how long a key is put off when it is picked for the first time, and at most. From try to try it doubles; the
-    /// defaults are five seconds and an hour. 1 ms to one day.
+    /// For how long a key is put off when it is picked for the first time, and at most. From try to try it
+    /// doubles; the defaults are five seconds and an hour. 1 ms to one day.
     #[must_use]
     pub fn pauses(mut self, first: Duration, longest: Duration) -> Self {
-        self.first_pause = first.clamp(*INTERVAL.start(), *INTERVAL.end());
-        self.longest_pause = longest.clamp(self.first_pause, *INTERVAL.end());
+        self.first_pause = first.clamp(TIME_MIN, TIME_MAX);
+        self.longest_pause = longest.clamp(self.first_pause, TIME_MAX);
         self
     }
 
@@ -156,7 +156,7 @@ impl Recovery {
     /// its claim lapses: work that hangs must not take the place of others for ever.
     #[must_use]
     pub fn time_limit(mut self, limit: Duration) -> Self {
-        self.time_limit = limit.max(*INTERVAL.start());
+        self.time_limit = limit.max(TIME_MIN);
         self
     }
 

@@ -241,11 +241,14 @@ fn replayed<T: DeserializeOwned>(replay: Replay) -> Result<Done<T>, RunError> {
 fn lost_to_another(error: &RunError) -> bool {
     match error {
         RunError::Protocol(error) => error.kind() == ErrorKind::Contention,
-        RunError::Work(error) => {
-            matches!(sqlstate_in(error.as_ref()), Some("40001" | "40P01"))
-        }
+        RunError::Work(error) => is_contention(error.as_ref()),
         _ => false,
     }
+}
+
+/// Whether an error of the work is that the database gave up its transaction for another one.
+pub(crate) fn is_contention(error: &(dyn StdError + 'static)) -> bool {
+    matches!(sqlstate_in(error), Some("40001" | "40P01"))
 }
 
 /// The pause before another look at a claim that another process holds; it grows with the looks.

@@ -10,10 +10,10 @@ use sqlx_core::transaction::TransactionManager;
 
 use super::{FAILED, Inbox, USED_UP, reason};
 use crate::checkout::Manager;
-use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
+use crate::error::{Error, ErrorKind, Result, database};
 use crate::once::get;
 use crate::operation::{Operation, millis};
-use crate::run::{ATTEMPTS_MAX, Done, Failure, RunError, jitter};
+use crate::run::{ATTEMPTS_MAX, Done, Failure, RunError, is_contention, jitter};
 use crate::run_leased::redacted;
 use crate::work::Work;
 
@@ -121,7 +121,9 @@ impl Inbox {
                 // Transactions that lost against another one, as in `run`.
                 for _ in 1..ATTEMPTS_MAX {
                     match work.clone()(held.last_tx().await?).await.map_err(Into::into) {
-                        Err(failure) if lost_to_another(&failure) => held.undo_last_tx().await,
+                        Err(failure) if failure.error().is_some_and(|e| is_contention(e)) => {
+                            held.undo_last_tx().await;
+                        }
                         ended => return ended,
                     }
                 }
@@ -226,11 +228,6 @@ impl Inbox {
         // Brokers and intervals take milliseconds.
         Verdict::Retry(Duration::from_millis(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)))
     }
-}
-
-/// Whether the database gave up the work's transaction for another one.
-fn lost_to_another(failure: &Failure) -> bool {
-    failure.error().is_some_and(|error| matches!(sqlstate_in(error), Some("40001" | "40P01")))
 }
 
 /// Whether the failure has nothing to do with this message: it would only be counted against it.

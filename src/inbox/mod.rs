@@ -223,12 +223,12 @@ impl Inbox {
             .await
             .map_err(database)?;
         let mut rows = rows.iter();
-        let received = |op: Result<Operation>| match (op, rows.as_slice()) {
-            (Err(error), _) => Ok(Received::Refused(error)),
-            (Ok(op), _) => match rows.next() {
-                Some(row) => received(op, row),
-                None => Err(Error::new(ErrorKind::SchemaTooNew, "receive gave too few answers")),
-            },
+        let received = |op: Result<Operation>| match op.map(|op| (op, rows.next())) {
+            Err(error) => Ok(Received::Refused(error)),
+            Ok((op, Some(row))) => received(op, row),
+            Ok((_, None)) => {
+                Err(Error::new(ErrorKind::SchemaTooNew, "receive gave too few answers"))
+            }
         };
         ops.into_iter().map(received).collect()
     }
