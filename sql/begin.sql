@@ -10,10 +10,13 @@
 -- wait_ms: how long to wait for another open transaction that works on the same key.
 -- on_lapse: what to do with a lapsed claim: `retry` takes it over, `hold` answers held.
 -- lock_replay: a replay takes a row lock, so that its commit waits for a synchronous standby.
+-- write_once: a key that has no row gets none yet. The answer is `started` without a token, and the caller must
+-- commit with insert_finished. Only for code that cannot forget it: what it wrote without would have no key.
+-- Above READ COMMITTED the row is written all the same: a look there may be older than the lock.
 --
--- Rows and locks: `started` writes one row version (leased: also one in `unfinished`) and keeps the key's
--- advisory lock until the transaction ends. Every other answer writes nothing and keeps no lock (lock_replay
--- apart).
+-- Rows and locks: `started` writes one row version (leased: also one in `unfinished`; write_once: none) and
+-- keeps the key's advisory lock until the transaction ends. Every other answer writes nothing and keeps no lock
+-- (lock_replay apart).
 -- Raises IK001 (bad argument), IK003 (corrupt row); 40001 or 40P01 mean: run the transaction again.
 create or replace function :"schema".begin(
   scope        text,
@@ -25,6 +28,7 @@ create or replace function :"schema".begin(
   on_lapse     text    default 'retry',
   max_attempts integer default null,
   lock_replay  boolean default false,
+  write_once   boolean default false,
   out answer             text,
   out token              uuid,
   out attempt            integer,
@@ -109,7 +113,15 @@ begin
       return;
     end if;
 
-    -- No row. The insert stays outside of the block above: in a subtransaction it would cost a second
+    -- No row. Where nothing can be written, the insert says so before the work is done.
+    if write_once and lease_ms is null and current_setting('transaction_isolation') = 'read committed'
+      and current_setting('transaction_read_only') = 'off' then
+      answer := 'started';
+      attempt := 1;
+      return;
+    end if;
+
+    -- The insert stays outside of the block above: in a subtransaction it would cost a second
     -- transaction id. The primary key decides against writers that take no lock.
     insert into :"schema".idempotency_keys
       (created_at, expires_at, lease_expires_at, token, attempt, status, scope, key, fingerprint, leased)

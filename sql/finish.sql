@@ -9,9 +9,7 @@ set search_path = pg_catalog, pg_temp
 as $pgonce$
 #variable_conflict use_variable
 declare
-  -- Too large or secret: the key still blocks a second run, only the content is not kept.
-  omitted constant boolean := coalesce(omit, false)
-    or coalesce(octet_length(response_headers), 0) + coalesce(octet_length(response_body), 0) > coalesce(response_bytes_max, 1048576);
+  omitted constant boolean := :"schema".omits(response_headers, response_body, omit, response_bytes_max);
   leased boolean;
 begin
   perform :"schema".lock_claim(scope, key, token);

@@ -11,7 +11,7 @@ declare
 begin
   perform :"schema".bound_locks(deadline);
   perform 1 from :"schema".idempotency_keys k
-    where k.scope = scope collate "C" and k.key = key collate "C" and k.token = token for key share;
+    where k.scope = scope collate "C" and k.key = key collate "C" and k.token is not distinct from token for key share;
   locked := found;
   perform set_config('lock_timeout', outer_timeout, true);
   return locked;

@@ -45,6 +45,15 @@ pub enum Finished {
     Failed,
 }
 
+impl Finished {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// Another claim on the key is alive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InProgress {

@@ -7,14 +7,29 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Database, PgConnection, PgPool, Postgres, Transaction};
 use sqlx_core::transaction::TransactionManager;
 
-use crate::answer::Begin;
+use crate::answer::{Begin, Finished};
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, commit as commit_error, database};
-use crate::once::PgOnce;
+use crate::literal::{self, Literal};
+use crate::once::{PgOnce, Write};
 use crate::operation::Operation;
 use crate::response::Response;
 
 pub(crate) type Manager = <Postgres as Database>::TransactionManager;
+
+const SAVEPOINT: &str = "savepoint pgonce_work";
+const UNDO_WORK: &str = "rollback to savepoint pgonce_work";
+/// The next transaction, an empty one, is for the driver's books: it takes a COMMIT only as a statement of its
+/// own, and its ROLLBACK costs nobody a round trip.
+const COMMIT: &str = "commit and chain";
+
+/// What begin has answered to [`Checkout::ask`].
+#[allow(clippy::large_enum_variant, reason = "the large one is the usual one")]
+pub(crate) enum Asked {
+    Started(Checkout, Claim),
+    /// Anything but *started*.
+    Answered(Begin),
+}
 
 /// A connection borrowed from a pool with a transaction open on it, which it owns: it can be handed
 /// to somebody and taken back, as sqlx's own `Transaction` cannot without giving up what follows.
@@ -38,29 +53,85 @@ impl Checkout {
         Ok(checkout)
     }
 
-    /// Begins an operation. When it is started, a savepoint is set behind the claim, so that
-    /// [`fail`](Checkout::fail) can undo the work and keep the claim.
+    /// Opens a transaction and begins an operation in it, in two round trips. When it is started, a savepoint is
+    /// set, so that [`fail`](Checkout::fail) can undo the work and keep the claim. Any other answer has ended
+    /// the transaction.
     pub(crate) async fn ask(
-        &mut self,
+        pool: &PgPool,
         once: &PgOnce,
         op: &Operation,
         wait: Duration,
-    ) -> Result<Begin> {
-        let mut begin = once.ask(&mut self.conn, op, None, wait).await?;
-        if let Begin::Started(claim) = &mut begin {
-            claim.settled = true; // it ends with this transaction, however that ends
-            self.execute("savepoint pgonce_work").await?;
+    ) -> Result<Asked> {
+        let conn = pool.acquire().await.map_err(database)?;
+        let mut checkout = Self { conn, settled: false };
+        // The lock goes before the savepoint: it is to be kept when the work is undone. Whether it was to be
+        // had is begin's to find out.
+        let key = [Literal::Text(op.scope.as_str()), Literal::Text(op.key.as_str())];
+        let lock = literal::fill(once.statements.try_lock.as_str(), &key);
+        let opening = literal::message(&["begin", &lock, SAVEPOINT]);
+        Manager::begin(&mut checkout.conn, Some(opening)).await.map_err(database)?;
+        match once.ask(&mut checkout.conn, op, None, wait, Write::Once).await {
+            Ok(Begin::Started(claim)) => checkout.started(claim).await,
+            Ok(answer) => {
+                // A replay that locked its row must wait for the standby. Nothing else has written.
+                match answer {
+                    Begin::Replay(_) if op.lock_replay => checkout.commit().await?,
+                    Begin::Replay(_) => checkout.leave(),
+                    _ => checkout.rollback().await,
+                }
+                Ok(Asked::Answered(answer))
+            }
+            Err(error) => {
+                checkout.rollback().await;
+                Err(error)
+            }
         }
-        Ok(begin)
+    }
+
+    async fn started(mut self, mut claim: Claim) -> Result<Asked> {
+        claim.settled = true; // it ends with this transaction, however that ends
+        // A claim that is written lies behind the savepoint, which would undo it.
+        if claim.unwritten.is_none()
+            && let Err(error) = self.execute(SAVEPOINT).await
+        {
+            self.rollback().await;
+            return Err(error);
+        }
+        Ok(Asked::Started(self, claim))
     }
 
     /// Completes the claim and commits it with what the work wrote.
     pub(crate) async fn complete(mut self, claim: Claim, response: Response) -> Result<()> {
+        if let Some(ending) = claim.ending(Finished::Completed, &response) {
+            return self.end(&[&ending, COMMIT]).await;
+        }
         let completed = match self.check() {
             Ok(()) => claim.complete(&mut self.conn, response).await,
             Err(error) => Err(error),
         };
         self.commit_after(completed).await
+    }
+
+    /// Ends the transaction with one message.
+    async fn end(mut self, statements: &[&str]) -> Result<()> {
+        if let Err(error) = self.check() {
+            self.rollback().await;
+            return Err(error);
+        }
+        let message = literal::message(statements);
+        match sqlx::raw_sql(message).execute(&mut *self.conn).await {
+            Ok(_) => {
+                self.leave();
+                Ok(())
+            }
+            Err(error) => Err(self.refused(error).await),
+        }
+    }
+
+    /// Gives the connection back; the rollback is sent with what the pool sends.
+    fn leave(mut self) {
+        Manager::start_rollback(&mut self.conn);
+        self.settled = true;
     }
 
     /// Commits the work, and the claim completed if that can be.
@@ -85,6 +156,9 @@ impl Checkout {
 
     /// Undoes the work, fails the claim and commits that.
     pub(crate) async fn fail(mut self, claim: Claim, response: Response) -> Result<()> {
+        if let Some(ending) = claim.ending(Finished::Failed, &response) {
+            return self.end(&[UNDO_WORK, &ending, COMMIT]).await;
+        }
         let failed = match self.undo_work().await {
             Ok(()) => claim.fail(&mut self.conn, response).await,
             Err(error) => Err(error),
@@ -94,7 +168,7 @@ impl Checkout {
 
     async fn undo_work(&mut self) -> Result<()> {
         self.check()?;
-        self.execute("rollback to savepoint pgonce_work").await
+        self.execute(UNDO_WORK).await
     }
 
     /// Commits, or rolls back when the last statement failed.
@@ -116,16 +190,18 @@ impl Checkout {
                 self.settled = true;
                 Ok(())
             }
-            Err(error) => {
-                let error = commit_error(error);
-                // Reported before the server has rolled back and let go of its locks. A retry should
-                // not meet its own predecessor, so wait; it also tells the driver's books.
-                if error.kind() != ErrorKind::CommitUnknown {
-                    self.rollback().await;
-                }
-                Err(error)
-            }
+            Err(error) => Err(self.refused(error).await),
         }
+    }
+
+    async fn refused(self, error: sqlx::Error) -> Error {
+        let error = commit_error(error);
+        // Reported before the server has rolled back and let go of its locks. A retry should
+        // not meet its own predecessor, so wait; it also tells the driver's books.
+        if error.kind() != ErrorKind::CommitUnknown {
+            self.rollback().await;
+        }
+        error
     }
 
     /// Commits a transaction in which an error may have been overlooked; see [`commit`].

@@ -130,7 +130,11 @@ impl ErrorKind {
                 _ => Self::Database,
             };
         };
-        Self::of_code(&database.code().unwrap_or_default())
+        match database.code().unwrap_or_default().as_ref() {
+            // Somebody has written the key's row without its lock, after begin had seen none.
+            "23505" if database.constraint() == Some("idempotency_keys_pkey") => Self::Contention,
+            code => Self::of_code(code),
+        }
     }
 
     fn of_code(sqlstate: &str) -> Self {
@@ -140,8 +144,9 @@ impl ErrorKind {
             "IK002" => Self::ClaimLost,
             "IK003" => Self::Corrupt,
             "40001" | "40P01" => Self::Contention,
-            // No such savepoint: COMMIT meant one that a leaked nested transaction had made.
-            "3B001" => Self::TransactionLost,
+            // No such savepoint: COMMIT meant one that a leaked nested transaction had made. No transaction: the
+            // work has sent a COMMIT or ROLLBACK of its own.
+            "3B001" | "25P01" => Self::TransactionLost,
             "25006" => Self::ReadOnly,
             // No such schema, table or function.
             "3F000" | "42P01" | "42883" => Self::SchemaOutdated,

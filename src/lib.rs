@@ -13,6 +13,7 @@ mod heartbeat;
 mod inbox;
 mod key;
 mod lease;
+mod literal;
 mod migrate;
 mod once;
 mod operation;

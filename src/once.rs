@@ -8,7 +8,7 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
-use crate::claim::Claim;
+use crate::claim::{Claim, Unwritten};
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::heartbeat::Beside;
 use crate::key::{Key, Scope};
@@ -36,6 +36,15 @@ pub struct PgOnce {
     pub(crate) beside: Beside,
     pub(crate) retention: Duration,
     pub(crate) response_bytes_max: u32,
+}
+
+/// When the row of a new key is written.
+#[derive(Clone, Copy)]
+pub(crate) enum Write {
+    /// By begin: what is committed afterwards has its key, also if its caller forgets to complete.
+    AtOnce,
+    /// By the end, finished: for code of ours that cannot forget it.
+    Once,
 }
 
 /// How long keys are remembered unless told otherwise.
@@ -122,7 +131,7 @@ impl PgOnce {
     /// # Cancel safety
     /// Dropped before it returns, the claim may or may not be in the transaction: roll it back.
     pub async fn begin(&self, conn: &mut PgConnection, op: &Operation) -> Result<Begin> {
-        self.ask(conn, op, None, op.wait).await
+        self.ask(conn, op, None, op.wait, Write::AtOnce).await
     }
 
     /// Begins with a lease, for work that leaves the database. Commit before the work starts; on a
@@ -157,7 +166,7 @@ impl PgOnce {
         op: &Operation,
         lease: Duration,
     ) -> Result<Begin> {
-        self.ask(conn, op, Some(lease), op.wait).await
+        self.ask(conn, op, Some(lease), op.wait, Write::AtOnce).await
     }
 
     pub(crate) async fn ask(
@@ -166,6 +175,7 @@ impl PgOnce {
         op: &Operation,
         lease: Option<Duration>,
         wait: Duration,
+        write: Write,
     ) -> Result<Begin> {
         let row = sqlx::query(self.statements.begin.clone())
             .bind(op.scope.as_str())
@@ -180,6 +190,7 @@ impl PgOnce {
             })
             .bind(op.max_attempts.map(|attempts| i32::try_from(attempts).unwrap_or(i32::MAX)))
             .bind(op.lock_replay)
+            .bind(matches!(write, Write::Once))
             .fetch_one(conn)
             .await
             .map_err(database)?;
@@ -190,8 +201,14 @@ impl PgOnce {
         let attempt = || get::<Option<i32>>(row, "attempt").map(|n| n.unwrap_or(0).unsigned_abs());
         Ok(match get::<&str>(row, "answer")? {
             "started" => {
-                let token = get(row, "token")?;
-                Begin::Started(self.claim(&op.scope, &op.key, token, attempt()?))
+                let token = get::<Option<Uuid>>(row, "token")?;
+                let mut claim =
+                    self.claim(&op.scope, &op.key, token.unwrap_or_default(), attempt()?);
+                if token.is_none() {
+                    let retention = op.retention.unwrap_or(self.retention);
+                    claim.unwritten = Some(Unwritten { fingerprint: op.fingerprint, retention });
+                }
+                Begin::Started(claim)
             }
             "replay" => Begin::Replay(Replay {
                 status: match get::<&str>(row, "status")? {
@@ -224,6 +241,7 @@ impl PgOnce {
             attempt,
             statements: Arc::clone(&self.statements),
             response_bytes_max: i64::from(self.response_bytes_max),
+            unwritten: None,
             settled: false,
         }
     }

@@ -11,7 +11,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use tokio::time::Instant;
 
 use crate::answer::{Begin, Finished, Held, InProgress, Mismatch, Replay};
-use crate::checkout::Checkout;
+use crate::checkout::{Asked, Checkout};
 use crate::error::{Error, ErrorKind, is_retryable, sqlstate_in};
 use crate::once::PgOnce;
 use crate::operation::Operation;
@@ -172,18 +172,9 @@ impl PgOnce {
         E: Into<Failure>,
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
     {
-        let mut checkout = Checkout::begin(pool).await?;
-        let claim = match checkout.ask(self, op, wait).await {
-            Ok(Begin::Started(claim)) => claim,
-            Ok(answer) => {
-                // Answers commit too: a replay that locked its row must wait for the standby.
-                checkout.commit().await?;
-                return answered(answer);
-            }
-            Err(error) => {
-                checkout.rollback().await;
-                return Err(error.into());
-            }
+        let (mut checkout, claim) = match Checkout::ask(pool, self, op, wait).await? {
+            Asked::Started(checkout, claim) => (checkout, claim),
+            Asked::Answered(answer) => return answered(answer),
         };
         match work(&mut checkout).await.map_err(|error| error.into().0) {
             Ok(value) => {

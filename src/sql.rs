@@ -11,6 +11,7 @@ pub(crate) const MIGRATIONS: &[(&str, &str)] = &[
     ("0001_idempotency_keys", include_str!("../migrations/0001_idempotency_keys.sql")),
     ("0002_steps", include_str!("../migrations/0002_steps.sql")),
     ("0003_unfinished", include_str!("../migrations/0003_unfinished.sql")),
+    ("0004_write_once", include_str!("../migrations/0004_write_once.sql")),
 ];
 
 /// The functions and views, in the order in which they can be created. `migrate` applies all of
@@ -32,7 +33,9 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
     ("begin", include_str!("../sql/begin.sql")),
     ("claim_lost", include_str!("../sql/claim_lost.sql")),
     ("lock_claim", include_str!("../sql/lock_claim.sql")),
+    ("omits", include_str!("../sql/omits.sql")),
     ("finish", include_str!("../sql/finish.sql")),
+    ("insert_finished", include_str!("../sql/insert_finished.sql")),
     ("complete", include_str!("../sql/complete.sql")),
     ("fail", include_str!("../sql/fail.sql")),
     ("release", include_str!("../sql/release.sql")),
@@ -92,6 +95,8 @@ macro_rules! record_columns {
 /// The calls of the functions, with the schema filled in.
 pub(crate) struct Statements {
     pub(crate) begin: SqlStr,
+    pub(crate) try_lock: SqlStr,
+    pub(crate) insert_finished: SqlStr,
     pub(crate) complete: SqlStr,
     pub(crate) fail: SqlStr,
     pub(crate) release: SqlStr,
@@ -130,8 +135,14 @@ impl Statements {
                 // By name: columns that a later version adds must not change this result.
                 "select answer, token, attempt, lease_remaining_ms, held_because, status, ",
                 "response_code, response_headers, response_body, response_omitted ",
-                r#"from :"schema".begin($1, $2, $3, $4, $5, $6, $7, $8, $9)"#
+                r#"from :"schema".begin($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#
             )),
+            try_lock: call(
+                r#"select pg_catalog.pg_try_advisory_xact_lock(:"schema".lock_id($1, $2))"#,
+            ),
+            insert_finished: call(
+                r#"select :"schema".insert_finished($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
+            ),
             complete: call(r#"select :"schema".complete($1, $2, $3, $4, $5, $6, $7, $8)"#),
             fail: call(r#"select :"schema".fail($1, $2, $3, $4, $5, $6, $7, $8)"#),
             release: call(r#"select :"schema".release($1, $2, $3)"#),

@@ -4,6 +4,7 @@
 use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Request, Response};
 use http_body::Body;
@@ -18,10 +19,11 @@ use super::layer::Idempotency;
 use super::perform::{Answered, perform};
 use super::service::{Ended, NotBegun, not_begun, unkeyed};
 use super::settle::Settle;
-use super::transactional::{self, Begun, undo};
+use super::transactional::undo;
 use super::waiting::Waiting;
 use crate::answer::{Begin, Finished, InProgress};
 use crate::before::before;
+use crate::checkout::{Asked, Checkout};
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::heartbeat::Heartbeat;
@@ -30,6 +32,7 @@ use crate::operation::Operation;
 use crate::response::Response as Stored;
 
 /// How a task ended: with the request, or before the handler had it.
+#[allow(clippy::large_enum_variant, reason = "moved once")]
 enum TaskEnd<S, B, R, E> {
     Ended(Ended<R, E>),
     NotStarted { begun: Result<Begin>, inner: S, request: Request<Buffered<B>> },
@@ -238,9 +241,9 @@ async fn give_back(config: &Idempotency, mut claim: Claim, unknown: bool) {
 /// that one's response, or *in progress*. Never its own, which is not the operation's.
 async fn told_by_holder<R, E>(config: &Idempotency, op: &Operation) -> Ended<R, E> {
     tracing::warn!("a handler outlived its lease and another request took its key over");
-    match transactional::begin(config, op).await {
-        Ok(Begun::Answered(begin)) => Ended::Told(begin),
-        Ok(Begun::Started(_, checkout)) => {
+    match Checkout::ask(&config.pool, &config.once, op, Duration::ZERO).await {
+        Ok(Asked::Answered(begin)) => Ended::Told(begin),
+        Ok(Asked::Started(checkout, _)) => {
             // Given back and free, so nobody has answered for the operation. It is not begun again
             // here: the client decides.
             undo(Some(checkout)).await;

@@ -14,10 +14,8 @@ use super::perform::{Answered, perform};
 use super::service::{Ended, NotBegun, not_begun, unkeyed};
 use super::settle::Settle;
 use super::waiting::Waiting;
-use crate::answer::Begin;
-use crate::checkout::Checkout;
+use crate::checkout::{Asked, Checkout};
 use crate::claim::Claim;
-use crate::error::Result;
 use crate::operation::Operation;
 
 /// How long a rollback may hold up an answer. A statement that the handler gave up on may still run.
@@ -35,11 +33,12 @@ where
 {
     let mut waiting = Waiting::new(config);
     loop {
-        let begun = match begin(config, &op).await {
-            Ok(Begun::Started(claim, checkout)) => {
+        let asked = Checkout::ask(&config.pool, &config.once, &op, Duration::ZERO).await;
+        let begun = match asked {
+            Ok(Asked::Started(checkout, claim)) => {
                 return run(config, inner, request, op, claim, checkout).await;
             }
-            Ok(Begun::Answered(begin)) => Ok(begin),
+            Ok(Asked::Answered(begin)) => Ok(begin),
             Err(error) => Err(error),
         };
         if waiting.again(&begun).await {
@@ -50,29 +49,6 @@ where
             NotBegun::Refused(refusal) => Ended::Refused(refusal),
             NotBegun::Run(run) => unkeyed(config, inner, request, run).await,
         };
-    }
-}
-
-pub(crate) enum Begun {
-    Started(Claim, Checkout),
-    /// Anything else, which has ended the transaction.
-    Answered(Begin),
-}
-
-/// Begins the key in a transaction of its own.
-pub(crate) async fn begin(config: &Idempotency, op: &Operation) -> Result<Begun> {
-    let mut checkout = Checkout::begin(&config.pool).await?;
-    match checkout.ask(&config.once, op, Duration::ZERO).await {
-        Ok(Begin::Started(claim)) => Ok(Begun::Started(claim, checkout)),
-        Ok(answer) => match checkout.commit().await {
-            // A replay that locked its row must have waited for the standby. Other answers wrote nothing.
-            Err(error) if op.lock_replay => Err(error),
-            _ => Ok(Begun::Answered(answer)),
-        },
-        Err(error) => {
-            checkout.rollback().await;
-            Err(error)
-        }
     }
 }
 

@@ -46,3 +46,4 @@ mod waiting;
 #[cfg(feature = "axum")]
 mod web;
 mod worker;
+mod write_once;

@@ -77,7 +77,7 @@ impl Proxy {
 
     /// Whether a client has sent COMMIT, even if it was cut there.
     pub fn commit_was_sent(&self) -> bool {
-        self.requests().iter().any(|request| request == "COMMIT")
+        self.requests().iter().any(|sent| sent == "COMMIT" || sent.ends_with("commit and chain"))
     }
 }
 

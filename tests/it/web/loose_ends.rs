@@ -11,7 +11,7 @@ use sqlx::Connection;
 use tokio::sync::Notify;
 
 use super::concurrency::sent;
-use super::kit::{App, Gate, LEASE, MODES, Mode, app, gated, handled, numbered, patient, pool};
+use super::kit::{Gate, LEASE, MODES, Mode, app, gated, handled, numbered, patient, pool};
 use super::{layer, post, send};
 use crate::harness::{PATIENCE, TestDb, effect};
 use crate::proxy::{Cut, Proxy};
@@ -106,28 +106,6 @@ async fn a_response_that_cannot_be_stored_for_a_lock_is_sent() {
     let got = tokio::time::timeout(2 * PATIENCE, first).await.expect("an answer").unwrap();
     assert_eq!((got.status, got.answer), (StatusCode::CREATED, Some(Answer::Unstored)));
     locked.rollback().await.unwrap();
-}
-
-/// Writes past the layer's bookkeeping, so that it works through a proxy that counts requests.
-fn plain(db: &TestDb) -> App {
-    app(db, layer(db).fail_open(), numbered)
-}
-
-// Trap 39. Begin has said that it is done; that the connection broke afterwards does not change it.
-#[tokio::test]
-async fn what_is_done_is_not_run_again_when_its_replays_commit_is_lost() {
-    let db = TestDb::new().await;
-    assert_eq!(send(&plain(&db).router, post("k", "")).await.answer, Some(Answer::Performed));
-    let proxy = Proxy::start(&db, None);
-    let seen = plain(&TestDb::open(&db.schema, proxy.options(), 1).await);
-    assert!(send(&seen.router, post("k", "")).await.is_replay());
-    let commit = proxy.requests().iter().position(|request| request == "COMMIT").unwrap() + 1;
-    for cut in [Cut::Before(commit), Cut::After(commit)] {
-        let proxy = Proxy::start(&db, Some(cut));
-        let app = plain(&TestDb::open(&db.schema, proxy.options(), 1).await);
-        assert!(send(&app.router, post("k", "")).await.is_replay());
-        assert_eq!((app.calls(), db.effects().await), (0, 1));
-    }
 }
 
 // Trap 41. Without a key there is nothing to find out by, and sending it again may be once too often.
