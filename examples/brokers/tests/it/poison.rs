@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use crate::database::{Database, PATIENCE};
-use crate::kills::{Broker, order};
+use crate::kills::{Broker, drain, order};
 
 /// More than a consumer handles at once.
 const POISON: usize = 25;
@@ -40,7 +40,7 @@ pub async fn it_is_put_aside_while_others_pass(broker: &mut impl Broker) {
         assert_eq!(reason, expected, "{id}");
     }
     assert_eq!(dead.len(), POISON + 1);
-    assert_eq!(broker.held().await, 0);
+    drain(broker, &db).await;
     db.exactly(others).await;
     let attempts = "select min(attempt)::bigint * 1000 + max(attempt) from pgonce.idempotency_keys
                      where key like 'poison%'";
