@@ -28,11 +28,11 @@ begin
     raise exception 'the claim is live: its holder may be at work' using errcode = 'IK002';
   elsif seen.expires_at <= at then
     raise exception 'the key is forgotten: the next begin runs it anew' using errcode = 'IK002';
-  elsif seen.token is distinct from token or seen.attempt is distinct from attempt then
+  elsif seen.token is distinct from token or coalesce(seen.attempt, 1) is distinct from attempt then
     raise exception 'the key has changed since it was looked at' using errcode = 'IK002';
   end if;
   update :"schema".idempotency_keys k
-     set token = adopted, attempts_uncounted = k.attempt
+     set token = adopted, attempts_uncounted = coalesce(k.attempt, 1)
    where k.scope = scope collate "C" and k.key = key collate "C";
   return adopted;
 end

@@ -7,7 +7,10 @@ language plpgsql immutable parallel safe
 as $pgonce$
 #variable_conflict use_variable
 begin
-  if name is null or name = '' then
+  -- Printable ASCII, which nearly every name is. What follows is for the others.
+  if octet_length(name) between 1 and 255 and name collate "C" ~ '^[!-~][ -~]*$' then
+    return;
+  elsif name is null or name = '' then
     raise exception '% is empty; it takes 1 to 255 bytes', field using errcode = 'IK001';
   elsif octet_length(name) > 255 then
     raise exception '% has % bytes; the limit is 255', field, octet_length(name) using errcode = 'IK001';

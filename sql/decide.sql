@@ -7,13 +7,13 @@ language sql immutable parallel safe
 as $pgonce$
   select case
     when seen.status is null then null                                                       -- no row
-    when seen.status = 1 and seen.token is null and seen.steps = 0 then null                 -- released
+    when seen.status = 1 and seen.token is null and coalesce(seen.steps, 0) = 0 then null    -- released
     when seen.expires_at <= at and not (seen.status = 1 and seen.lease_expires_at > at) then null -- forgotten
     -- Fingerprints compare only within one algorithm and secret: their first four bytes.
     when fingerprint <> seen.fingerprint
      and pg_catalog.substr(fingerprint, 1, 4) = pg_catalog.substr(seen.fingerprint, 1, 4) then 'mismatch'
     when seen.status in (2, 3) then 'replay'
     when seen.lease_expires_at > at then 'in_progress'
-    when on_lapse = 'hold' and seen.token is not null or seen.attempt - seen.attempts_uncounted >= max_attempts then 'held'
+    when on_lapse = 'hold' and seen.token is not null or coalesce(seen.attempt, 1) - coalesce(seen.attempts_uncounted, 0) >= max_attempts then 'held'
   end
 $pgonce$;

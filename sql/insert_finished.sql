@@ -1,4 +1,4 @@
--- Writes the row of a key that was begun with write_once, finished at once: the only write of its operation.
+-- Writes the row of a key that was opened with open_once, finished at once: the only write of its operation.
 -- A plain insert, on purpose: a row that somebody else has written meanwhile raises (23505), and whatever is sent
 -- behind this, such as COMMIT, is not done.
 create or replace function :"schema".insert_finished(
@@ -12,13 +12,12 @@ as $pgonce$
 declare
   omitted constant boolean := :"schema".omits(response_headers, response_body, omit, response_bytes_max);
   at      constant timestamptz := :"schema".clock();
-  until   constant timestamptz := at + retention_ms * interval '1 millisecond';
 begin
   insert into :"schema".idempotency_keys
-    (created_at, expires_at, lease_expires_at, completed_at, attempt, status, scope, key, fingerprint,
+    (created_at, expires_at, status, scope, key, fingerprint,
      response_code, response_headers, response_body, response_omitted)
-  values (at, until, until, at, 1, case finished when 'completed' then 2 when 'failed' then 3 end,
-          scope, key, fingerprint, response_code,
+  values (at, at + retention_ms * interval '1 millisecond',
+          case finished when 'completed' then 2 when 'failed' then 3 end, scope, key, fingerprint, response_code,
           case when not omitted then response_headers end, case when not omitted then response_body end, omitted);
 end
 $pgonce$;

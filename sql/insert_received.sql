@@ -15,8 +15,8 @@ begin
   perform :"schema".bound_locks(deadline);
   with inserted as (
     insert into :"schema".idempotency_keys
-      (created_at, expires_at, lease_expires_at, completed_at, token, attempt, status, scope, key)
-    select at, forgotten_at, forgotten_at, at, gen_random_uuid(), 1, 2, consumer, i.id
+      (created_at, expires_at, status, scope, key)
+    select at, forgotten_at, 2, consumer, i.id
       from (select distinct m collate "C" as id from unnest(message_ids) m order by id) i
     on conflict on constraint idempotency_keys_pkey do nothing
     returning key)

@@ -7,8 +7,9 @@ select k.scope, k.key,
             when k.token is null then 'released'
             when k.lease_expires_at > :"schema".clock() then 'live'
             else 'lapsed' end as claim,
-       k.attempt, k.token, k.fingerprint is not null as fingerprinted,
-       k.created_at, k.completed_at, k.lease_expires_at, k.expires_at,
+       coalesce(k.attempt, 1) as attempt, k.token, k.fingerprint is not null as fingerprinted,
+       k.created_at, case when k.status <> 1 then coalesce(k.completed_at, k.created_at) end as completed_at,
+       coalesce(k.lease_expires_at, k.expires_at) as lease_expires_at, k.expires_at,
        k.response_code, k.response_omitted,
        octet_length(k.response_headers) as response_headers_bytes,
        octet_length(k.response_body) as response_body_bytes

@@ -16,7 +16,7 @@ begin
                  when answer is not null then answer
                  when seen.status = 1 and seen.expires_at > :"schema".clock() then 'waiting'
                  else 'new' end;
-  used := seen.attempt - seen.attempts_uncounted;
+  used := case when seen.status is not null then coalesce(seen.attempt, 1) - coalesce(seen.attempts_uncounted, 0) end;
   last_error := seen.last_error;
 end
 $pgonce$;

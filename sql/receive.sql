@@ -67,7 +67,8 @@ begin
                      when 'held' then 'dead'
                      else 'in_progress' end -- its lease is live, or there is nothing to be seen of it yet
          end,
-         (s.k).attempt, case (s.k).status when 2 then 'completed' when 3 then 'failed' when 1 then 'in_progress' end,
+         case when (s.k).status is not null then coalesce((s.k).attempt, 1) end,
+         case (s.k).status when 2 then 'completed' when 3 then 'failed' when 1 then 'in_progress' end,
          (s.k).response_code,
          -- Once for each message: they may be large.
          case when row_number() over (partition by i.id order by i.place) = 1 then (s.k).response_headers end,

@@ -23,7 +23,7 @@ begin
   end if;
   perform :"schema".lock_claim(scope, key, token);
   update :"schema".idempotency_keys k
-     set steps = k.steps + 1
+     set steps = coalesce(k.steps, 0) + 1
    where k.scope = scope collate "C" and k.key = key collate "C" and k.token = token and k.status = 1
   returning k.created_at, k.steps into begun_at, number;
   if not found then

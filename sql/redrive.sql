@@ -27,12 +27,12 @@ begin
   elsif seen.fingerprint is not null or seen.steps > 0 then
     raise exception 'the key is not a message' using errcode = 'IK002';
   elsif seen.status = 1 then
-    update :"schema".idempotency_keys k set attempts_uncounted = k.attempt
+    update :"schema".idempotency_keys k set attempts_uncounted = coalesce(k.attempt, 1)
      where k.scope = consumer collate "C" and k.key = message_id collate "C";
   else
     update :"schema".idempotency_keys k
-       set status = 1, completed_at = null, token = gen_random_uuid(), lease_expires_at = at, leased = false,
-           attempts_uncounted = k.attempt,
+       set status = 1, completed_at = null, token = gen_random_uuid(), lease_expires_at = at, leased = null,
+           attempts_uncounted = coalesce(k.attempt, 1),
            response_code = null, response_headers = null, response_body = null, response_omitted = false
      where k.scope = consumer collate "C" and k.key = message_id collate "C";
   end if;

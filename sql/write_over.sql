@@ -17,7 +17,7 @@ begin
   perform 1 from :"schema".idempotency_keys k
     where k.scope = seen.scope and k.key = seen.key and k.status = seen.status
       and k.token is not distinct from seen.token
-      and k.expires_at = seen.expires_at and k.lease_expires_at = seen.lease_expires_at
+      and k.expires_at = seen.expires_at and k.lease_expires_at is not distinct from seen.lease_expires_at
     for no key update;
   if not found then
     raise exception 'look again' using errcode = 'IK000';
@@ -28,7 +28,7 @@ begin
   if seen.status = 1 and (seen.token is not null or seen.steps > 0) and seen.expires_at > at then
     -- Lapsed, or released with steps done: the same operation goes on. Its retention still counts from
     -- the first begin.
-    attempt := seen.attempt + 1;
+    attempt := coalesce(seen.attempt, 1) + 1;
     update :"schema".idempotency_keys k
        set token = token, attempt = attempt, fingerprint = coalesce(k.fingerprint, fingerprint),
            leased = lease_ms is not null,
@@ -36,15 +36,15 @@ begin
      where k.scope = seen.scope and k.key = seen.key;
   else
     -- Released or forgotten: a new operation in the old row.
-    attempt := case when seen.expires_at > at then seen.attempt + 1 else 1 end;
+    attempt := case when seen.expires_at > at then coalesce(seen.attempt, 1) + 1 else 1 end;
     update :"schema".idempotency_keys k
        set created_at = at, expires_at = at + retention_ms * interval '1 millisecond',
            lease_expires_at = at + coalesce(lease_ms, retention_ms) * interval '1 millisecond',
            completed_at = null, token = token, attempt = attempt, status = 1, fingerprint = fingerprint,
            leased = lease_ms is not null,
            response_code = null, response_headers = null, response_body = null, response_omitted = false,
-           attempts_uncounted = case when seen.expires_at > at then seen.attempts_uncounted else 0 end,
-           steps = 0, last_error = null, progress = null
+           attempts_uncounted = case when seen.expires_at > at then seen.attempts_uncounted end,
+           steps = null, last_error = null, progress = null
      where k.scope = seen.scope and k.key = seen.key;
     if seen.steps > 0 then
       delete from :"schema".steps s where s.scope = seen.scope and s.key = seen.key;
@@ -55,7 +55,7 @@ begin
     if seen.leased then
       delete from :"schema".unfinished u where u.scope = seen.scope and u.key = seen.key;
     end if;
-  elsif anew or seen.token is null or not seen.leased then -- otherwise it is listed, and its tries count on
+  elsif anew or seen.token is null or seen.leased is not true then -- otherwise it is listed, and its tries count on
     perform :"schema".enlist(seen.scope, seen.key, at + lease_ms * interval '1 millisecond');
   end if;
 end

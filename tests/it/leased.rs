@@ -242,7 +242,8 @@ async fn a_holder_that_lost_its_claim_can_write_nothing_while_the_next_one_works
             }
             (_, error) => panic!("{act}: {error:?}"),
         }
-        let untouched = "select every(status = 1 and attempt = 2 and steps = 0 and progress is null
+        let untouched =
+            "select every(status = 1 and attempt = 2 and steps is null and progress is null
                                   and last_error is null and lease_expires_at > {}.clock())
                            from {}.idempotency_keys";
         assert!(db.ask::<bool>(untouched).await, "{act}");

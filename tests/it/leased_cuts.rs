@@ -59,7 +59,7 @@ async fn an_output_outlives_a_connection_that_breaks_after_the_step() {
         assert_eq!(counted.calls.into_inner(), 1, "{cut:?}");
         let kept = "select string_agg(name || convert_from(output, 'UTF8'), ' ') from {}.steps";
         assert_eq!(db.ask::<String>(kept).await, "charge1", "{cut:?}");
-        let ended = "select every(status = 2 and attempt = 1) from {}.idempotency_keys";
+        let ended = "select every(status = 'completed' and attempt = 1) from {}.keys";
         assert!(db.ask::<bool>(ended).await, "{cut:?}");
     }
 }

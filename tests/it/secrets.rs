@@ -83,7 +83,7 @@ async fn exercise(db: &TestDb) -> String {
     show_failing_work(db, &mut show).await;
     // An error that carries the row in its DETAIL.
     db.execute(
-        "alter table {}.idempotency_keys add constraint strict check (attempt < 1) not valid",
+        "alter table {}.idempotency_keys add constraint strict check (status > 3) not valid",
     )
     .await;
     let refused = Operation::new(format!("scope {CANARY}"), format!("refused {CANARY}")).unwrap();

@@ -49,7 +49,7 @@ async fn a_claim_is_renewed_while_its_handler_runs() {
     let got = patient(first).await.unwrap();
     assert_eq!((got.answer, got.body), (Some(Answer::Performed), "call 1".into()));
     assert_eq!((app.calls(), db.effects().await), (1, 1));
-    assert_eq!(db.ask::<i32>("select attempt from {}.idempotency_keys").await, 1);
+    assert_eq!(db.ask::<i32>("select attempt from {}.keys").await, 1);
 }
 
 // The pool's only connection is the handler's; leases are renewed over another.
