@@ -130,7 +130,7 @@ async fn what_always_fails_leaves_room_for_the_rest() {
     let recovery = recovery(&db)
         .concurrency(2)
         .pauses(Duration::from_millis(1), Duration::from_millis(1))
-        .time_limit(Duration::from_millis(100));
+        .time_limit(Duration::from_millis(500));
     let good = "select count(*) = 8 from {}.keys where status = 'completed'";
     assert_eq!(run::<_, _, Failed>(&db, recovery, handler, good).await, 8);
     assert!((0..8).all(|n| calls.of(&format!("good{n}")) == 1));
