@@ -10,13 +10,11 @@
 -- wait_ms: how long to wait for another open transaction that works on the same key.
 -- on_lapse: what to do with a lapsed claim: `retry` takes it over, `hold` answers held.
 -- lock_replay: a replay takes a row lock, so that its commit waits for a synchronous standby.
--- write_once: a key that has no row gets none yet. The answer is `started` without a token, and the caller must
--- commit with insert_finished. Only for code that cannot forget it: what it wrote without would have no key.
--- Above READ COMMITTED the row is written all the same: a look there may be older than the lock.
+-- ask_only: for use outside of a transaction. Nothing is written and no lock outlives the call; `started` has no
+-- token, and only says what begin would. attempt is 1 when open_once may be tried, and null otherwise.
 --
--- Rows and locks: `started` writes one row version (leased: also one in `unfinished`; write_once: none) and
--- keeps the key's advisory lock until the transaction ends. Every other answer writes nothing and keeps no lock
--- (lock_replay apart).
+-- Rows and locks: `started` writes one row version (leased: also one in `unfinished`) and keeps the key's advisory
+-- lock until the transaction ends. Every other answer writes nothing and keeps no lock (lock_replay apart).
 -- Raises IK001 (bad argument), IK003 (corrupt row); 40001 or 40P01 mean: run the transaction again.
 create or replace function :"schema".begin(
   scope        text,
@@ -28,7 +26,7 @@ create or replace function :"schema".begin(
   on_lapse     text    default 'retry',
   max_attempts integer default null,
   lock_replay  boolean default false,
-  write_once   boolean default false,
+  ask_only     boolean default false,
   out answer             text,
   out token              uuid,
   out attempt            integer,
@@ -71,6 +69,10 @@ begin
         answer := :"schema".decide(seen, at, fingerprint, on_lapse, max_attempts);
         if answer is not null then
           raise exception 'give the locks back' using errcode = 'IK000';
+        elsif ask_only then
+          answer := 'started';
+          attempt := case when seen.status is null and :"schema".can_open() then 1 end;
+          return;
         elsif seen.status is not null then
           select w.token, w.attempt into token, attempt
             from :"schema".write_over(seen, fingerprint, retention_ms, lease_ms, deadline) w;
@@ -109,28 +111,21 @@ begin
       held_because := case when on_lapse = 'hold' and seen.token is not null then 'lapsed' else 'attempts' end;
     end if;
     if answer is not null then
-      attempt := seen.attempt;
-      return;
-    end if;
-
-    -- No row. Where nothing can be written, the insert says so before the work is done.
-    if write_once and lease_ms is null and current_setting('transaction_isolation') = 'read committed'
-      and current_setting('transaction_read_only') = 'off' then
-      answer := 'started';
-      attempt := 1;
+      attempt := coalesce(seen.attempt, 1);
       return;
     end if;
 
     -- The insert stays outside of the block above: in a subtransaction it would cost a second
     -- transaction id. The primary key decides against writers that take no lock.
     insert into :"schema".idempotency_keys
-      (created_at, expires_at, lease_expires_at, token, attempt, status, scope, key, fingerprint, leased)
+      (created_at, expires_at, lease_expires_at, token, status, scope, key, fingerprint, leased)
     values (at, at + retention_ms * interval '1 millisecond',
             at + coalesce(lease_ms, retention_ms) * interval '1 millisecond',
-            gen_random_uuid(), 1, 1, scope, key, fingerprint, lease_ms is not null)
+            gen_random_uuid(), 1, scope, key, fingerprint, nullif(lease_ms is not null, false))
     on conflict on constraint idempotency_keys_pkey do nothing
-    returning idempotency_keys.token, idempotency_keys.attempt into token, attempt;
+    returning idempotency_keys.token into token;
     if found then
+      attempt := 1;
       if lease_ms is not null then
         perform :"schema".enlist(scope, key, at + lease_ms * interval '1 millisecond');
       end if;

@@ -41,7 +41,7 @@ pub use inbox::{Handled, Inbox, Message, Receipt, Received, Verdict};
 pub use key::{Key, Scope};
 pub use lease::Lease;
 pub use migrate::Migrated;
-pub use once::PgOnce;
+pub use once::{PgOnce, RoundTrips};
 pub use operation::{OnLapse, Operation};
 pub use progress::Progress;
 pub use reaper::{Reaped, Reaper};

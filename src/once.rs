@@ -8,11 +8,11 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
-use crate::claim::{Claim, Unwritten};
+use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::heartbeat::Beside;
 use crate::key::{Key, Scope};
-use crate::operation::{OnLapse, Operation, millis};
+use crate::operation::{OnLapse, Operation, attempts, millis};
 use crate::response::Response;
 use crate::schema::SchemaName;
 use crate::sql::Statements;
@@ -36,15 +36,37 @@ pub struct PgOnce {
     pub(crate) beside: Beside,
     pub(crate) retention: Duration,
     pub(crate) response_bytes_max: u32,
+    pub(crate) round_trips: RoundTrips,
 }
 
-/// When the row of a new key is written.
-#[derive(Clone, Copy)]
-pub(crate) enum Write {
-    /// By begin: what is committed afterwards has its key, also if its caller forgets to complete.
-    AtOnce,
-    /// By the end, finished: for code of ours that cannot forget it.
-    Once,
+/// How many round trips [`run`](PgOnce::run) and transactional routes take for a new key, beside the work's own.
+///
+/// Whichever it is, the promise is the same; they differ in speed, and in what the *server's* log may show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum RoundTrips {
+    /// As many as a bare transaction: BEGIN with the key's lock and a look in one message, the finished row with
+    /// COMMIT in another. It takes every key for a new one, so a retry takes one round trip in vain, and leaves a
+    /// line in the server's log (`ERROR: the key is not new`) with scope and key as hexadecimal digits. For services
+    /// on a slow network, where retries are few.
+    Two,
+    /// One more, to look first: a retry is answered by it, without a transaction. What was said of the log is true
+    /// only of calls that meet within the same millisecond.
+    #[default]
+    Three,
+    /// Every statement on its own, and every value apart from it. Nothing that a caller has chosen is part of a
+    /// statement's text, so no log shows it. The key's row is written twice, by begin and by complete.
+    Five,
+}
+
+/// What a look has found.
+pub(crate) enum Looked {
+    /// Anything but *started*.
+    Answered(Begin),
+    /// The key is new.
+    New,
+    /// It can be started, but only begin can do it.
+    Free,
 }
 
 /// How long keys are remembered unless told otherwise.
@@ -69,6 +91,7 @@ impl PgOnce {
             schema,
             retention: RETENTION_DEFAULT,
             response_bytes_max: RESPONSE_BYTES_MAX_DEFAULT,
+            round_trips: RoundTrips::default(),
         }
     }
 
@@ -93,6 +116,20 @@ impl PgOnce {
     #[must_use]
     pub fn response_bytes_max(mut self, bytes: u32) -> Self {
         self.response_bytes_max = bytes;
+        self
+    }
+
+    /// How [`run`](PgOnce::run) and transactional routes talk to the database.
+    ///
+    /// ```
+    /// use pgonce::{PgOnce, RoundTrips};
+    ///
+    /// let far_away = PgOnce::new().round_trips(RoundTrips::Two);
+    /// let discreet = PgOnce::new().round_trips(RoundTrips::Five);
+    /// ```
+    #[must_use]
+    pub fn round_trips(mut self, round_trips: RoundTrips) -> Self {
+        self.round_trips = round_trips;
         self
     }
 
@@ -131,7 +168,7 @@ impl PgOnce {
     /// # Cancel safety
     /// Dropped before it returns, the claim may or may not be in the transaction: roll it back.
     pub async fn begin(&self, conn: &mut PgConnection, op: &Operation) -> Result<Begin> {
-        self.ask(conn, op, None, op.wait, Write::AtOnce).await
+        self.ask(conn, op, None, op.wait).await
     }
 
     /// Begins with a lease, for work that leaves the database. Commit before the work starts; on a
@@ -166,7 +203,7 @@ impl PgOnce {
         op: &Operation,
         lease: Duration,
     ) -> Result<Begin> {
-        self.ask(conn, op, Some(lease), op.wait, Write::AtOnce).await
+        self.ask(conn, op, Some(lease), op.wait).await
     }
 
     pub(crate) async fn ask(
@@ -175,9 +212,36 @@ impl PgOnce {
         op: &Operation,
         lease: Option<Duration>,
         wait: Duration,
-        write: Write,
     ) -> Result<Begin> {
-        let row = sqlx::query(self.statements.begin.clone())
+        let row = self.call(conn, op, lease, wait, false).await?;
+        self.answer(op, &row)
+    }
+
+    /// What [`ask`](PgOnce::ask) would be told, for a connection outside of a transaction. Writes nothing and keeps
+    /// no lock, but waits as that would.
+    pub(crate) async fn look(
+        &self,
+        conn: &mut PgConnection,
+        op: &Operation,
+        wait: Duration,
+    ) -> Result<Looked> {
+        let row = self.call(conn, op, None, wait, true).await?;
+        Ok(match (get::<&str>(&row, "answer")?, get::<Option<i32>>(&row, "attempt")?) {
+            ("started", Some(_)) => Looked::New,
+            ("started", None) => Looked::Free,
+            _ => Looked::Answered(self.answer(op, &row)?),
+        })
+    }
+
+    async fn call(
+        &self,
+        conn: &mut PgConnection,
+        op: &Operation,
+        lease: Option<Duration>,
+        wait: Duration,
+        ask_only: bool,
+    ) -> Result<PgRow> {
+        sqlx::query(self.statements.begin.clone())
             .bind(op.scope.as_str())
             .bind(op.key.as_str())
             .bind(op.fingerprint.as_ref().map(|fingerprint| fingerprint.as_bytes()))
@@ -188,27 +252,20 @@ impl PgOnce {
                 OnLapse::Retry => "retry",
                 OnLapse::Hold => "hold",
             })
-            .bind(op.max_attempts.map(|attempts| i32::try_from(attempts).unwrap_or(i32::MAX)))
+            .bind(op.max_attempts.map(attempts))
             .bind(op.lock_replay)
-            .bind(matches!(write, Write::Once))
+            .bind(ask_only)
             .fetch_one(conn)
             .await
-            .map_err(database)?;
-        self.answer(op, &row)
+            .map_err(database)
     }
 
     fn answer(&self, op: &Operation, row: &PgRow) -> Result<Begin> {
         let attempt = || get::<Option<i32>>(row, "attempt").map(|n| n.unwrap_or(0).unsigned_abs());
         Ok(match get::<&str>(row, "answer")? {
             "started" => {
-                let token = get::<Option<Uuid>>(row, "token")?;
-                let mut claim =
-                    self.claim(&op.scope, &op.key, token.unwrap_or_default(), attempt()?);
-                if token.is_none() {
-                    let retention = op.retention.unwrap_or(self.retention);
-                    claim.unwritten = Some(Unwritten { fingerprint: op.fingerprint, retention });
-                }
-                Begin::Started(claim)
+                let token = get(row, "token")?;
+                Begin::Started(self.claim(&op.scope, &op.key, token, attempt()?))
             }
             "replay" => Begin::Replay(Replay {
                 status: match get::<&str>(row, "status")? {

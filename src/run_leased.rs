@@ -17,7 +17,7 @@ use crate::claim::{Claim, ClaimId};
 use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
 use crate::heartbeat::Heartbeat;
 use crate::lease::Lease;
-use crate::once::{PgOnce, Write};
+use crate::once::PgOnce;
 use crate::operation::{OnLapse, Operation};
 use crate::record::Status;
 use crate::response::Response;
@@ -154,7 +154,7 @@ impl PgOnce {
             let mut conn = pool.acquire().await.map_err(database)?;
             // A wait beyond the limit is refused by begin, so the first one goes through as given.
             let wait = if looks == 0 { op.wait } else { Duration::ZERO };
-            let begin = self.ask(&mut conn, op, Some(lease.length), wait, Write::AtOnce).await?;
+            let begin = self.ask(&mut conn, op, Some(lease.length), wait).await?;
             drop(conn);
             let left = deadline.saturating_duration_since(Instant::now());
             if !matches!(begin, Begin::InProgress(_)) || left.is_zero() {

@@ -30,7 +30,9 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
     ("lock_replay", include_str!("../sql/lock_replay.sql")),
     ("enlist", include_str!("../sql/enlist.sql")),
     ("write_over", include_str!("../sql/write_over.sql")),
+    ("can_open", include_str!("../sql/can_open.sql")),
     ("begin", include_str!("../sql/begin.sql")),
+    ("open_once", include_str!("../sql/open_once.sql")),
     ("claim_lost", include_str!("../sql/claim_lost.sql")),
     ("lock_claim", include_str!("../sql/lock_claim.sql")),
     ("omits", include_str!("../sql/omits.sql")),
@@ -95,7 +97,7 @@ macro_rules! record_columns {
 /// The calls of the functions, with the schema filled in.
 pub(crate) struct Statements {
     pub(crate) begin: SqlStr,
-    pub(crate) try_lock: SqlStr,
+    pub(crate) open_once: SqlStr,
     pub(crate) insert_finished: SqlStr,
     pub(crate) complete: SqlStr,
     pub(crate) fail: SqlStr,
@@ -137,9 +139,7 @@ impl Statements {
                 "response_code, response_headers, response_body, response_omitted ",
                 r#"from :"schema".begin($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#
             )),
-            try_lock: call(
-                r#"select pg_catalog.pg_try_advisory_xact_lock(:"schema".lock_id($1, $2))"#,
-            ),
+            open_once: call(r#"select :"schema".open_once($1, $2, $3, $4, $5)"#),
             insert_finished: call(
                 r#"select :"schema".insert_finished($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
             ),

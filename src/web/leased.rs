@@ -23,11 +23,11 @@ use super::transactional::undo;
 use super::waiting::Waiting;
 use crate::answer::{Begin, Finished, InProgress};
 use crate::before::before;
-use crate::checkout::{Asked, Checkout};
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::heartbeat::Heartbeat;
 use crate::lease::Lease;
+use crate::once::Looked;
 use crate::operation::Operation;
 use crate::response::Response as Stored;
 
@@ -241,12 +241,15 @@ async fn give_back(config: &Idempotency, mut claim: Claim, unknown: bool) {
 /// that one's response, or *in progress*. Never its own, which is not the operation's.
 async fn told_by_holder<R, E>(config: &Idempotency, op: &Operation) -> Ended<R, E> {
     tracing::warn!("a handler outlived its lease and another request took its key over");
-    match Checkout::ask(&config.pool, &config.once, op, Duration::ZERO).await {
-        Ok(Asked::Answered(begin)) => Ended::Told(begin),
-        Ok(Asked::Started(checkout, _)) => {
-            // Given back and free, so nobody has answered for the operation. It is not begun again
-            // here: the client decides.
-            undo(Some(checkout)).await;
+    let looked = async {
+        let mut conn = config.pool.acquire().await.map_err(database)?;
+        config.once.look(&mut conn, op, Duration::ZERO).await
+    };
+    match looked.await {
+        Ok(Looked::Answered(begin)) => Ended::Told(begin),
+        // Given back and free, so nobody has answered for the operation. It is not begun again here: the client
+        // decides.
+        Ok(Looked::New | Looked::Free) => {
             Ended::Told(Begin::InProgress(InProgress { lease_remaining: None }))
         }
         Err(error) => {

@@ -27,7 +27,7 @@ pub enum Cut {
 /// Cuts every connection through it at the same place, or only the first one.
 pub struct Proxy {
     options: PgConnectOptions,
-    /// The text of every request so far; empty for a sync.
+    /// The text of every request so far; `execute` for what is prepared, and nothing for a ping.
     requests: Arc<Mutex<Vec<String>>>,
     listening: AbortHandle,
     _socket_dir: tempfile::TempDir,
@@ -121,12 +121,17 @@ async fn requests(
     server.write_u32(startup_length).await?;
     server.write_all(&startup).await?;
     let mut count = 0;
+    let mut executes = false;
     loop {
         let (kind, message) = message(&mut client).await?;
+        executes |= kind == b'E';
         if matches!(kind, b'Q' | b'S') {
             count += 1;
-            let text = message[5..].strip_suffix(b"\0").unwrap_or_default();
-            seen.lock().unwrap().push(String::from_utf8_lossy(text).into_owned());
+            let text = match kind {
+                b'S' if std::mem::take(&mut executes) => "execute".into(),
+                _ => String::from_utf8_lossy(message[5..].strip_suffix(b"\0").unwrap_or_default()),
+            };
+            seen.lock().unwrap().push(text.into_owned());
         }
         if count >= cut {
             return Ok(());

@@ -3,34 +3,107 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use pgonce::{Begin, Failure, Fingerprint, Operation, Response, RunError};
+use pgonce::{Begin, ErrorKind, Failure, Fingerprint, Operation, Response, RoundTrips, RunError};
 use sqlx::Connection;
 
 use crate::crash::{nothing_is_stuck, pool_of_one};
 use crate::harness::{TestDb, effect, op, word};
 use crate::proxy::Proxy;
 
-// begin; the look; the work; the end. (The first key prepares the statements.)
+// The first key prepares the statements.
 #[tokio::test]
-async fn a_new_key_takes_four_round_trips_and_one_row_version() {
+async fn new_keys_and_replays_take_the_round_trips_that_were_chosen() {
+    for (round_trips, new, replay) in [
+        (RoundTrips::Two, "select execute select", "select execute"),
+        (RoundTrips::Three, "execute select execute select", "execute"),
+        (RoundTrips::Five, "BEGIN execute savepoint execute execute COMMIT", "BEGIN execute"),
+    ] {
+        let db = TestDb::new().await;
+        let once = db.once.clone().round_trips(round_trips);
+        let proxy = Proxy::start(&db, None);
+        let pool = pool_of_one(proxy.options());
+        let run = async |key: &str| {
+            once.run(&pool, &op(key), async |tx| effect(tx, &db.schema, key).await).await.unwrap()
+        };
+        run("prepares").await;
+        run("prepares").await; // and a replay's
+        for (sent, replayed) in [(new, false), (replay, true)] {
+            let before = proxy.requests().len();
+            assert_eq!(run("key").await.is_replay(), replayed);
+            // Nobody waits for the pool's pings, nor for the last ROLLBACK.
+            let of_pool = |request: &String| request.is_empty() || request == "ROLLBACK";
+            let mut requests = proxy.requests().split_off(before);
+            requests.retain(|request| !of_pool(request));
+            let words = requests.iter().map(|r| r.split([' ', ';']).next().unwrap());
+            assert_eq!(words.collect::<Vec<_>>().join(" "), sent, "{round_trips:?}");
+            if !replayed && round_trips != RoundTrips::Five {
+                let [.., open, _, end] = &requests[..] else { panic!("{requests:?}") };
+                assert!(open.ends_with("; begin; savepoint pgonce_work"), "{open}");
+                assert!(end.ends_with("; commit and chain"), "{end}");
+            }
+            assert!(!requests.concat().contains("'key'"), "keys are written as digits");
+        }
+        // The second row version of a table that nobody else writes to; twice as many when begin writes it.
+        let last = "select max(ctid)::text from {}.idempotency_keys";
+        let expected = if round_trips == RoundTrips::Five { "(0,4)" } else { "(0,2)" };
+        assert_eq!(db.ask::<String>(last).await, expected, "{round_trips:?}");
+        nothing_is_stuck(&db).await;
+    }
+}
+
+// Each answer that is not *started*, from a pool of one: what is refused must leave its connection clean.
+#[tokio::test]
+async fn whatever_begin_answers_the_connection_is_fit_for_the_next() {
+    for round_trips in [RoundTrips::Two, RoundTrips::Three, RoundTrips::Five] {
+        let db = TestDb::new().await;
+        let once = db.once.clone().round_trips(round_trips);
+        let pool = pool_of_one(db.options.clone());
+        let pid = async || {
+            sqlx::query_scalar::<_, i32>("select pg_backend_pid()").fetch_one(&pool).await.unwrap()
+        };
+        let first = pid().await;
+        let run = async |op: &Operation| {
+            once.run(&pool, op, async |tx| effect(tx, &db.schema, "one").await).await
+        };
+        let bound = op("k").fingerprint(Fingerprint::of_bytes("a"));
+        assert!(!run(&bound).await.unwrap().is_replay());
+        assert!(run(&bound).await.unwrap().is_replay());
+        let other = op("k").fingerprint(Fingerprint::of_bytes("b"));
+        assert!(matches!(run(&other).await, Err(RunError::Mismatch(_))));
+        let live = db.lease(&op("live"), Duration::from_secs(60)).await;
+        assert!(matches!(run(&op("live")).await, Err(RunError::InProgress(_))));
+        live.release(&mut db.conn().await).await.unwrap();
+        assert!(!run(&op("live")).await.unwrap().is_replay(), "a row that is written over");
+        let mut holder = db.conn().await;
+        let mut tx = holder.begin().await.unwrap();
+        let open = db.once.begin(&mut tx, &op("open")).await.unwrap();
+        assert_eq!(word(&open), "started");
+        assert!(matches!(run(&op("open")).await, Err(RunError::InProgress(_))));
+        drop(open);
+        tx.rollback().await.unwrap();
+        assert_eq!((pid().await, db.effects().await), (first, 2), "{round_trips:?}");
+        nothing_is_stuck(&db).await;
+    }
+}
+
+// Arguments are checked before anything runs, whoever is asked first.
+#[tokio::test]
+async fn bad_arguments_are_refused_before_the_work() {
     let db = TestDb::new().await;
-    let proxy = Proxy::start(&db, None);
-    let pool = pool_of_one(proxy.options());
-    let run = async |key: &str| {
-        db.once.run(&pool, &op(key), async |tx| effect(tx, &db.schema, key).await).await.unwrap()
-    };
-    run("prepares").await;
-    let before = proxy.requests().len();
-    run("k").await;
-    let requests = proxy.requests().split_off(before);
-    let sent: Vec<_> = requests.iter().filter(|r| !r.is_empty() && *r != "ROLLBACK").collect();
-    assert_eq!(sent.len(), 2, "{sent:?}"); // what is prepared has no text
-    assert!(sent[0].starts_with("begin; ") && sent[1].ends_with("; commit and chain"), "{sent:?}");
-    assert!(!format!("{sent:?}").contains("'k'"), "keys are written as digits");
-    // The second row version of a table that nobody else writes to.
-    let last = "select max(ctid)::text from {}.idempotency_keys";
-    assert_eq!(db.ask::<String>(last).await, "(0,2)");
-    nothing_is_stuck(&db).await;
+    for round_trips in [RoundTrips::Two, RoundTrips::Three, RoundTrips::Five] {
+        let once = db.once.clone().round_trips(round_trips);
+        for (op, field) in [
+            (op("k").retention(Duration::ZERO), "retention_ms"),
+            (op("k").wait(Duration::from_secs(3601)), "wait_ms"),
+            (op("k").max_attempts(0), "max_attempts"),
+        ] {
+            let refused = once.run(&db.pool, &op, async |_| Ok::<_, Failure>(7)).await.unwrap_err();
+            let RunError::Protocol(error) = refused else { panic!("{refused:?}") };
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert!(error.to_string().contains(field), "{error}");
+        }
+    }
+    assert_eq!(db.ask::<i64>("select count(*) from {}.idempotency_keys").await, 0);
 }
 
 #[tokio::test]

@@ -1,19 +1,20 @@
 //! A pooled connection with a transaction of ours open on it.
 
+mod opening;
+
 use std::ops::{Deref, DerefMut};
-use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::{Database, PgConnection, PgPool, Postgres, Transaction};
 use sqlx_core::transaction::TransactionManager;
 
-use crate::answer::{Begin, Finished};
+use crate::answer::Finished;
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, commit as commit_error, database};
-use crate::literal::{self, Literal};
-use crate::once::{PgOnce, Write};
-use crate::operation::Operation;
+use crate::literal;
 use crate::response::Response;
+
+pub(crate) use opening::Asked;
 
 pub(crate) type Manager = <Postgres as Database>::TransactionManager;
 
@@ -22,14 +23,6 @@ const UNDO_WORK: &str = "rollback to savepoint pgonce_work";
 /// The next transaction, an empty one, is for the driver's books: it takes a COMMIT only as a statement of its
 /// own, and its ROLLBACK costs nobody a round trip.
 const COMMIT: &str = "commit and chain";
-
-/// What begin has answered to [`Checkout::ask`].
-#[allow(clippy::large_enum_variant, reason = "the large one is the usual one")]
-pub(crate) enum Asked {
-    Started(Checkout, Claim),
-    /// Anything but *started*.
-    Answered(Begin),
-}
 
 /// A connection borrowed from a pool with a transaction open on it, which it owns: it can be handed
 /// to somebody and taken back, as sqlx's own `Transaction` cannot without giving up what follows.
@@ -45,59 +38,21 @@ pub(crate) struct Checkout {
 }
 
 impl Checkout {
-    pub(crate) async fn begin(pool: &PgPool) -> Result<Self> {
+    /// Borrows the connection, without a transaction.
+    async fn borrow(pool: &PgPool) -> Result<Self> {
         // Cancelling acquire is safe: nothing has been sent yet.
         let conn = pool.acquire().await.map_err(database)?;
-        let mut checkout = Self { conn, settled: false };
-        Manager::begin(&mut checkout.conn, None).await.map_err(database)?;
+        Ok(Self { conn, settled: false })
+    }
+
+    pub(crate) async fn begin(pool: &PgPool) -> Result<Self> {
+        let mut checkout = Self::borrow(pool).await?;
+        checkout.open_transaction().await?;
         Ok(checkout)
     }
 
-    /// Opens a transaction and begins an operation in it, in two round trips. When it is started, a savepoint is
-    /// set, so that [`fail`](Checkout::fail) can undo the work and keep the claim. Any other answer has ended
-    /// the transaction.
-    pub(crate) async fn ask(
-        pool: &PgPool,
-        once: &PgOnce,
-        op: &Operation,
-        wait: Duration,
-    ) -> Result<Asked> {
-        let conn = pool.acquire().await.map_err(database)?;
-        let mut checkout = Self { conn, settled: false };
-        // The lock goes before the savepoint: it is to be kept when the work is undone. Whether it was to be
-        // had is begin's to find out.
-        let key = [Literal::Text(op.scope.as_str()), Literal::Text(op.key.as_str())];
-        let lock = literal::fill(once.statements.try_lock.as_str(), &key);
-        let opening = literal::message(&["begin", &lock, SAVEPOINT]);
-        Manager::begin(&mut checkout.conn, Some(opening)).await.map_err(database)?;
-        match once.ask(&mut checkout.conn, op, None, wait, Write::Once).await {
-            Ok(Begin::Started(claim)) => checkout.started(claim).await,
-            Ok(answer) => {
-                // A replay that locked its row must wait for the standby. Nothing else has written.
-                match answer {
-                    Begin::Replay(_) if op.lock_replay => checkout.commit().await?,
-                    Begin::Replay(_) => checkout.leave(),
-                    _ => checkout.rollback().await,
-                }
-                Ok(Asked::Answered(answer))
-            }
-            Err(error) => {
-                checkout.rollback().await;
-                Err(error)
-            }
-        }
-    }
-
-    async fn started(mut self, mut claim: Claim) -> Result<Asked> {
-        claim.settled = true; // it ends with this transaction, however that ends
-        // A claim that is written lies behind the savepoint, which would undo it.
-        if claim.unwritten.is_none()
-            && let Err(error) = self.execute(SAVEPOINT).await
-        {
-            self.rollback().await;
-            return Err(error);
-        }
-        Ok(Asked::Started(self, claim))
+    async fn open_transaction(&mut self) -> Result<()> {
+        Manager::begin(&mut self.conn, None).await.map_err(database)
     }
 
     /// Completes the claim and commits it with what the work wrote.

@@ -1,0 +1,25 @@
+-- Takes the right to perform an operation whose key is new, and writes nothing: the caller must commit with
+-- insert_finished. Only for code that cannot forget it: what it wrote without would have no key. Sent in one
+-- message with BEGIN behind it, which takes the transaction over with the key's lock in it:
+--   select open_once(..); begin; savepoint ..
+-- Raises IK004 when the key has a row or is being worked on, or the transaction is none for this (can_open): ask
+-- begin. Raises IK001 as begin does.
+create or replace function :"schema".open_once(
+  scope text, key text, retention_ms bigint, wait_ms bigint, max_attempts integer)
+returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $pgonce$
+#variable_conflict use_variable
+begin
+  perform :"schema".check_begin(scope, key, null, retention_ms, null, wait_ms, 'retry', max_attempts);
+  if :"schema".can_open() and pg_try_advisory_xact_lock(:"schema".lock_id(scope, key)) then
+    -- A statement of its own: a snapshot taken before the lock would miss what its last holder committed.
+    perform from :"schema".idempotency_keys k where k.scope = scope collate "C" and k.key = key collate "C";
+    if not found then
+      return;
+    end if;
+  end if;
+  raise exception 'the key is not new' using errcode = 'IK004';
+end
+$pgonce$;

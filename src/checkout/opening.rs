@@ -1,0 +1,139 @@
+//! How the transactions of `run` and of transactional routes begin.
+
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+use sqlx_core::transaction::TransactionManager;
+
+use super::{Checkout, Manager, SAVEPOINT};
+use crate::answer::Begin;
+use crate::claim::{Claim, Unwritten};
+use crate::error::{Result, database};
+use crate::literal::{self, Literal};
+use crate::once::{Looked, PgOnce, RoundTrips};
+use crate::operation::{Operation, attempts, millis};
+
+/// SQLSTATE of open_once: the key is not new.
+const NOT_NEW: &str = "IK004";
+
+/// What begin has answered to [`Checkout::ask`].
+#[allow(clippy::large_enum_variant, reason = "the large one is the usual one")]
+pub(crate) enum Asked {
+    /// In a transaction with a savepoint, so that [`fail`](Checkout::fail) can undo the work and keep the claim.
+    Started(Checkout, Claim),
+    /// Anything but *started*. There is no transaction.
+    Answered(Begin),
+}
+
+impl Checkout {
+    /// Begins an operation in a transaction of its own, waiting up to `wait` for others at work on the key.
+    pub(crate) async fn ask(
+        pool: &PgPool,
+        once: &PgOnce,
+        op: &Operation,
+        wait: Duration,
+    ) -> Result<Asked> {
+        let mut checkout = Self::borrow(pool).await?;
+        let since = Instant::now();
+        let looks_first = once.round_trips == RoundTrips::Three;
+        if looks_first {
+            match checkout.look(once, op, wait).await? {
+                Looked::Answered(answer) => return Ok(checkout.answered(answer)),
+                Looked::Free => return checkout.begin_written(once, op, wait).await,
+                Looked::New => {}
+            }
+        }
+        if once.round_trips != RoundTrips::Five {
+            if let Some(claim) = checkout.open(once, op, wait).await? {
+                return Ok(Asked::Started(checkout, claim));
+            }
+            if !looks_first && let Looked::Answered(answer) = checkout.look(once, op, wait).await? {
+                return Ok(checkout.answered(answer));
+            }
+        }
+        // Somebody was quicker, or the row has to be written over: begin decides.
+        checkout.begin_written(once, op, wait.saturating_sub(since.elapsed())).await
+    }
+
+    fn answered(mut self, answer: Begin) -> Asked {
+        self.settled = true;
+        Asked::Answered(answer)
+    }
+
+    /// Looks before there is a transaction.
+    async fn look(&mut self, once: &PgOnce, op: &Operation, wait: Duration) -> Result<Looked> {
+        let looked = once.look(&mut self.conn, op, wait).await;
+        // Nothing is open after an error either. Only a look that was given up may still wait for a lock.
+        self.settled = looked.is_err();
+        looked
+    }
+
+    /// Opens the transaction with a new key's lock in it, in one round trip. None: the key is not new, and nothing
+    /// is open.
+    async fn open(
+        &mut self,
+        once: &PgOnce,
+        op: &Operation,
+        wait: Duration,
+    ) -> Result<Option<Claim>> {
+        let retention = op.retention.unwrap_or(once.retention);
+        let values = [
+            Literal::Text(op.scope.as_str()),
+            Literal::Text(op.key.as_str()),
+            Literal::Number(Some(millis(retention))),
+            Literal::Number(Some(millis(wait))),
+            Literal::Number(op.max_attempts.map(|max| attempts(max).into())),
+        ];
+        // BEGIN comes behind the call, and takes over the transaction that the call is in: had it begun before, a
+        // call that raises would leave an aborted one behind, of which the driver knows nothing. The savepoint comes
+        // last: undoing the work must not give the lock back.
+        let open = literal::fill(once.statements.open_once.as_str(), &values);
+        let message = literal::message(&[&open, "begin", SAVEPOINT]);
+        match Manager::begin(&mut self.conn, Some(message)).await {
+            Ok(()) => {
+                let mut claim = once.claim(&op.scope, &op.key, uuid::Uuid::nil(), 1);
+                claim.unwritten = Some(Unwritten { fingerprint: op.fingerprint, retention });
+                claim.settled = true; // it ends with this transaction, however that ends
+                Ok(Some(claim))
+            }
+            Err(error) => match error.as_database_error().and_then(|error| error.code()) {
+                Some(code) if code == NOT_NEW => Ok(None),
+                _ => Err(database(error)),
+            },
+        }
+    }
+
+    /// Opens the transaction and begins in it as the verbs do: with a row.
+    async fn begin_written(
+        mut self,
+        once: &PgOnce,
+        op: &Operation,
+        wait: Duration,
+    ) -> Result<Asked> {
+        self.open_transaction().await?;
+        match once.ask(&mut self.conn, op, None, wait).await {
+            Ok(Begin::Started(mut claim)) => {
+                claim.settled = true; // as above
+                match self.execute(SAVEPOINT).await {
+                    Ok(()) => Ok(Asked::Started(self, claim)),
+                    Err(error) => {
+                        self.rollback().await;
+                        Err(error)
+                    }
+                }
+            }
+            Ok(answer) => {
+                // A replay that locked its row must wait for the standby. Nothing else has written.
+                match answer {
+                    Begin::Replay(_) if op.lock_replay => self.commit().await?,
+                    _ => self.rollback().await,
+                }
+                Ok(Asked::Answered(answer))
+            }
+            Err(error) => {
+                self.rollback().await;
+                Err(error)
+            }
+        }
+    }
+}
