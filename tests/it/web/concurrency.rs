@@ -244,9 +244,9 @@ async fn a_begin_that_lost_a_race_is_sent_again_a_few_times() {
             let db = TestDb::new().await;
             db.execute(&format!(
                 "create sequence {{}}.begins;
-                 create or replace function {{}}.take_lock(lock_id bigint, deadline timestamptz)
+                 create or replace function {{}}.check_name(field text, name text)
                    returns void language plpgsql as $$ begin
-                     if nextval('{{}}.begins') <= {losses} then
+                     if field = 'scope' and nextval('{{}}.begins') <= {losses} then
                        raise exception 'lost' using errcode = '40001';
                      end if; end $$"
             ))
