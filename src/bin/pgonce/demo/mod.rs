@@ -1,7 +1,6 @@
 //! `pgonce demo`: a storm of lost answers and retries, without and with pgonce.
 
 mod books;
-mod interrupt;
 mod plan;
 mod report;
 mod server;
@@ -15,10 +14,10 @@ use pgonce::PgOnce;
 use pgonce::throwaway::{Database, Options};
 
 use crate::exit::CliError;
+use crate::interrupt::Interrupt;
 use crate::output;
 use crate::session::Global;
 use books::Books;
-use interrupt::Interrupt;
 use plan::Plan;
 use report::{Half, Report, Setting};
 use server::Server;

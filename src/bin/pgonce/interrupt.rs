@@ -6,11 +6,11 @@ use crate::exit::CliError;
 
 /// Listens from the moment it exists, so that no signal gets past the cleaning up.
 #[cfg(unix)]
-pub(super) struct Interrupt([signal::unix::Signal; 3]);
+pub(crate) struct Interrupt([signal::unix::Signal; 3]);
 
 #[cfg(unix)]
 impl Interrupt {
-    pub(super) fn listen() -> Result<Self, CliError> {
+    pub(crate) fn listen() -> Result<Self, CliError> {
         use signal::unix::SignalKind;
         let listen =
             |kind| signal::unix::signal(kind).map_err(|error| CliError::failed("signal", error));
@@ -21,7 +21,7 @@ impl Interrupt {
         ]))
     }
 
-    pub(super) async fn received(&mut self) {
+    pub(crate) async fn received(&mut self) {
         let [interrupt, terminate, hangup] = &mut self.0;
         tokio::select! {
             _ = interrupt.recv() => (),
@@ -32,15 +32,15 @@ impl Interrupt {
 }
 
 #[cfg(not(unix))]
-pub(super) struct Interrupt;
+pub(crate) struct Interrupt;
 
 #[cfg(not(unix))]
 impl Interrupt {
-    pub(super) fn listen() -> Result<Self, CliError> {
+    pub(crate) fn listen() -> Result<Self, CliError> {
         Ok(Self)
     }
 
-    pub(super) async fn received(&mut self) {
+    pub(crate) async fn received(&mut self) {
         if signal::ctrl_c().await.is_err() {
             std::future::pending().await
         }

@@ -1,0 +1,182 @@
+//! Where the scenarios run: a database, and schemas of the bench's own in it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgonce::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use pgonce::sqlx::{self, AssertSqlSafe, PgConnection, PgPool, SqlSafeStr, SqlStr};
+use pgonce::throwaway::{Database, Options};
+use pgonce::{PgOnce, SchemaName};
+
+use super::relay::Relay;
+use crate::exit::CliError;
+use crate::session::{Global, connect};
+
+pub(super) struct Arena {
+    database: Database,
+    /// What the names of all schemas begin with.
+    prefix: String,
+    pub(super) server_version: String,
+}
+
+/// A schema with pgonce's tables and the workload's.
+#[derive(Clone)]
+pub(super) struct Stage {
+    pub(super) once: PgOnce,
+    schema: Arc<str>,
+    /// Past all relays.
+    direct: PgConnectOptions,
+    /// In between when a delay is asked for.
+    slow: Option<Arc<Relay>>,
+    /// Whether nobody else writes to this server.
+    pub(super) is_alone: bool,
+}
+
+/// Durable as PostgreSQL comes, with room enough that no checkpoint falls into a run by itself.
+const SETTINGS: [(&str, &str); 6] = [
+    ("shared_buffers", "1GB"),
+    ("max_wal_size", "20GB"),
+    ("checkpoint_timeout", "1h"),
+    ("wal_keep_size", "1GB"), // it is read again
+    ("autovacuum", "off"),
+    ("max_connections", "400"),
+];
+
+const ACQUIRE_MAX: Duration = Duration::from_secs(30);
+
+impl Arena {
+    pub(super) async fn open(global: &Global) -> Result<Self, CliError> {
+        let database = match global.connect_options()? {
+            Some(options) => Database::from(options),
+            None => {
+                let options = SETTINGS
+                    .iter()
+                    .fold(Options::new(), |options, (name, value)| options.setting(*name, *value));
+                let started = Database::throwaway(&options).await;
+                started.map_err(|error| CliError::failed("throwaway", error))?
+            }
+        };
+        let mut conn = connect(&database.connect_options()).await?;
+        // Distributions add their own name after a space.
+        let version = "select split_part(current_setting('server_version'), ' ', 1)";
+        let server_version = sqlx::query_scalar(version).fetch_one(&mut conn).await?;
+        let prefix = format!("pgonce_bench_{:08x}", fastrand::u32(..));
+        Ok(Self { database, prefix, server_version })
+    }
+
+    pub(super) fn is_throwaway(&self) -> bool {
+        self.database.is_throwaway()
+    }
+
+    /// A new schema of this name, in place of an older one, to which a round trip takes so much longer. Autovacuum
+    /// keeps away from it.
+    pub(super) async fn stage(&self, name: &str, delay_ms: f64) -> Result<Stage, CliError> {
+        let schema = format!("{}_{name}", self.prefix);
+        let direct = self.database.connect_options().application_name(&self.prefix);
+        let slow = match delay_ms {
+            0.0 => None,
+            ms => Some(Arc::new(Relay::start(&direct, Duration::from_secs_f64(ms / 1000.0))?)),
+        };
+        let stage = Stage {
+            once: PgOnce::new().schema(SchemaName::new(schema.as_str())?),
+            schema: schema.into(),
+            direct,
+            slow,
+            is_alone: self.is_throwaway(),
+        };
+        let mut conn = stage.conn().await?;
+        stage.execute(&mut conn, "drop schema if exists :schema cascade").await?;
+        stage.once.migrate(&mut conn).await?;
+        stage.execute(&mut conn, include_str!("tables.sql")).await?;
+        if self.is_throwaway() {
+            stage.execute(&mut conn, "checkpoint").await?;
+        }
+        Ok(stage)
+    }
+
+    /// Drops all schemas. A throw-away database takes them with it.
+    pub(super) async fn discard(self) -> Result<(), CliError> {
+        let dropped = match self.is_throwaway() {
+            true => Ok(()),
+            false => self.drop_schemas().await,
+        };
+        self.database.stop().await;
+        let by_hand = format!("drop the schemas {}_*", self.prefix);
+        dropped.map_err(|error| error.but(&by_hand))
+    }
+
+    async fn drop_schemas(&self) -> Result<(), CliError> {
+        let mut conn = connect(&self.database.connect_options()).await?;
+        let names = "select nspname::text from pg_namespace where starts_with(nspname, $1)";
+        let names = sqlx::query_scalar::<_, String>(names).bind(format!("{}_", self.prefix));
+        for name in names.fetch_all(&mut conn).await? {
+            let drop = format!("set lock_timeout = '10s'; drop schema {name} cascade");
+            sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut conn).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Stage {
+    /// The workload's pool: with the delay on the way, if there is one.
+    pub(super) async fn pool(&self, connections: u16) -> Result<PgPool, CliError> {
+        let slow = self.slow.as_ref().map(|relay| relay.options());
+        self.pool_over(slow.unwrap_or_else(|| self.direct.clone()), connections).await
+    }
+
+    /// A pool of one connection through a relay that counts; the relay lives as long as what it is given to.
+    pub(super) async fn counted(&self) -> Result<(Relay, PgPool), CliError> {
+        let relay = Relay::start(&self.direct, Duration::ZERO)?;
+        let pool = self.pool_over(relay.options(), 1).await?;
+        Ok((relay, pool))
+    }
+
+    async fn pool_over(
+        &self,
+        options: PgConnectOptions,
+        connections: u16,
+    ) -> Result<PgPool, CliError> {
+        let pool = PgPoolOptions::new()
+            .max_connections(connections.into())
+            .min_connections(connections.into())
+            .acquire_timeout(ACQUIRE_MAX);
+        Ok(pool.connect_with(options).await?)
+    }
+
+    /// A connection past all relays.
+    pub(super) async fn conn(&self) -> Result<PgConnection, CliError> {
+        connect(&self.direct).await
+    }
+
+    /// Statements with this stage's schema filled in; it needs no escaping.
+    pub(super) fn sql(&self, template: &str) -> SqlStr {
+        let text = template.replace(":schema", &self.schema);
+        AssertSqlSafe(Arc::<str>::from(text)).into_sql_str()
+    }
+
+    pub(super) async fn execute(
+        &self,
+        conn: &mut PgConnection,
+        template: &str,
+    ) -> Result<(), CliError> {
+        sqlx::raw_sql(self.sql(template)).execute(conn).await?;
+        Ok(())
+    }
+
+    /// One value, on a connection of its own.
+    pub(super) async fn ask<T>(&self, template: &str) -> Result<T, CliError>
+    where
+        T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
+    {
+        let mut conn = self.conn().await?;
+        Ok(sqlx::query_scalar(self.sql(template)).fetch_one(&mut conn).await?)
+    }
+
+    /// Writes the pages that are waiting now, so that it does not happen later, in a run.
+    pub(super) async fn checkpoint(&self) -> Result<(), CliError> {
+        match self.is_alone {
+            true => self.execute(&mut self.conn().await?, "checkpoint").await,
+            false => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Orders in several ways side by side, whose keys are new or not: what fresh, replay, mixed and leased are made of.
+
+use pgonce::sqlx::PgPool;
+
+use super::Bench;
+use super::arena::Stage;
+use super::figures::{Cost, Outcome, Row};
+use super::load::{Fault, Subject, Work, interleave};
+use super::meter;
+use super::orders::{Shop, Way, key};
+use super::progress::Progress;
+use crate::exit::{CliError, innermost};
+
+/// Which keys come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mix {
+    Fresh,
+    Replay,
+    /// One of ten is a replay.
+    Mixed,
+}
+
+/// How many keys are there before it begins.
+const KNOWN: u64 = 50;
+
+/// A shop with its stream of keys.
+pub(super) struct Orders {
+    shop: Shop,
+    mix: Mix,
+    /// Where its numbers begin.
+    first: u64,
+}
+
+impl Mix {
+    /// The number of the key, and whether it was used before.
+    fn pick(self, number: u64) -> (u64, bool) {
+        match self {
+            Self::Replay => (number % KNOWN, true),
+            Self::Mixed if number % 10 == 9 => (number / 10 % KNOWN, true),
+            Self::Fresh | Self::Mixed => (KNOWN + number, false),
+        }
+    }
+}
+
+impl Orders {
+    pub(super) fn new(shop: Shop, mix: Mix) -> Self {
+        Self { shop, mix, first: 0 }
+    }
+
+    /// With keys that none has who begins elsewhere.
+    pub(super) fn from(self, first: u64) -> Self {
+        Self { first, ..self }
+    }
+}
+
+impl Work for Orders {
+    async fn perform(&self, number: u64) -> Result<(), Fault> {
+        let (number, is_known) = self.mix.pick(self.first + number);
+        self.shop.order(&key(number), is_known).await.map(drop)
+    }
+}
+
+/// A row of a comparison: its name, how orders are protected, and which keys come.
+pub(super) type Entry = (&'static str, Way, Mix);
+
+/// What each of these costs, on a stage of its own. It does not depend on how many clients there are.
+pub(super) async fn costs(bench: &Bench<'_>, entries: &[Entry]) -> Result<Vec<Cost>, CliError> {
+    let stage = bench.arena.stage("costs", 0.0).await?;
+    let pool = stage.pool(1).await?;
+    let mut costs = Vec::new();
+    for &(_, way, mix) in entries {
+        ready(&stage, &pool, way, mix).await?;
+        let make = |pool| Orders::new(Shop::new(&stage, way, pool), mix);
+        costs.push(meter::count(&stage, bench.args.counted, make).await?);
+    }
+    pool.close().await;
+    Ok(costs)
+}
+
+/// Runs these in turn; `own` is pgonce's row.
+pub(super) async fn compare(
+    bench: &Bench<'_>,
+    stage: &Stage,
+    (scenario, clients, about): (&'static str, u16, &'static str),
+    (entries, costs): (&[Entry], &[Cost]),
+    own: &'static str,
+) -> Result<Outcome, CliError> {
+    // A commit behind work under a lease takes a second connection for a moment.
+    let is_leased = entries.iter().any(|(_, way, _)| *way == Way::Leased);
+    let connections = if is_leased { (2 * clients).min(300) } else { clients };
+    let pool = stage.pool(connections).await?;
+    let mut subjects = Vec::new();
+    for (&(name, way, mix), &cost) in entries.iter().zip(costs) {
+        let orders = ready(stage, &pool, way, mix).await?;
+        subjects.push(Subject::new(Row::new(name, cost), orders));
+    }
+    stage.checkpoint().await?;
+    interleave(&mut subjects, clients, bench.rounds(), &Progress::of(scenario)).await?;
+    pool.close().await;
+    let mut rows: Vec<_> = subjects.into_iter().map(|subject| subject.row).collect();
+    for (row, (_, way, _)) in rows.iter_mut().zip(entries) {
+        row.doubles = Some(way.doubles(stage).await?);
+    }
+    Ok(Outcome::new(scenario, clients, about, rows, own))
+}
+
+/// Orders whose keys that will come again are there.
+async fn ready(stage: &Stage, pool: &PgPool, way: Way, mix: Mix) -> Result<Orders, CliError> {
+    let orders = Orders::new(Shop::new(stage, way, pool.clone()), mix);
+    let known = if mix == Mix::Fresh || way == Way::Bare { 0 } else { KNOWN };
+    for number in 0..known {
+        let taken = orders.shop.order(&key(number), false).await;
+        taken.map_err(|error| CliError::failed("bench", innermost(error.as_ref())))?;
+    }
+    Ok(orders)
+}

@@ -1,0 +1,96 @@
+//! What an operation costs, counted and not timed: one client does it some hundred times, one after the other.
+
+use pgonce::sqlx::{self, PgConnection, PgPool};
+
+use super::arena::Stage;
+use super::figures::Cost;
+use super::load::Work;
+use crate::exit::{CliError, innermost};
+
+/// How many operations go before those that are counted, at most.
+const WARM_UP: u64 = 50;
+/// Numbers that no client comes to.
+const FIRST: u64 = 1 << 40;
+
+/// The mean cost of so many operations of what `make` makes of a pool. WAL is counted where nobody else writes any.
+pub(super) async fn count<W: Work>(
+    stage: &Stage,
+    operations: u32,
+    make: impl FnOnce(PgPool) -> W,
+) -> Result<Cost, CliError> {
+    let (relay, pool) = stage.counted().await?;
+    let work = make(pool);
+    let warm_up = WARM_UP.min(operations.into());
+    repeat(&work, FIRST, warm_up).await?;
+    let mut conn = stage.conn().await?;
+    let wal = Wal::mark(stage, &mut conn).await?;
+    let trips = relay.trips();
+    repeat(&work, FIRST + warm_up, operations.into()).await?;
+    let trips = relay.trips() - trips;
+    let mean = |total: f64| total / f64::from(operations);
+    let Written { bytes, dead_rows, xids } = wal.since(&mut conn).await?;
+    Ok(Cost {
+        // None is seen through TLS.
+        round_trips: (trips > 0).then(|| mean(trips as f64)),
+        wal_bytes: bytes.map(mean),
+        dead_rows: dead_rows.map(mean),
+        xids: xids.map(mean),
+    })
+}
+
+/// Does it with these numbers, one after the other.
+pub(super) async fn repeat(work: &impl Work, first: u64, count: u64) -> Result<(), CliError> {
+    for number in first..first + count {
+        let done = work.perform(number).await;
+        done.map_err(|error| CliError::failed("bench", innermost(error.as_ref())))?;
+    }
+    Ok(())
+}
+
+/// A place in the WAL to count from, where that can be done.
+struct Wal(Option<Place>);
+
+/// Where the WAL ends, and the next transaction id.
+type Place = (String, f64);
+
+/// What was written since then, without the images of whole pages.
+#[derive(Default)]
+struct Written {
+    bytes: Option<f64>,
+    /// Row versions that were updated or deleted.
+    dead_rows: Option<f64>,
+    xids: Option<f64>,
+}
+
+impl Wal {
+    async fn mark(stage: &Stage, conn: &mut PgConnection) -> Result<Self, CliError> {
+        // PostgreSQL 15 or newer, where its packages are complete.
+        let extension = "create extension if not exists pg_walinspect";
+        if !stage.is_alone || sqlx::raw_sql(extension).execute(&mut *conn).await.is_err() {
+            return Ok(Self(None));
+        }
+        Ok(Self(Some(place(conn).await?)))
+    }
+
+    async fn since(self, conn: &mut PgConnection) -> Result<Written, CliError> {
+        let Some((from, first_xid)) = self.0 else { return Ok(Written::default()) };
+        let (to, next_xid) = place(conn).await?;
+        // Only what is flushed can be read, and what comes without a commit may not be yet.
+        let flush = "select pg_logical_emit_message(true, 'pgonce', '')";
+        sqlx::query(flush).execute(&mut *conn).await?;
+        let sql = "select coalesce(sum(record_length - fpi_length), 0)::float8,
+            count(*) filter (where resource_manager = 'Heap' and record_type ~ 'UPDATE|DELETE')::float8
+            from pg_get_wal_records_info($1::pg_lsn, pg_current_wal_flush_lsn())
+            where end_lsn <= $2::pg_lsn and resource_manager not in ('XLOG', 'Standby')";
+        let query = sqlx::query_as::<_, (f64, f64)>(sql).bind(from).bind(to);
+        let (bytes, dead_rows) = query.fetch_one(conn).await?;
+        let xids = Some(next_xid - first_xid);
+        Ok(Written { bytes: Some(bytes), dead_rows: Some(dead_rows), xids })
+    }
+}
+
+async fn place(conn: &mut PgConnection) -> Result<Place, CliError> {
+    let sql = "select pg_current_wal_insert_lsn()::text,
+        pg_snapshot_xmax(pg_current_snapshot())::text::float8";
+    Ok(sqlx::query_as(sql).fetch_one(conn).await?)
+}

@@ -1,0 +1,242 @@
+//! The workload: take an order and answer it, protected in one way or another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgonce::sqlx::{self, AssertSqlSafe, PgConnection, PgPool, SqlStr};
+use pgonce::{Begin, Fingerprint, Lease, Operation, PgOnce, Response, Work as LeasedWork};
+use sha2::{Digest, Sha256};
+
+use super::arena::Stage;
+use super::load::Fault;
+use crate::exit::CliError;
+
+/// The response is this long as JSON.
+const RESPONSE_BYTES: usize = 460;
+/// What makes an order's row 200 bytes long, together with its key.
+const NOTE_BYTES: usize = 120;
+/// As long as a key is.
+const KEY_BYTES: usize = 34;
+pub(super) const SCOPE: &str = "pay";
+
+/// How an order is kept from being taken twice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// It is not: one transaction with one insert.
+    Bare,
+    /// Claim, work, result, in one transaction, as one writes it with sqlx.
+    HandWritten,
+    /// The statements that cost least, sent in three messages by nothing but sqlx.
+    Floor,
+    Run,
+    /// `begin` and `complete` in a transaction of the caller's.
+    Verbs,
+    Leased,
+}
+
+/// A shop that takes orders in its way.
+#[derive(Clone)]
+pub(super) struct Shop {
+    way: Way,
+    pool: PgPool,
+    once: PgOnce,
+    /// How long `run` waits for somebody else.
+    wait: Duration,
+    sql: Arc<Statements>,
+}
+
+struct Statements {
+    schema_keys_floor: String,
+    order: SqlStr,
+    claim: SqlStr,
+    finish: SqlStr,
+    look: SqlStr,
+}
+
+impl Way {
+    /// Different ones, so that no way knows another one's keys.
+    fn scope(self) -> &'static str {
+        match self {
+            Self::Leased => "ship",
+            Self::Verbs => "buy",
+            _ => SCOPE,
+        }
+    }
+
+    fn orders(self) -> &'static str {
+        match self {
+            Self::Bare => "orders_bare",
+            Self::HandWritten => "orders_hand_written",
+            Self::Floor => "orders_floor",
+            Self::Run => "orders_run",
+            Self::Verbs => "orders_verbs",
+            Self::Leased => "orders_leased",
+        }
+    }
+
+    /// How many orders were taken for a key that had one already.
+    pub(super) async fn doubles(self, stage: &Stage) -> Result<u64, CliError> {
+        let orders = self.orders();
+        let count = format!(
+            "select count(*) - count(distinct left(note, {KEY_BYTES})) from :schema.{orders}"
+        );
+        Ok(stage.ask::<i64>(&count).await?.unsigned_abs())
+    }
+}
+
+impl Shop {
+    pub(super) fn new(stage: &Stage, way: Way, pool: PgPool) -> Self {
+        let keys = if way == Way::Floor { "keys_floor" } else { "keys_hand_written" };
+        let sql =
+            |text: &str| stage.sql(&text.replace(":orders", way.orders()).replace(":keys", keys));
+        let sql = Statements {
+            schema_keys_floor: sql(":schema.keys_floor").as_str().to_owned(),
+            order: sql(
+                "insert into :schema.:orders (customer_id, amount_cents, currency, status, note)
+                 values ($1, $2, $3, $4, $5)",
+            ),
+            claim: sql("insert into :schema.:keys (scope, key, fingerprint, status, expires_at)
+                 values ($1, $2, $3, 1, now() + interval '1 day')
+                 on conflict do nothing returning attempt"),
+            finish: sql(
+                "update :schema.:keys set status = 2, response = $3 where scope = $1 and key = $2",
+            ),
+            look: sql("select response from :schema.:keys where scope = $1 and key = $2"),
+        };
+        Self { way, pool, once: stage.once.clone(), wait: Duration::ZERO, sql: Arc::new(sql) }
+    }
+
+    /// Lets `run` wait for another one at the same key.
+    pub(super) fn waiting(self, wait: Duration) -> Self {
+        Self { wait, ..self }
+    }
+
+    /// Takes the order of this key. Only the floor needs to be told whether it was taken before.
+    pub(super) async fn order(&self, key: &str, is_known: bool) -> Result<String, Fault> {
+        match self.way {
+            Way::Bare => self.bare(key).await,
+            Way::HandWritten => self.hand_written(key).await,
+            Way::Floor if is_known => self.look(key).await,
+            Way::Floor => self.floor(key).await,
+            Way::Run => self.run(key).await,
+            Way::Verbs => self.verbs(key).await,
+            Way::Leased => self.leased(key).await,
+        }
+    }
+
+    async fn insert(&self, conn: &mut PgConnection, key: &str) -> Result<String, sqlx::Error> {
+        sqlx::query(self.sql.order.clone())
+            .bind(7_i64)
+            .bind(1200_i64)
+            .bind("EUR")
+            .bind("paid")
+            .bind(format!("{key:x<NOTE_BYTES$}"))
+            .execute(conn)
+            .await?;
+        Ok("y".repeat(RESPONSE_BYTES - 2))
+    }
+
+    async fn bare(&self, key: &str) -> Result<String, Fault> {
+        let mut tx = self.pool.begin().await?;
+        let value = self.insert(&mut tx, key).await?;
+        tx.commit().await?;
+        Ok(value)
+    }
+
+    async fn hand_written(&self, key: &str) -> Result<String, Fault> {
+        let mut tx = self.pool.begin().await?;
+        let claim = sqlx::query(self.sql.claim.clone()).bind(SCOPE).bind(key).bind(&[0_u8; 32][..]);
+        let value = if claim.fetch_optional(&mut *tx).await?.is_some() {
+            let value = self.insert(&mut tx, key).await?;
+            let response = serde_json::to_vec(&value)?;
+            let finish = sqlx::query(self.sql.finish.clone()).bind(SCOPE).bind(key).bind(response);
+            finish.execute(&mut *tx).await?;
+            value
+        } else {
+            let look = sqlx::query_scalar::<_, Vec<u8>>(self.sql.look.clone());
+            let response = look.bind(SCOPE).bind(key).fetch_one(&mut *tx).await?;
+            serde_json::from_slice(&response)?
+        };
+        tx.commit().await?;
+        Ok(value)
+    }
+
+    async fn look(&self, key: &str) -> Result<String, Fault> {
+        let look = sqlx::query_scalar::<_, Vec<u8>>(self.sql.look.clone());
+        let response = look.bind(SCOPE).bind(key).fetch_one(&self.pool).await?;
+        Ok(serde_json::from_slice(&response)?)
+    }
+
+    /// What is sent as text is in hexadecimal digits, and safe for that.
+    async fn floor(&self, key: &str) -> Result<String, Fault> {
+        let keys = &self.sql.schema_keys_floor;
+        let name = hex(key.as_bytes());
+        let begin = format!(
+            "begin; \
+             select pg_try_advisory_xact_lock(hashtextextended(convert_from('\\x{name}', 'UTF8'), 0)); \
+             select status, response from {keys} \
+             where scope = '{SCOPE}' and key = convert_from('\\x{name}', 'UTF8')"
+        );
+        let mut tx = self.pool.begin_with(AssertSqlSafe(begin)).await?;
+        let value = self.insert(&mut tx, key).await?;
+        let response = hex(&serde_json::to_vec(&value)?);
+        let finish = format!(
+            "insert into {keys} (scope, key, fingerprint, status, response, expires_at) \
+             values ('{SCOPE}', convert_from('\\x{name}', 'UTF8'), '\\x{:064}', 2, '\\x{response}', \
+             now() + interval '1 day'); commit and chain",
+            0
+        );
+        sqlx::raw_sql(AssertSqlSafe(finish)).execute(&mut *tx).await?;
+        // It is committed. The driver ends the empty transaction when it gives the connection back.
+        drop(tx);
+        Ok(value)
+    }
+
+    fn operation(&self, key: &str) -> Result<Operation, Fault> {
+        Ok(Operation::new(self.way.scope(), key)?.fingerprint(fingerprint()).wait(self.wait))
+    }
+
+    async fn run(&self, key: &str) -> Result<String, Fault> {
+        let op = self.operation(key)?;
+        let work = async |tx: &mut PgConnection| self.insert(tx, key).await;
+        Ok(self.once.run(&self.pool, &op, work).await?.into_inner())
+    }
+
+    async fn verbs(&self, key: &str) -> Result<String, Fault> {
+        let op = self.operation(key)?;
+        let mut tx = self.pool.begin().await?;
+        let Begin::Started(claim) = self.once.begin(&mut tx, &op).await? else {
+            return Err("a new key was not".into());
+        };
+        let value = self.insert(&mut tx, key).await?;
+        claim.complete(&mut tx, Response::json(&value)?).await?;
+        tx.commit().await?;
+        Ok(value)
+    }
+
+    async fn leased(&self, key: &str) -> Result<String, Fault> {
+        let (op, lease) = (self.operation(key)?, Lease::new(Duration::from_secs(60))?);
+        let work = async |work: &mut LeasedWork| {
+            let tx = work.last_tx().await?;
+            Ok::<_, pgonce::Failure>(self.insert(tx, key).await?)
+        };
+        Ok(self.once.run_leased(&self.pool, &op, lease, work).await?.into_inner())
+    }
+}
+
+/// That of every request here.
+pub(super) fn fingerprint() -> Fingerprint {
+    Fingerprint::of_bytes("request")
+}
+
+/// The key of a number, in no order, as random ones are. `fill` makes the same ones in SQL.
+pub(super) fn key(number: u64) -> String {
+    let digest = Sha256::digest(number.to_string());
+    format!("k-{}", hex(&digest[..16]))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+}

@@ -1,0 +1,173 @@
+//! Outcomes as text (which is Markdown, so that it can be shown elsewhere) and as JSON.
+
+use serde_json::Value;
+
+use super::Bench;
+use super::figures::{BARE, FLOOR, HAND_WRITTEN, Limit, Outcome, Row};
+use crate::output::grouped;
+
+/// Figures of a debug build say nothing about pgonce.
+pub(super) const VERSION: &str = match cfg!(debug_assertions) {
+    true => concat!(env!("CARGO_PKG_VERSION"), " (debug build)"),
+    false => env!("CARGO_PKG_VERSION"),
+};
+
+/// Goals that other programs measure, or none yet.
+const ELSEWHERE: [[&str; 5]; 2] = [
+    [
+        "-",
+        "throughput of run to a claim row, to Redis locks",
+        "1.2, 0.9, 1.2",
+        "-",
+        "benches/peers",
+    ],
+    ["-", "instructions and allocations of the library", "falling", "-", "not counted"],
+];
+
+/// What the figures are, for those who see only them.
+pub(super) const HOW: &str = "Variants take turns, so that a noisy machine is noisy for all of them. Ratios compare \
+    variants of the same round: their median, and in brackets the lowest and the highest. Round trips, WAL (without \
+    images of pages), dead row versions and transaction ids are those of one operation, counted while one client works \
+    alone; sqlx's pool adds one round trip to each variant, to see whether a connection is alive.";
+
+pub(super) fn header(bench: &Bench<'_>) -> String {
+    let (count, seconds) = (bench.args.rounds, bench.args.seconds);
+    let delay = match bench.args.delay_ms {
+        0.0 => String::new(),
+        ms => format!(", {ms} ms of delay for each round trip to the server"),
+    };
+    let machine = bench.machine.words();
+    format!(
+        "# pgonce bench\n\npgonce {VERSION} on {machine}; {count} rounds of {seconds} s{delay}.\n{HOW}"
+    )
+}
+
+pub(super) fn json(bench: &Bench<'_>, outcome: &Outcome) -> Value {
+    let mut value = outcome.json();
+    value["rounds"] = bench.args.rounds.into();
+    value["seconds"] = bench.args.seconds.into();
+    value["delay_ms"] = outcome.delay_ms.unwrap_or(bench.args.delay_ms).into();
+    value["machine"] = bench.machine.json();
+    value["version"] = VERSION.into();
+    value
+}
+
+pub(super) fn text(outcome: &Outcome) -> String {
+    let mut text = format!("\n## {}\n\n{}\n\n", outcome.title(), outcome.about);
+    push_table(&mut text, &cells(outcome), 1);
+    for note in &outcome.notes {
+        text.push_str(&format!("\n- {note}"));
+    }
+    text.trim_end().to_owned()
+}
+
+/// All goals and what was measured, at the end.
+pub(super) fn summary(bench: &Bench<'_>) -> String {
+    let mut text = format!("\n## Goals: {}\n\n", verdict(bench));
+    push_table(&mut text, &goals(bench), 2);
+    text.trim_end().to_owned()
+}
+
+pub(super) fn verdict(bench: &Bench<'_>) -> String {
+    let goals = || bench.outcomes.iter().flat_map(|outcome| &outcome.goals);
+    format!("{} of {} met", goals().filter(|goal| goal.is_met()).count(), goals().count())
+}
+
+/// A row for each goal, below a heading.
+pub(super) fn goals(bench: &Bench<'_>) -> Vec<Vec<String>> {
+    let heading = ["scenario", "what", "goal", "measured", ""].map(str::to_owned).to_vec();
+    let all = bench
+        .outcomes
+        .iter()
+        .flat_map(|outcome| outcome.goals.iter().map(move |goal| (outcome, goal)));
+    let rows = all.map(|(outcome, goal)| {
+        let limit = match goal.limit {
+            Limit::AtLeast(limit) => format!("at least {}", number(limit)),
+            Limit::AtMost(limit) => format!("at most {}", number(limit)),
+        };
+        let verdict = if goal.is_met() { "met" } else { "missed" };
+        let measured = number(goal.measured);
+        vec![outcome.title(), goal.what.to_owned(), limit, measured, verdict.to_owned()]
+    });
+    let elsewhere = if bench.args.is_all() { &ELSEWHERE[..] } else { &[] };
+    let elsewhere = elsewhere.iter().map(|row| row.map(str::to_owned).to_vec());
+    [heading].into_iter().chain(rows).chain(elsewhere).collect()
+}
+
+type Column = (&'static str, fn(&Outcome, &Row) -> Option<String>);
+
+const COLUMNS: [Column; 11] = [
+    ("ops/s", |_, row| Some(number(row.rate()?.median))),
+    ("p50 ms", |_, row| row.percentile_ms(50.0).map(number)),
+    ("p99 ms", |_, row| row.percentile_ms(99.0).map(number)),
+    ("to bare", |outcome, row| Some(outcome.ratio(row, BARE)?.to_string())),
+    ("to hand-written", |outcome, row| Some(outcome.ratio(row, HAND_WRITTEN)?.to_string())),
+    ("to floor", |outcome, row| Some(outcome.ratio(row, FLOOR)?.to_string())),
+    ("round trips", |_, row| row.cost.round_trips.map(number)),
+    ("WAL bytes", |_, row| row.cost.wal_bytes.map(number)),
+    ("dead rows", |_, row| row.cost.dead_rows.map(number)),
+    ("xids", |_, row| row.cost.xids.map(number)),
+    ("doubles", |_, row| row.doubles.map(grouped)),
+];
+
+/// The columns in which there is anything, with the names of the rows before them, below a heading.
+pub(super) fn cells(outcome: &Outcome) -> Vec<Vec<String>> {
+    let names = outcome.rows.iter().map(|row| vec![row.name.to_owned()]);
+    let mut table: Vec<_> = [vec![String::new()]].into_iter().chain(names).collect();
+    for (name, cell) in COLUMNS {
+        let column: Vec<_> = outcome.rows.iter().map(|row| cell(outcome, row)).collect();
+        if column.iter().any(Option::is_some) {
+            let heading = Some(name.to_owned());
+            for (row, cell) in table.iter_mut().zip([heading].into_iter().chain(column)) {
+                row.push(cell.unwrap_or_default());
+            }
+        }
+    }
+    table
+}
+
+/// So many columns of names to the left, figures to the right.
+fn push_table(text: &mut String, rows: &[Vec<String>], left: usize) {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<_> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    for (at, row) in rows.iter().enumerate() {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
+            if column < left { format!("{cell:width$}") } else { format!("{cell:>width$}") }
+        });
+        text.push_str(&format!("| {} |\n", cells.collect::<Vec<_>>().join(" | ")));
+        if at == 0 {
+            let rules = widths.iter().enumerate().map(|(column, width)| match column < left {
+                true => "-".repeat(width + 2),
+                false => format!("{}:", "-".repeat(width + 1)),
+            });
+            text.push_str(&format!("|{}|\n", rules.collect::<Vec<_>>().join("|")));
+        }
+    }
+}
+
+/// Three digits or so.
+pub(super) fn number(number: f64) -> String {
+    match number.abs() {
+        0.0 => "0".to_owned(),
+        size if size >= 100.0 => {
+            let sign = if number < 0.0 { "-" } else { "" };
+            format!("{sign}{}", grouped(size.round() as u64))
+        }
+        size => {
+            let text = if size < 0.1 { format!("{number:.3}") } else { format!("{number:.2}") };
+            text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn figures_are_short() {
+        let shown = [0.0, 3.0, 0.756, 12.5, 5012.4, -262_144.0].map(number);
+        assert_eq!(shown, ["0", "3", "0.76", "12.5", "5,012", "-262,144"]);
+    }
+}

@@ -1,0 +1,65 @@
+//! A bar on standard error, where that is a terminal.
+
+use std::io::{IsTerminal, stderr};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::exit::CliError;
+
+/// Says how far the bench is, and which scenario runs.
+pub(super) struct Progress {
+    scenario: &'static str,
+    is_shown: bool,
+}
+
+/// The steps of one piece of work. Gone from the terminal when dropped.
+pub(super) struct Bar(ProgressBar);
+
+impl Progress {
+    pub(super) fn of(scenario: &'static str) -> Self {
+        Self { scenario, is_shown: stderr().is_terminal() }
+    }
+
+    pub(super) fn steps(&self, count: u64) -> Bar {
+        if !self.is_shown {
+            return Bar(ProgressBar::hidden());
+        }
+        let bar = ProgressBar::new(count).with_prefix(self.scenario);
+        if let Ok(style) =
+            ProgressStyle::with_template("{prefix:8} {wide_bar} {pos}/{len} {eta:>4}  {msg:16}")
+        {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Bar(bar)
+    }
+
+    /// Runs something long whose end is not known, such as filling a table.
+    pub(super) async fn during<T>(
+        &self,
+        what: String,
+        work: impl Future<Output = Result<T, CliError>>,
+    ) -> Result<T, CliError> {
+        let bar = if self.is_shown { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+        let _bar = Bar(bar.with_prefix(self.scenario).with_message(what));
+        _bar.0.enable_steady_tick(Duration::from_millis(200));
+        work.await
+    }
+}
+
+impl Bar {
+    pub(super) fn say(&self, what: impl Into<std::borrow::Cow<'static, str>>) {
+        self.0.set_message(what);
+    }
+
+    pub(super) fn step(&self) {
+        self.0.inc(1);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}

@@ -1,0 +1,134 @@
+//! fresh: every key is new.
+
+use pgonce::sqlx::{PgConnection, PgPool};
+use pgonce::{Operation, PgOnce, RunError};
+
+use crate::bench::Bench;
+use crate::bench::arena::Stage;
+use crate::bench::compare::{Entry, Mix, Orders, compare, costs};
+use crate::bench::figures::{BARE, Cost, FLOOR, HAND_WRITTEN, Outcome, Row};
+use crate::bench::load::{Fault, Subject, Work};
+use crate::bench::machine::resident_bytes;
+use crate::bench::meter;
+use crate::bench::orders::{SCOPE, Shop, Way, key};
+use crate::exit::CliError;
+use crate::output::grouped;
+
+const ABOUT: &str = "Every key is new. Look at run's ratios: to bare is what protection costs at all, to floor what \
+    pgonce adds to the fewest statements.";
+const RUN: &str = "run";
+const VERBS: &str = "begin, complete";
+const ENTRIES: [Entry; 5] = [
+    (BARE, Way::Bare, Mix::Fresh),
+    (HAND_WRITTEN, Way::HandWritten, Mix::Fresh),
+    (FLOOR, Way::Floor, Mix::Fresh),
+    (RUN, Way::Run, Mix::Fresh),
+    (VERBS, Way::Verbs, Mix::Fresh),
+];
+/// What a network inside one data centre adds.
+const AWAY_MS: f64 = 1.0;
+/// More than the allocator takes and gives back by itself.
+const GROWTH_MAX: f64 = 4_000_000.0;
+
+pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError> {
+    let costs = costs(bench, &ENTRIES).await?;
+    for clients in bench.args.clients.clone() {
+        let stage = bench.stage("fresh").await?;
+        let mut outcome =
+            compare(bench, &stage, ("fresh", clients, ABOUT), (&ENTRIES, &costs), RUN).await?;
+        outcome.aim_at_no_doubles();
+        if bench.args.delay_ms == 0.0 {
+            let to = |name| outcome.ratio_of(RUN, name);
+            let (bare, floor, by_hand) = (to(BARE), to(FLOOR), to(HAND_WRITTEN));
+            outcome.at_least("throughput of run to bare", 0.75, bare);
+            outcome.at_least("throughput of run to floor", 0.95, floor);
+            outcome.at_least("throughput of run to hand-written", 1.2, by_hand);
+        }
+        if clients == bench.first_clients() {
+            aim_at_costs(&mut outcome);
+            rolled_back(bench, &stage, &mut outcome).await?;
+            memory(bench, &stage, &mut outcome).await?;
+        }
+        aim_at_distance(&mut outcome, bench.args.delay_ms);
+        bench.tell(outcome)?;
+    }
+    if bench.args.delay_ms > 0.0 {
+        return Ok(());
+    }
+    let stage = bench.arena.stage("away", AWAY_MS).await?;
+    let head = ("fresh", bench.first_clients(), "The same, on a machine that is further away.");
+    let mut outcome = compare(bench, &stage, head, (&ENTRIES, &costs), RUN).await?;
+    outcome.delay_ms = Some(AWAY_MS);
+    aim_at_distance(&mut outcome, AWAY_MS);
+    bench.tell(outcome)
+}
+
+/// Round trips outweigh the rest on a slow way.
+fn aim_at_distance(outcome: &mut Outcome, delay_ms: f64) {
+    if delay_ms >= AWAY_MS {
+        let to_bare = outcome.ratio_of(RUN, BARE);
+        outcome.at_least("throughput of run to bare", 0.95, to_bare);
+    }
+}
+
+fn aim_at_costs(outcome: &mut Outcome) {
+    let cost = |name| outcome.row(name).map_or(Cost::default(), |row| row.cost);
+    let (run, verbs) = (cost(RUN), cost(VERBS));
+    outcome.at_most("round trips of run, the work's included", 4.0, run.round_trips);
+    outcome.at_most("WAL bytes of run", 1180.0, run.wal_bytes);
+    outcome.at_most("WAL bytes of begin, complete", 1330.0, verbs.wal_bytes);
+    outcome.at_most("dead rows of run", 0.0, run.dead_rows);
+}
+
+/// Fails before it has written anything.
+struct Failing {
+    once: PgOnce,
+    pool: PgPool,
+}
+
+impl Work for Failing {
+    async fn perform(&self, number: u64) -> Result<(), Fault> {
+        let op = Operation::new(SCOPE, format!("failing {}", key(number)))?;
+        let work = async |_: &mut PgConnection| Err::<(), Fault>("no".into());
+        match self.once.run(&self.pool, &op, work).await {
+            Err(RunError::Work(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(_) => Err("failing work was stored".into()),
+        }
+    }
+}
+
+/// What an attempt costs whose work fails.
+async fn rolled_back(
+    bench: &Bench<'_>,
+    stage: &Stage,
+    outcome: &mut Outcome,
+) -> Result<(), CliError> {
+    let once = stage.once.clone();
+    let cost = meter::count(stage, bench.args.counted, |pool| Failing { once, pool }).await?;
+    outcome.figures.push(("rolled_back_wal_bytes", cost.wal_bytes.into()));
+    outcome.at_most("WAL bytes of a rolled-back run", 0.0, cost.wal_bytes);
+    Ok(())
+}
+
+/// Whether this process grows with the keys that it has seen.
+async fn memory(bench: &Bench<'_>, stage: &Stage, outcome: &mut Outcome) -> Result<(), CliError> {
+    let clients = outcome.clients;
+    let (pool, each) = (stage.pool(clients).await?, bench.rounds().each);
+    let shop = Shop::new(stage, Way::Run, pool.clone());
+    // Keys that are new again.
+    let orders = Orders::new(shop, Mix::Fresh).from(1 << 36);
+    let subject = Subject::new(Row::new(RUN, Cost::default()), orders);
+    subject.work(clients, each).await?; // so that memory is in use
+    let before = resident_bytes();
+    let keys = subject.work(clients, each).await?.latencies.len();
+    let grown = resident_bytes().zip(before).map(|(after, before)| after as f64 - before as f64);
+    pool.close().await;
+    if let Some(grown) = grown {
+        let keys = grouped(keys);
+        outcome.notes.push(format!("Memory grew by {:.1} MB over {keys} keys.", grown / 1e6));
+        outcome.figures.push(("rss_growth_bytes", grown.into()));
+    }
+    outcome.at_most("bytes by which memory grew", GROWTH_MAX, grown);
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! hot: sixteen at once on one key.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgonce::sqlx::{Connection, PgPool};
+use pgonce::{Begin, Operation, PgOnce, RunError};
+use tokio::task::JoinSet;
+
+use crate::bench::Bench;
+use crate::bench::arena::Stage;
+use crate::bench::compare::{Mix, Orders};
+use crate::bench::figures::{BARE, Cost, Disturbed, HAND_WRITTEN, Outcome, Row};
+use crate::bench::load::{Fault, Subject, WARM_UP, Work, interleave};
+use crate::bench::meter;
+use crate::bench::orders::{SCOPE, Shop, Way, key};
+use crate::bench::progress::Progress;
+use crate::exit::{CliError, innermost};
+
+const ABOUT: &str = "Sixteen at once on one key, and all get the answer (bare: an order each). Times are until the last \
+    one has it. Look at run to hand-written.";
+const RUN: &str = "run";
+const WAYS: [(&str, Way); 3] =
+    [(BARE, Way::Bare), (HAND_WRITTEN, Way::HandWritten), (RUN, Way::Run)];
+const AT_ONCE: u16 = 16;
+const WAIT: Duration = Duration::from_secs(20);
+/// The key that is being worked on all the time.
+const HELD: &str = "held";
+/// Between an answer "in progress" and the next request: what an impatient client does.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+/// Keys of others than the volleys'.
+const OTHERS: u64 = 1 << 32;
+
+/// Sends one request sixteen times at once and waits for all answers.
+struct Volley {
+    shop: Shop,
+}
+
+impl Work for Volley {
+    async fn perform(&self, number: u64) -> Result<(), Fault> {
+        let key: Arc<str> = key(number).into();
+        let mut requests = JoinSet::new();
+        for _ in 0..AT_ONCE {
+            let (shop, key) = (self.shop.clone(), Arc::clone(&key));
+            requests.spawn(async move { shop.order(&key, false).await });
+        }
+        while let Some(answered) = requests.join_next().await {
+            answered??;
+        }
+        Ok(())
+    }
+}
+
+/// Asks for a key that another one works on, and is told so.
+struct Loser {
+    once: PgOnce,
+    pool: PgPool,
+}
+
+impl Work for Loser {
+    async fn perform(&self, _: u64) -> Result<(), Fault> {
+        let op = Operation::new(SCOPE, HELD)?;
+        match self.once.run(&self.pool, &op, async |_| Ok::<_, Fault>(())).await {
+            Err(RunError::InProgress(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(_) => Err("the held key was run".into()),
+        }
+    }
+}
+
+pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError> {
+    let stage = bench.stage("hot").await?;
+    let pool = stage.pool(AT_ONCE).await?;
+    let mut subjects: Vec<_> = WAYS
+        .map(|(name, way)| {
+            let shop = Shop::new(&stage, way, pool.clone()).waiting(WAIT);
+            Subject::new(Row::new(name, Cost::default()).of(AT_ONCE.into()), Volley { shop })
+        })
+        .into();
+    // One volley after the other; each is sixteen clients.
+    interleave(&mut subjects, 1, bench.rounds(), &Progress::of("hot")).await?;
+    pool.close().await;
+    let mut rows: Vec<_> = subjects.into_iter().map(|subject| subject.row).collect();
+    for (row, (_, way)) in rows.iter_mut().zip(WAYS) {
+        row.doubles = Some(way.doubles(&stage).await?);
+    }
+    let mut outcome = Outcome::new("hot", AT_ONCE, ABOUT, rows, RUN);
+    outcome.aim_at_no_doubles();
+    let to_hand_written = outcome.ratio_of(RUN, HAND_WRITTEN);
+    outcome.at_least("throughput of run to hand-written", 1.2, to_hand_written);
+    refused(bench, &stage, &mut outcome).await?;
+    bench.tell(outcome)
+}
+
+/// What duplicates cost that are told "in progress" at once, and what they do to other keys.
+async fn refused(bench: &Bench<'_>, stage: &Stage, outcome: &mut Outcome) -> Result<(), CliError> {
+    let mut conn = stage.conn().await?;
+    let mut holder = conn.begin().await?;
+    let held = stage.once.begin(&mut holder, &Operation::new(SCOPE, HELD)?).await?;
+    if !matches!(held, Begin::Started(_)) {
+        return Err(CliError::failed("bench", "the key to be held is held already"));
+    }
+    let once = stage.once.clone();
+    let cost = meter::count(stage, bench.args.counted, |pool| Loser { once, pool }).await?;
+    outcome.figures.extend([
+        ("refused_round_trips", cost.round_trips.into()),
+        ("refused_wal_bytes", cost.wal_bytes.into()),
+    ]);
+    outcome.at_most("WAL bytes of a refused duplicate", 0.0, cost.wal_bytes);
+    outcome.at_most("dead rows of a refused duplicate", 0.0, cost.dead_rows);
+    let hammered = hammered(bench, stage).await?;
+    outcome.aim_at_calm("p99 of other keys under 16 refused duplicates to idle", 1.5, &hammered);
+    holder.rollback().await?;
+    Ok(())
+}
+
+/// The p99 of other keys, alone and while sixteen ask for the held one.
+async fn hammered(bench: &Bench<'_>, stage: &Stage) -> Result<Disturbed, CliError> {
+    let (clients, rounds) = (bench.first_clients(), bench.rounds());
+    let (pool, duplicates) = (stage.pool(clients).await?, stage.pool(AT_ONCE).await?);
+    let others = Orders::new(Shop::new(stage, Way::Run, pool.clone()), Mix::Fresh).from(OTHERS);
+    let others = Subject::new(Row::new("other keys", Cost::default()), others);
+    let loser = Arc::new(Loser { once: stage.once.clone(), pool: duplicates.clone() });
+    let mut disturbed = Disturbed::default();
+    let bar = Progress::of("hot").steps(2 * u64::from(rounds.count));
+    others.work(clients, rounds.each.mul_f64(WARM_UP)).await?;
+    for _ in 0..rounds.count {
+        bar.say("other keys");
+        disturbed.alone.push(others.work(clients, rounds.each).await?.p99_ms());
+        bar.step();
+        bar.say("other keys, hammered");
+        let hammering = hammer(&loser);
+        disturbed.beside.push(others.work(clients, rounds.each).await?.p99_ms());
+        drop(hammering);
+        bar.step();
+    }
+    pool.close().await;
+    duplicates.close().await;
+    Ok(disturbed)
+}
+
+/// Sixteen that ask for the held key, until this is dropped.
+fn hammer(loser: &Arc<Loser>) -> JoinSet<()> {
+    let mut asking = JoinSet::new();
+    for _ in 0..AT_ONCE {
+        let loser = Arc::clone(loser);
+        asking.spawn(async move {
+            // A request that goes wrong is one duplicate less, and no reason to stop.
+            loop {
+                if let Err(error) = loser.perform(0).await {
+                    tracing::warn!(error = innermost(error.as_ref()), "a duplicate failed");
+                }
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        });
+    }
+    asking
+}

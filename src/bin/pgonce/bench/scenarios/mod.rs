@@ -1,0 +1,12 @@
+//! A file for each scenario, with its goals.
+
+pub(super) mod churn;
+pub(super) mod fresh;
+pub(super) mod hot;
+pub(super) mod http;
+pub(super) mod inbox;
+pub(super) mod leased;
+pub(super) mod mixed;
+pub(super) mod reap;
+pub(super) mod replay;
+pub(super) mod scale;

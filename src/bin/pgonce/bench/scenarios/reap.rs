@@ -1,0 +1,117 @@
+//! reap: how fast keys past their retention go, and what that does to others.
+
+use std::time::{Duration, Instant};
+
+use pgonce::Reaper;
+use pgonce::sqlx::{self, Connection};
+
+use crate::bench::Bench;
+use crate::bench::arena::Stage;
+use crate::bench::compare::{Mix, Orders};
+use crate::bench::figures::{Cost, Disturbed, Limit, Outcome, Row, Spread};
+use crate::bench::fill::{Copies, fill, model};
+use crate::bench::load::{Sample, Subject, WARM_UP, no_latencies};
+use crate::bench::orders::{Shop, Way};
+use crate::bench::progress::Progress;
+use crate::exit::CliError;
+use crate::output::grouped;
+
+const ABOUT: &str = "Keys past their retention, deleted over one connection after a checkpoint, so that each page \
+    goes into the WAL as a whole. Look at keys per second.";
+const PLAIN: &str = "reap";
+const OLD_SNAPSHOT: &str = "reap, old snapshot open";
+/// A storm's keys are others than those that are reaped.
+const STORM: u64 = 1 << 34;
+
+pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError> {
+    let keys = bench.args.keys;
+    let progress = Progress::of("reap");
+    let stage = bench.stage("reap").await?;
+    model(&stage, 460).await?;
+    let (mut plain, mut held) = (row(PLAIN), row(OLD_SNAPSHOT));
+    for _ in 0..bench.args.rounds {
+        plain.add(&reap(bench, &stage, &progress).await?);
+        let mut old = stage.conn().await?;
+        sqlx::raw_sql("begin isolation level repeatable read; select 1").execute(&mut old).await?;
+        held.add(&reap(bench, &stage, &progress).await?);
+        old.close().await?;
+        vacuum(&stage).await?;
+    }
+    for row in [&mut plain, &mut held] {
+        row.latencies = no_latencies(); // one call deletes them all
+    }
+    let (per_second, with_snapshot) = (plain.rate(), held.rate());
+    let mut outcome = Outcome::new("reap", 1, ABOUT, vec![plain, held], PLAIN);
+    outcome.notes.push(format!("{} keys in each round.", grouped(keys)));
+    outcome.figures.push(("keys", keys.into()));
+    outcome.at_least("keys reaped per second", 200_000.0, per_second);
+    outcome.at_least("the same with an old snapshot open", 200_000.0, with_snapshot);
+    storm(bench, &stage, &mut outcome, per_second).await?;
+    bench.tell(outcome)
+}
+
+fn row(name: &'static str) -> Row {
+    Row::new(name, Cost::default())
+}
+
+/// Fills the table and times the pass that empties it.
+async fn reap(bench: &Bench<'_>, stage: &Stage, progress: &Progress) -> Result<Sample, CliError> {
+    let keys = bench.args.keys;
+    fill(stage, 0..keys, Copies::Overdue, progress).await?;
+    stage.checkpoint().await?;
+    let mut conn = stage.conn().await?;
+    let began = Instant::now();
+    let work = async { Ok(Reaper::new(&stage.once).pass(&mut conn).await?) };
+    let reaped = progress.during("reaping".to_owned(), work).await?;
+    let took = began.elapsed().as_secs_f64();
+    if reaped.deleted < keys {
+        let reason = format!("{} of {keys} overdue keys were deleted", reaped.deleted);
+        return Err(CliError::failed("bench", reason));
+    }
+    Ok(Sample { per_second: reaped.deleted as f64 / took, latencies: no_latencies() })
+}
+
+async fn vacuum(stage: &Stage) -> Result<(), CliError> {
+    stage.execute(&mut stage.conn().await?, "vacuum :schema.idempotency_keys").await
+}
+
+/// What a reaper at work does to a storm of new keys.
+async fn storm(
+    bench: &Bench<'_>,
+    stage: &Stage,
+    outcome: &mut Outcome,
+    reaped: Option<Spread>,
+) -> Result<(), CliError> {
+    let (clients, rounds, keys) = (bench.first_clients(), bench.rounds(), bench.args.keys);
+    let progress = Progress::of("reap");
+    let pool = stage.pool(clients).await?;
+    let storm = Orders::new(Shop::new(stage, Way::Run, pool.clone()), Mix::Fresh).from(STORM);
+    let storm = Subject::new(row("storm"), storm);
+    storm.work(clients, rounds.each.mul_f64(WARM_UP)).await?;
+    let (mut disturbed, mut intake) = (Disturbed::default(), Vec::new());
+    for _ in 0..rounds.count {
+        fill(stage, 0..keys, Copies::Overdue, &progress).await?;
+        stage.checkpoint().await?;
+        let alone = storm.work(clients, rounds.each).await?;
+        intake.push(alone.per_second);
+        disturbed.alone.push(alone.p99_ms());
+        // Beside the storm's connections, as a service that has one to spare does.
+        let own = stage.pool(1).await?;
+        let reaper = Reaper::new(&stage.once).interval(Duration::from_millis(1));
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let reaper = tokio::spawn(async move { reaper.run_until(own, stopped).await });
+        disturbed.beside.push(storm.work(clients, rounds.each).await?.p99_ms());
+        drop(stop);
+        reaper.await.map_err(|error| CliError::failed("bench", error))?;
+        Reaper::new(&stage.once).pass(&mut stage.conn().await?).await?;
+        vacuum(stage).await?;
+    }
+    pool.close().await;
+    outcome.aim_at_calm("p99 of new keys while a reaper works to idle", 2.0, &disturbed);
+    if let (Some(reaped), Some(intake)) = (reaped, Spread::of(intake.into_iter())) {
+        outcome.figures.push(("intake_per_s", intake.high.into()));
+        let drain = Some(reaped.median / intake.high);
+        outcome.aim("keys reaped for each that comes", Limit::AtLeast(5.0), drain);
+    }
+    Ok(())
+}
