@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
 mod abandoned;
+#[cfg(all(feature = "bench", unix))]
+mod bench_cli;
 mod cancel;
 mod checkout;
 mod claim;
