@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgonce::sqlx::{self, AssertSqlSafe, PgConnection, PgPool, SqlStr};
-use pgonce::{Begin, Fingerprint, Lease, Operation, PgOnce, Response, Work as LeasedWork};
+use pgonce::{
+    Begin, Fingerprint, Lease, Operation, PgOnce, Response, RoundTrips, Work as LeasedWork,
+};
 use sha2::{Digest, Sha256};
 
 use super::arena::Stage;
@@ -29,6 +31,8 @@ pub(super) enum Way {
     /// The statements that cost least, sent in three messages by nothing but sqlx.
     Floor,
     Run,
+    /// `run` that takes every key for a new one.
+    RunInTwo,
     /// `begin` and `complete` in a transaction of the caller's.
     Verbs,
     Leased,
@@ -58,6 +62,7 @@ impl Way {
     fn scope(self) -> &'static str {
         match self {
             Self::Leased => "ship",
+            Self::RunInTwo => "two",
             Self::Verbs => "buy",
             _ => SCOPE,
         }
@@ -69,6 +74,7 @@ impl Way {
             Self::HandWritten => "orders_hand_written",
             Self::Floor => "orders_floor",
             Self::Run => "orders_run",
+            Self::RunInTwo => "orders_run_in_two",
             Self::Verbs => "orders_verbs",
             Self::Leased => "orders_leased",
         }
@@ -103,7 +109,11 @@ impl Shop {
             ),
             look: sql("select response from :schema.:keys where scope = $1 and key = $2"),
         };
-        Self { way, pool, once: stage.once.clone(), wait: Duration::ZERO, sql: Arc::new(sql) }
+        let mut once = stage.once.clone();
+        if way == Way::RunInTwo {
+            once = once.round_trips(RoundTrips::Two);
+        }
+        Self { way, pool, once, wait: Duration::ZERO, sql: Arc::new(sql) }
     }
 
     /// Lets `run` wait for another one at the same key.
@@ -118,7 +128,7 @@ impl Shop {
             Way::HandWritten => self.hand_written(key).await,
             Way::Floor if is_known => self.look(key).await,
             Way::Floor => self.floor(key).await,
-            Way::Run => self.run(key).await,
+            Way::Run | Way::RunInTwo => self.run(key).await,
             Way::Verbs => self.verbs(key).await,
             Way::Leased => self.leased(key).await,
         }
