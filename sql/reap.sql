@@ -8,30 +8,34 @@ create or replace function :"schema".reap(
   out deleted bigint)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+-- Along the index as far as batch_size, then by place, whatever the statistics say: never the whole table.
+set enable_sort = off
+set enable_seqscan = off
+set jit = off
 as $pgonce$
 #variable_conflict use_variable
 declare
   at constant timestamptz := :"schema".clock();
+  rows   tid[];
   scopes text[]; -- of the few keys that have more than their row
-  keys text[];
+  keys   text[];
 begin
   perform :"schema".check_range('batch_size', batch_size, 1, 100000);
-  with gone as (
-    -- By ctid: six times faster than by key, and safe because the same statement locks the rows.
-    delete from :"schema".idempotency_keys
-     where ctid = any (array(
-       select k.ctid
-         from :"schema".idempotency_keys k
-        where k.expires_at >= coalesce(watermark, '-infinity') and k.expires_at <= at
-          and (k.status <> 1 or k.lease_expires_at <= at)
-        order by k.expires_at
-        limit batch_size
-          for update skip locked))
-    returning scope, key, expires_at, steps > 0 or leased and status = 1 as more)
-  select count(*), coalesce(max(gone.expires_at), watermark),
-         array_agg(gone.scope) filter (where gone.more), array_agg(gone.key) filter (where gone.more)
-    into deleted, watermark, scopes, keys
-    from gone;
+  select array_agg(o.ctid), coalesce(max(o.expires_at), watermark),
+         array_agg(o.scope) filter (where o.more), array_agg(o.key) filter (where o.more)
+    into rows, watermark, scopes, keys
+    from (
+      select k.ctid, k.expires_at, k.scope, k.key, k.steps > 0 or k.leased and k.status = 1 as more
+        from :"schema".idempotency_keys k
+       where k.expires_at >= coalesce(watermark, '-infinity') and k.expires_at <= at
+         and (k.status <> 1 or k.lease_expires_at <= at)
+       order by k.expires_at
+       limit batch_size
+         for update skip locked) o;
+  -- By ctid: six times faster than by key, and safe because the rows are locked: nobody can move them.
+  -- A statement of its own: one that returns what it deleted, to be aggregated, is a fifth slower.
+  delete from :"schema".idempotency_keys where ctid = any (rows);
+  get diagnostics deleted = row_count;
   if scopes is not null then
     delete from :"schema".steps s using unnest(scopes, keys) g(scope, key)
      where s.scope = g.scope collate "C" and s.key = g.key collate "C";

@@ -15,10 +15,25 @@ use crate::once::{PgOnce, get};
 pub struct Reaped {
     /// Keys deleted.
     pub deleted: u64,
+    /// How long that took, with the pauses between the batches.
+    pub took: Duration,
+    /// Whether it ended before nothing was left: the one batch of [`PgOnce::reap_once`] was full, or
+    /// a pass of [`Reaper::run_until`] had used up its time. A reaper that cuts pass after pass short
+    /// while `oldest_overdue` grows does not keep up.
+    pub cut_short: bool,
     /// Keys past their retention that are still there, counted up to 100,000.
     pub backlog: u64,
     /// For how long the oldest of them has been overdue.
     pub oldest_overdue: Option<Duration>,
+}
+
+impl Reaped {
+    /// How many keys were deleted per second, pauses included.
+    #[must_use]
+    pub fn keys_per_second(&self) -> u64 {
+        let nanos = self.took.as_nanos().max(1);
+        u64::try_from(u128::from(self.deleted) * 1_000_000_000 / nanos).unwrap_or(u64::MAX)
+    }
 }
 
 /// Deletes keys past their retention in the background.
@@ -43,6 +58,7 @@ pub struct Reaper {
     once: PgOnce,
     interval: Duration,
     batch_budget: Duration,
+    share: f64,
 }
 
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
@@ -52,20 +68,24 @@ const BATCH_ROWS_FIRST: u32 = 1000;
 const BATCH_ROWS: std::ops::RangeInclusive<u32> = 100..=10_000;
 /// A batch that takes longer hangs on a dead connection.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(60);
-/// Between two batches, so that a long pass leaves room for others.
-const BATCH_PAUSE: Duration = Duration::from_millis(10);
-/// A pass that takes longer ends and reports; the next one looks at skipped keys again.
+const SHARE_DEFAULT: f64 = 0.9;
+const SHARE_MIN: f64 = 0.01;
+/// A pass that takes longer ends and reports; the next one looks at skipped keys again. Not shorter: each pass
+/// begins with the oldest key, and so reads whatever an old snapshot has kept of the passes before.
 const PASS_MAX: Duration = Duration::from_secs(60);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 /// Where a pass stands.
 struct Pass {
+    began: Instant,
     rows: u32,
     /// Everything before it is deleted; see `sql/reap.sql`.
     watermark_micros: Option<i64>,
     deleted: u64,
-    /// Whether it ended because of its time and not for want of keys.
-    cut_short: bool,
+    /// Whether the last batch was full, so that there may be more.
+    more: bool,
+    /// Before the next batch.
+    pause: Duration,
 }
 
 impl PgOnce {
@@ -84,11 +104,11 @@ impl PgOnce {
     pub async fn reap_once(&self, conn: &mut PgConnection, limit: u32) -> Result<Reaped> {
         let mut pass = Pass::new(limit);
         self.reap_batch(conn, &mut pass).await?;
-        self.overdue(conn, pass.deleted).await
+        self.reaped(conn, &pass).await
     }
 
-    /// Deletes one batch and moves the watermark; returns how many.
-    async fn reap_batch(&self, conn: &mut PgConnection, pass: &mut Pass) -> Result<u32> {
+    /// Deletes one batch and moves the watermark.
+    async fn reap_batch(&self, conn: &mut PgConnection, pass: &mut Pass) -> Result<()> {
         let row = sqlx::query(self.statements.reap.clone())
             .bind(i32::try_from(pass.rows).unwrap_or(i32::MAX))
             .bind(pass.watermark_micros)
@@ -98,16 +118,21 @@ impl PgOnce {
         let deleted: i64 = get(&row, "deleted")?;
         pass.watermark_micros = get(&row, "watermark")?;
         pass.deleted += deleted.unsigned_abs();
-        Ok(u32::try_from(deleted).unwrap_or(u32::MAX))
+        pass.more = deleted >= i64::from(pass.rows);
+        Ok(())
     }
 
-    async fn overdue(&self, conn: &mut PgConnection, deleted: u64) -> Result<Reaped> {
+    /// What a pass has done, and what it leaves.
+    async fn reaped(&self, conn: &mut PgConnection, pass: &Pass) -> Result<Reaped> {
+        let took = pass.began.elapsed();
         let row =
             sqlx::query(self.statements.overdue.clone()).fetch_one(conn).await.map_err(database)?;
         let backlog: i64 = get(&row, "backlog")?;
         let oldest_ms: Option<i64> = get(&row, "oldest_ms")?;
         Ok(Reaped {
-            deleted,
+            deleted: pass.deleted,
+            took,
+            cut_short: pass.more,
             backlog: backlog.unsigned_abs(),
             oldest_overdue: oldest_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
         })
@@ -115,15 +140,22 @@ impl PgOnce {
 }
 
 impl Reaper {
-    /// A reaper with a pass every minute and batches of about 100 ms.
+    /// A reaper with a pass every minute, batches of about 100 ms and short pauses between them.
     #[must_use]
     pub fn new(once: &PgOnce) -> Self {
-        Self { once: once.clone(), interval: INTERVAL_DEFAULT, batch_budget: BATCH_BUDGET_DEFAULT }
+        Self {
+            once: once.clone(),
+            interval: INTERVAL_DEFAULT,
+            batch_budget: BATCH_BUDGET_DEFAULT,
+            share: SHARE_DEFAULT,
+        }
     }
 
     /// The time between two passes. Each is moved by up to a tenth, and the first comes at a random
     /// moment within it, so that many processes do not reap in step. 1 ms to one day; what lies
     /// outside is moved to the nearer end.
+    ///
+    /// A pass that takes longer than a minute is cut short; the next one follows it at once.
     #[must_use]
     pub fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval.clamp(Duration::from_millis(1), INTERVAL_MAX);
@@ -138,8 +170,19 @@ impl Reaper {
         self
     }
 
-    /// Deletes everything overdue, batch after batch. For cron jobs and tests; each batch is its own
-    /// transaction unless the caller has one open.
+    /// The share of the time that deleting may take: after each batch there is a pause, as long as
+    /// keeps to it. With 0.5 a batch of 100 ms is followed by a pause of 100 ms. 0.01 to 1 (no pause);
+    /// what lies outside is moved to the nearer end. 0.9 unless it is set.
+    ///
+    /// It counts for each reaper by itself: two that work at once take up to twice as much.
+    #[must_use]
+    pub fn share(mut self, share: f64) -> Self {
+        self.share = share.max(SHARE_MIN).clamp(SHARE_MIN, 1.0); // max drops a NaN, which clamp would keep
+        self
+    }
+
+    /// Deletes everything overdue, batch after batch, however long it takes. For cron jobs and tests;
+    /// each batch is its own transaction unless the caller has one open.
     ///
     /// # Errors
     /// What the database answers; the batches before it stay deleted.
@@ -148,8 +191,12 @@ impl Reaper {
     /// Cancel safe: dropped, every batch is deleted whole or not at all.
     pub async fn pass(&self, conn: &mut PgConnection) -> Result<Reaped> {
         let mut pass = Pass::new(BATCH_ROWS_FIRST);
-        while self.batch(conn, &mut pass).await? {}
-        self.once.overdue(conn, pass.deleted).await
+        self.batch(conn, &mut pass).await?;
+        while pass.more {
+            tokio::time::sleep(pass.pause).await;
+            self.batch(conn, &mut pass).await?;
+        }
+        self.once.reaped(conn, &pass).await
     }
 
     /// Runs passes until `shutdown` completes, and returns how many keys were deleted.
@@ -175,13 +222,15 @@ impl Reaper {
                 Ok(None) => break,
                 Ok(Some(reaped)) => {
                     failures = 0;
-                    pause = match pass.cut_short {
-                        true => BATCH_PAUSE,
+                    pause = match reaped.cut_short {
+                        true => pass.pause,
                         false => self.interval.mul_f64(0.9 + fastrand::f64() / 5.0),
                     };
                     if reaped.deleted > 0 || reaped.backlog > 0 {
                         tracing::info!(
                             deleted = reaped.deleted,
+                            keys_per_second = reaped.keys_per_second(),
+                            cut_short = reaped.cut_short,
                             backlog = reaped.backlog,
                             oldest_overdue_seconds =
                                 reaped.oldest_overdue.unwrap_or_default().as_secs(),
@@ -211,18 +260,15 @@ impl Reaper {
         pass: &mut Pass,
         shutdown: &mut Pin<&mut impl Future>,
     ) -> Result<Option<Reaped>> {
-        let began = Instant::now();
         loop {
             let Some(conn) = before(shutdown, pool.acquire()).await else { return Ok(None) };
             let mut conn = conn.map_err(database)?;
             // Never cancelled by the shutdown, only when the connection is dead.
             let batch = async {
-                let more = self.batch(&mut conn, pass).await?;
-                pass.cut_short = more && began.elapsed() >= PASS_MAX;
-                if more && !pass.cut_short {
-                    Ok(None)
-                } else {
-                    self.once.overdue(&mut conn, pass.deleted).await.map(Some)
+                self.batch(&mut conn, pass).await?;
+                match pass.is_over(PASS_MAX) {
+                    true => self.once.reaped(&mut conn, pass).await.map(Some),
+                    false => Ok(None),
                 }
             };
             let Ok(ended) = tokio::time::timeout(BATCH_TIMEOUT, batch).await else {
@@ -233,25 +279,39 @@ impl Reaper {
                 return Ok(Some(reaped));
             }
             drop(conn);
-            if before(shutdown, tokio::time::sleep(BATCH_PAUSE)).await.is_none() {
+            if before(shutdown, tokio::time::sleep(pass.pause)).await.is_none() {
                 return Ok(None);
             }
         }
     }
 
-    /// One batch, after which the size of the next is set. Returns whether there may be more.
-    async fn batch(&self, conn: &mut PgConnection, pass: &mut Pass) -> Result<bool> {
-        let rows = pass.rows;
+    /// One batch, from whose time follow the size of the next one and the pause before it.
+    async fn batch(&self, conn: &mut PgConnection, pass: &mut Pass) -> Result<()> {
         let began = Instant::now();
-        let deleted = self.once.reap_batch(conn, pass).await?;
-        pass.rows = next_rows(rows, began.elapsed(), self.batch_budget);
-        Ok(deleted >= rows)
+        let rows = pass.rows;
+        self.once.reap_batch(conn, pass).await?;
+        let took = began.elapsed();
+        pass.rows = next_rows(rows, took, self.batch_budget);
+        pass.pause = pause_after(took, self.share);
+        Ok(())
     }
 }
 
 impl Pass {
     fn new(rows: u32) -> Self {
-        Self { rows, watermark_micros: None, deleted: 0, cut_short: false }
+        Self {
+            began: Instant::now(),
+            rows,
+            watermark_micros: None,
+            deleted: 0,
+            more: false,
+            pause: Duration::ZERO,
+        }
+    }
+
+    /// Whether nothing is left, or no time.
+    fn is_over(&self, time_max: Duration) -> bool {
+        !self.more || self.began.elapsed() >= time_max
     }
 }
 
@@ -263,6 +323,11 @@ fn next_rows(rows: u32, took: Duration, budget: Duration) -> u32 {
         _ => rows,
     };
     next.clamp(*BATCH_ROWS.start(), *BATCH_ROWS.end())
+}
+
+/// The pause that makes a batch and itself take this share of the time.
+fn pause_after(took: Duration, share: f64) -> Duration {
+    took.mul_f64(1.0 / share - 1.0)
 }
 
 #[cfg(test)]
@@ -278,5 +343,32 @@ mod tests {
         assert_eq!(next_rows(1000, ms(75), budget), 1000);
         assert_eq!(next_rows(100, ms(900), budget), 100);
         assert_eq!(next_rows(9000, ms(1), budget), 10_000);
+    }
+
+    #[test]
+    fn a_pause_leaves_the_reaper_its_share() {
+        let ms = Duration::from_millis;
+        assert_eq!(pause_after(ms(100), 1.0), Duration::ZERO);
+        assert_eq!(pause_after(ms(100), 0.5), ms(100));
+        assert_eq!(pause_after(ms(10), 0.1), ms(90));
+        let share = |share| Reaper::new(&PgOnce::new()).share(share).share;
+        let outside = [f64::NAN, f64::NEG_INFINITY, -1.0, 0.0, 2.0, f64::INFINITY].map(share);
+        assert_eq!(outside, [0.01, 0.01, 0.01, 0.01, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn a_pass_is_over_when_nothing_is_left_or_its_time_is_up() {
+        let pass = |more| Pass { more, ..Pass::new(1) };
+        assert!(pass(false).is_over(PASS_MAX));
+        assert!(!pass(true).is_over(PASS_MAX));
+        assert!(pass(true).is_over(Duration::ZERO));
+    }
+
+    #[test]
+    fn the_rate_counts_the_whole_pass() {
+        let reaped =
+            Reaped { deleted: 5000, took: Duration::from_millis(2500), ..Reaped::default() };
+        assert_eq!(reaped.keys_per_second(), 2000);
+        assert_eq!(Reaped::default().keys_per_second(), 0);
     }
 }

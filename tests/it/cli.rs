@@ -132,6 +132,8 @@ async fn reap_deletes_what_is_overdue() {
     db.complete(&op("new"), "x").await;
     let reaped = pgonce(&db, &["reap", "--json"]).await.json();
     assert_eq!((&reaped["deleted"], &reaped["backlog"]), (&1.into(), &0.into()));
+    assert_eq!(reaped["cut_short"], false);
+    assert!(reaped["keys_per_second"].as_u64() > Some(0), "{reaped}");
     assert_eq!(db.ask::<String>("select string_agg(key, ',') from {}.keys").await, "new");
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pgonce::{Reaper, Response};
-use sqlx::Connection;
+use sqlx::{Connection, PgConnection};
 use tokio::sync::oneshot;
 
 use crate::harness::{PATIENCE, TestDb, op};
@@ -18,10 +18,11 @@ async fn a_batch_deletes_the_oldest_and_reports_the_rest() {
     db.plant_overdue(10, 100).await;
     let mut conn = db.conn().await;
     let reaped = db.once.reap_once(&mut conn, 4).await.unwrap();
-    assert_eq!((reaped.deleted, reaped.backlog), (4, 6));
+    assert_eq!((reaped.deleted, reaped.backlog, reaped.cut_short), (4, 6, true));
     assert_eq!(reaped.oldest_overdue, Some(Duration::from_secs(106)));
     let reaped = db.once.reap_once(&mut conn, 100).await.unwrap();
     assert_eq!((reaped.deleted, reaped.backlog, reaped.oldest_overdue), (6, 0, None));
+    assert!(!reaped.cut_short);
 }
 
 #[tokio::test]
@@ -119,27 +120,84 @@ async fn with_an_old_snapshot_open_a_batch_does_not_read_what_earlier_ones_delet
         assert_eq!(deleted, 100);
         watermark = next;
     }
-    let with = reads_of_a_batch(&db, watermark.as_deref()).await;
-    let without = reads_of_a_batch(&db, None).await;
+    let with = reads_of_a_batch(&db, 100, watermark.as_deref()).await;
+    let without = reads_of_a_batch(&db, 100, None).await;
     assert!(with * 5 < without, "index entries read: {with} with the watermark, {without} without");
     drop(snapshot);
 }
 
-/// How many entries of the expiry index one batch reads.
-async fn reads_of_a_batch(db: &TestDb, watermark: Option<&str>) -> i64 {
+#[tokio::test]
+async fn a_batch_reads_no_more_than_it_deletes_whatever_the_statistics_say() {
+    let db = TestDb::new().await;
+    // When the table was analyzed, a twentieth of few keys were overdue. Now most of many are, and in no order.
+    let plant = |count: u32, at: &str| {
+        format!(
+            "insert into {{}}.idempotency_keys (created_at, expires_at, lease_expires_at, completed_at, attempt,
+                                              status, scope, key)
+             select at - interval '1 day', at, at, at, 1, 2, 'planted', at::text || n
+               from generate_series(1, {count}) n,
+                    lateral (select {{}}.clock() + {at} as at) t"
+        )
+    };
+    db.execute(&plant(3000, "(n * 7919 % 10007 - 500) * interval '10 s'")).await;
+    db.execute("analyze {}.idempotency_keys").await;
+    db.execute(&plant(6000, "(n * 7919 % 10007 - 10007) * interval '0.5 s'")).await;
+    let read = reads_of_a_batch(&db, 300, None).await;
+    assert!((300..400).contains(&read), "read {read} to delete 300");
+}
+
+#[tokio::test]
+async fn a_pass_reads_what_it_deletes_once() {
+    let db = TestDb::new().await;
+    db.plant_overdue(7000, 0).await;
+    let mut conn = db.conn().await;
+    // In a transaction, nothing that is deleted can be cleared away meanwhile.
+    let mut tx = conn.begin().await.unwrap();
+    let before = reads(&db, &mut tx).await;
+    let reaped = Reaper::new(&db.once).share(1.0).pass(&mut tx).await.unwrap();
+    let read = reads(&db, &mut tx).await - before;
+    assert_eq!(reaped.deleted, 7000);
+    // Once more by the question what is left.
+    assert!((14_000..15_000).contains(&read), "read {read} to delete 7000");
+}
+
+async fn reads_of_a_batch(db: &TestDb, rows: i32, watermark: Option<&str>) -> i64 {
     let mut conn = db.conn().await;
     let mut tx = conn.begin().await.unwrap();
-    let read =
-        "select pg_stat_get_xact_tuples_returned('{}.idempotency_keys_expires_at'::regclass)";
-    let before: i64 = sqlx::query_scalar(db.sql(read)).fetch_one(&mut *tx).await.unwrap();
-    sqlx::query(db.sql("select {}.reap(100, $1::text::timestamptz)"))
+    let before = reads(db, &mut tx).await;
+    sqlx::query(db.sql("select {}.reap($1, $2::text::timestamptz)"))
+        .bind(rows)
         .bind(watermark)
         .execute(&mut *tx)
         .await
         .unwrap();
-    let after: i64 = sqlx::query_scalar(db.sql(read)).fetch_one(&mut *tx).await.unwrap();
+    let after = reads(db, &mut tx).await;
     tx.rollback().await.unwrap();
     after - before
+}
+
+/// How many entries of the expiry index, and rows of the table one after the other, this session has read.
+async fn reads(db: &TestDb, conn: &mut PgConnection) -> i64 {
+    let read = "select sum(pg_stat_get_xact_tuples_returned(of::regclass))::bigint
+           from unnest('{{}.idempotency_keys, {}.idempotency_keys_expires_at}'::text[]) of";
+    sqlx::query_scalar(db.sql(read)).fetch_one(conn).await.unwrap()
+}
+
+#[tokio::test]
+async fn between_its_batches_a_reaper_leaves_the_database_its_share() {
+    let db = TestDb::new().await;
+    db.plant_overdue(1200, 0).await;
+    // Every batch reads the clock once, and so takes a tenth of a second.
+    db.execute(
+        "create or replace function {}.clock() returns timestamptz language plpgsql volatile
+           as 'begin perform pg_sleep(0.1); return clock_timestamp(); end'",
+    )
+    .await;
+    let mut conn = db.conn().await;
+    let reaped = Reaper::new(&db.once).share(0.1).pass(&mut conn).await.unwrap();
+    assert_eq!((reaped.deleted, reaped.cut_short), (1200, false));
+    let least = Duration::from_millis(100 + 900 + 100);
+    assert!(reaped.took >= least, "two batches and a pause took {:?}", reaped.took);
 }
 
 #[tokio::test]

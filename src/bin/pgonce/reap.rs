@@ -25,12 +25,15 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
     if session.json {
         return output::json(&json!({
             "deleted": reaped.deleted,
+            "keys_per_second": reaped.keys_per_second(),
+            "cut_short": reaped.cut_short,
             "backlog": reaped.backlog,
             "oldest_overdue_ms": reaped.oldest_overdue.map(output::millis),
         }));
     }
     output::pairs(&[
         ("deleted", output::grouped(reaped.deleted)),
+        ("keys per second", output::grouped(reaped.keys_per_second())),
         ("still overdue", output::grouped(reaped.backlog)),
         ("oldest overdue", reaped.oldest_overdue.map_or("-".to_owned(), output::duration)),
     ])
