@@ -74,6 +74,8 @@ pub mod _docs {
     pub mod failure_modes {}
     #[doc = include_str!("docs/operations.md")]
     pub mod operations {}
+    #[doc = include_str!("docs/performance.md")]
+    pub mod performance {}
     #[doc = include_str!("docs/architecture.md")]
     pub mod architecture {}
     #[doc = include_str!("../CHANGELOG.md")]
