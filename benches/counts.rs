@@ -16,7 +16,7 @@
 //! valgrind --tool=callgrind --callgrind-out-file=/dev/null PROGRAM --only run --count 100
 //! ```
 //!
-//! Allocations are the same in every run, and so are, but for a thousandth, the instructions of what needs no database.
+//! Allocations hardly differ from run to run, and neither do the instructions of what needs no database.
 //! Those of the rest differ by up to a third: in them is how often the runtime had to wait for an answer.
 //!
 //! The server is not counted. `valgrind` does not know the processor's instructions for SHA-256, and so counts
