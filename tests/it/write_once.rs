@@ -183,3 +183,121 @@ async fn the_retention_is_the_operations_own() {
     let mut tx = conn.begin().await.unwrap();
     assert!(matches!(db.once.begin(&mut tx, &op).await.unwrap(), Begin::Replay(_)));
 }
+
+// Their look may be older than the lock, so begin writes the row, and the holder of the claim is found by its token.
+#[tokio::test]
+async fn transactions_above_read_committed_are_begun_as_by_the_verbs() {
+    for level in ["read uncommitted", "repeatable read", "serializable"] {
+        for round_trips in [RoundTrips::Two, RoundTrips::Three] {
+            let db = TestDb::new().await;
+            let options = db.options.clone().options([("default_transaction_isolation", level)]);
+            let pool = pool_of_one(options);
+            let once = db.once.clone().round_trips(round_trips);
+            let run = async || {
+                once.run(&pool, &op("k"), async |tx| effect(tx, &db.schema, "k").await).await
+            };
+            assert!(!run().await.unwrap().is_replay());
+            let begun = "select token is not null from {}.idempotency_keys";
+            assert!(db.ask::<bool>(begun).await, "{level} {round_trips:?}");
+            assert!(run().await.unwrap().is_replay());
+            assert_eq!(db.effects().await, 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn where_nothing_can_be_written_the_work_is_not_begun() {
+    for round_trips in [RoundTrips::Two, RoundTrips::Three, RoundTrips::Five] {
+        let db = TestDb::new().await;
+        let options = db.options.clone().options([("default_transaction_read_only", "on")]);
+        let once = db.once.clone().round_trips(round_trips);
+        let calls = AtomicU32::new(0);
+        let refused = once
+            .run(&pool_of_one(options), &op("k"), async |_| {
+                calls.fetch_add(1, Ordering::Relaxed);
+                Ok::<_, Failure>(7)
+            })
+            .await
+            .unwrap_err();
+        let RunError::Protocol(error) = refused else { panic!("{refused:?}") };
+        assert_eq!((error.kind(), calls.into_inner()), (ErrorKind::ReadOnly, 0), "{round_trips:?}");
+    }
+}
+
+// Rows that leave out lease, token and attempt are written over like any other.
+#[tokio::test]
+async fn a_forgotten_key_that_was_written_once_is_begun_anew() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    let op = op("k").retention(Duration::from_secs(60));
+    let run =
+        async || db.once.run(&db.pool, &op, async |tx| effect(tx, &db.schema, "k").await).await;
+    for life in 1..=3 {
+        assert!(!run().await.unwrap().is_replay(), "life {life}");
+        assert!(run().await.unwrap().is_replay(), "life {life}");
+        assert_eq!(db.effects().await, life);
+        db.advance(Duration::from_secs(61)).await;
+    }
+    assert_eq!(db.ask::<i32>("select attempt from {}.keys").await, 1);
+}
+
+// The bound is the database's to keep, in either way that a response travels.
+#[tokio::test]
+async fn of_a_response_that_is_too_large_nothing_is_kept() {
+    let db = TestDb::new().await;
+    for (key, bytes_max, length) in [("literal", 8, 9), ("bound", 16_384, 17_000)] {
+        let once = db.once.clone().response_bytes_max(bytes_max);
+        let value = "x".repeat(length);
+        let run =
+            async || once.run(&db.pool, &op(key), async |_| Ok::<_, Failure>(value.clone())).await;
+        assert!(!run().await.unwrap().is_replay());
+        assert!(matches!(run().await, Err(RunError::Omitted(_))), "{key}");
+    }
+    let kept = "select count(*) from {}.idempotency_keys where response_body is not null";
+    assert_eq!(db.ask::<i64>(kept).await, 0);
+}
+
+// A claim without a lease that lapsed, as count_attempt leaves it, and is taken over with one: it is found when abandoned.
+#[tokio::test]
+async fn a_lapsed_claim_that_never_had_a_lease_is_listed_when_it_gets_one() {
+    let db = TestDb::new().await;
+    let op = op("k");
+    let counted = format!("select used from {{}}.count_attempt('{}', 'k')", op.scope().as_str());
+    assert_eq!(db.ask::<i32>(&counted).await, 1);
+    let claim = db.lease(&op, Duration::from_secs(60)).await;
+    assert_eq!(claim.attempt(), 2);
+    assert_eq!(db.ask::<i64>("select count(*) from {}.unfinished").await, 1);
+    claim.release(&mut db.conn().await).await.unwrap();
+}
+
+// A row that was written once has no token to be locked by.
+#[tokio::test]
+async fn a_replay_that_locks_its_row_commits_that() {
+    for round_trips in [RoundTrips::Two, RoundTrips::Three, RoundTrips::Five] {
+        let db = TestDb::new().await;
+        let once = db.once.clone().round_trips(round_trips);
+        let op = op("k").lock_replay();
+        let run = async |pool: &sqlx::PgPool| {
+            once.run(pool, &op, async |tx| effect(tx, &db.schema, "k").await).await.unwrap()
+        };
+        assert!(!run(&db.pool).await.is_replay());
+        let locked = "select xmax <> '0' from {}.idempotency_keys";
+        assert!(!db.ask::<bool>(locked).await);
+        let proxy = Proxy::start(&db, None);
+        assert!(run(&pool_of_one(proxy.options())).await.is_replay());
+        assert!(db.ask::<bool>(locked).await, "{round_trips:?}");
+        // Without a transaction the statement is its own commit.
+        assert_eq!(proxy.commit_was_sent(), round_trips == RoundTrips::Five, "{round_trips:?}");
+    }
+}
+
+// What a row leaves out, `keys` fills in.
+#[tokio::test]
+async fn a_row_that_was_written_once_looks_like_any_other_in_keys() {
+    let db = TestDb::new().await;
+    db.once.run(&db.pool, &op("k"), async |_| Ok::<_, Failure>(7)).await.unwrap();
+    let complete =
+        "select attempt = 1 and completed_at = created_at and lease_expires_at = expires_at
+                           and status = 'completed' and claim is null from {}.keys";
+    assert!(db.ask::<bool>(complete).await);
+}
