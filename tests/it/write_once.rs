@@ -301,3 +301,33 @@ async fn a_row_that_was_written_once_looks_like_any_other_in_keys() {
                            and status = 'completed' and claim is null from {}.keys";
     assert!(db.ask::<bool>(complete).await);
 }
+
+// It must not be taken for written: a COMMIT follows.
+#[tokio::test]
+async fn a_row_that_is_not_written_undoes_the_work() {
+    let db = TestDb::new().await;
+    db.execute(
+        "create function {}.swallow() returns trigger language plpgsql as 'begin return null; end';
+         create trigger swallow before insert on {}.idempotency_keys
+           for each row execute function {}.swallow()",
+    )
+    .await;
+    let done = db.once.run(&db.pool, &op("k"), async |tx| effect(tx, &db.schema, "k").await).await;
+    assert!(done.is_err(), "{done:?}");
+    assert_eq!(db.effects().await, 0);
+}
+
+// What it wrote has no key to stop a second run.
+#[tokio::test]
+async fn work_that_has_committed_is_not_run_again_by_itself() {
+    let db = TestDb::new().await;
+    let work = async |tx: &mut sqlx::PgConnection| {
+        effect(tx, &db.schema, "k").await?;
+        sqlx::raw_sql("commit").execute(&mut *tx).await?;
+        let lose = "do $$ begin raise exception 'lost' using errcode = '40001'; end $$";
+        sqlx::raw_sql(lose).execute(&mut *tx).await.map(drop)
+    };
+    let error = db.once.run(&db.pool, &op("k"), work).await.unwrap_err();
+    assert_eq!(db.effects().await, 1);
+    assert!(!error.is_retryable(), "{error:?}");
+}
