@@ -24,7 +24,7 @@ begin
     raise exception 'the key is unknown' using errcode = 'IK002';
   elsif seen.status <> 1 then
     raise exception 'the operation is finished' using errcode = 'IK002';
-  elsif seen.token is not null and seen.lease_expires_at > at then
+  elsif seen.token is not null and coalesce(seen.lease_expires_at > at, true) then
     raise exception 'the claim is live: its holder may be at work' using errcode = 'IK002';
   elsif seen.expires_at <= at then
     raise exception 'the key is forgotten: the next begin runs it anew' using errcode = 'IK002';

@@ -19,5 +19,9 @@ begin
   values (at, at + retention_ms * interval '1 millisecond',
           case finished when 'completed' then 2 when 'failed' then 3 end, scope, key, fingerprint, response_code,
           case when not omitted then response_headers end, case when not omitted then response_body end, omitted);
+  -- A trigger or a rule may have swallowed it.
+  if not found then
+    raise exception 'the row was not written' using errcode = 'IK003';
+  end if;
 end
 $pgonce$;

@@ -41,17 +41,18 @@ pub struct PgOnce {
 
 /// How many round trips [`run`](PgOnce::run) and transactional routes take for a new key, beside the work's own.
 ///
-/// Whichever it is, the promise is the same; they differ in speed, and in what the *server's* log may show.
+/// Whichever it is, the promise is the same; they differ in speed, and in what the *server's* log may show. (For work
+/// that breaks the rules and sends COMMIT itself, `Five` leaves a key in progress, the others leave none.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RoundTrips {
     /// As many as a bare transaction: BEGIN with the key's lock and a look in one message, the finished row with
     /// COMMIT in another. It takes every key for a new one, so a retry takes one round trip in vain, and leaves a
-    /// line in the server's log (`ERROR: the key is not new`) with scope and key as hexadecimal digits. For services
-    /// on a slow network, where retries are few.
+    /// line in the server's log (`ERROR: the key is not new`) with scope and key as hexadecimal digits. Above READ
+    /// COMMITTED every call does. For services on a slow network, where retries are few.
     Two,
     /// One more, to look first: a retry is answered by it, without a transaction. What was said of the log is true
-    /// only of calls that meet within the same millisecond.
+    /// only of calls that meet between the look and the next message.
     #[default]
     Three,
     /// Every statement on its own, and every value apart from it. Nothing that a caller has chosen is part of a

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 use tokio::time::Instant;
 
 use crate::answer::{Begin, Finished, Held, InProgress, Mismatch, Replay};
 use crate::checkout::{Asked, Checkout};
 use crate::error::{Error, ErrorKind, is_retryable, sqlstate_in};
-use crate::once::PgOnce;
+use crate::once::{PgOnce, RoundTrips};
 use crate::operation::Operation;
 use crate::response::Response;
 
@@ -97,7 +97,8 @@ impl PgOnce {
     /// Inside `work`, nested transactions (`tx.begin()`) are savepoints. Let each of them end, and do not
     /// drop a `begin` half way: sqlx 0.9.0 then rolls back the whole transaction behind the work's back.
     /// `run` notices and answers [`TransactionLost`](ErrorKind::TransactionLost). Never send `COMMIT` or
-    /// `ROLLBACK` yourself: what is written afterwards is committed without its key, and unnoticed.
+    /// `ROLLBACK` yourself: what was written before is committed without its key, and the next call does it again.
+    /// `run` answers `TransactionLost` then, too.
     ///
     /// The connection is in use while `work` runs, and while this waits for another open transaction. Do not call other services from it: an open
     /// transaction blocks vacuum. That is what leased claims are for.
@@ -144,7 +145,9 @@ impl PgOnce {
             let left = || deadline.saturating_duration_since(Instant::now());
             // A wait beyond the limit is refused by begin, so the first one goes through as given.
             let wait = if looks == 0 && attempt == 1 { op.wait } else { left() };
-            let pause = match self.run_once(pool, op, wait, work.clone()).await {
+            // What has lost once has its row written before its work is run again.
+            let round_trips = if attempt == 1 { self.round_trips } else { RoundTrips::Five };
+            let pause = match self.run_once(pool, op, wait, round_trips, work.clone()).await {
                 Err(error) if attempt < ATTEMPTS_MAX && lost_to_another(&error) => {
                     attempt += 1;
                     jitter(Duration::from_millis(2 << attempt.min(7)))
@@ -165,6 +168,7 @@ impl PgOnce {
         pool: &PgPool,
         op: &Operation,
         wait: Duration,
+        round_trips: RoundTrips,
         work: F,
     ) -> Result<Done<T>, RunError>
     where
@@ -172,7 +176,7 @@ impl PgOnce {
         E: Into<Failure>,
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
     {
-        let (mut checkout, claim) = match Checkout::ask(pool, self, op, wait).await? {
+        let (mut checkout, claim) = match Checkout::ask(pool, self, op, wait, round_trips).await? {
             Asked::Started(checkout, claim) => (checkout, claim),
             Asked::Answered(answer) => return answered(answer),
         };
@@ -194,13 +198,11 @@ impl PgOnce {
                 Err(RunError::Failed { response, replayed: false })
             }
             Err(Ending::Undo(error)) => {
-                let lost = checkout.check().err().filter(|_| !checkout.is_in_transaction());
-                checkout.rollback().await;
-                Err(match lost {
-                    // Never retryable, whatever the error: a connection that broke may have
+                Err(match checkout.undo().await {
+                    // Never retryable, whatever the error: the work, or a connection that broke, may have
                     // committed before.
-                    Some(lost) => lost.caused_by(error).into(),
-                    None => RunError::Work(error),
+                    Err(lost) => lost.caused_by(error).into(),
+                    Ok(()) => RunError::Work(error),
                 })
             }
         }

@@ -166,6 +166,25 @@ impl Checkout {
         self.commit_after(probed).await
     }
 
+    /// Undoes work that has failed. An error: it has ended its own transaction, and what it wrote may be committed.
+    pub(crate) async fn undo(mut self) -> Result<()> {
+        let undone = match Manager::get_transaction_depth(&self.conn) {
+            0 => self.check(),
+            1 => self.execute("rollback to savepoint pgonce_work; rollback and chain").await,
+            _ => {
+                self.rollback().await; // and with it what was left open
+                return Ok(());
+            }
+        };
+        match undone {
+            Ok(()) => self.leave(),
+            // The savepoint tells whether this is still the transaction that was begun here.
+            Err(error) if error.kind() == ErrorKind::TransactionLost => return Err(error),
+            Err(_) => {} // the connection is closed, and the server rolls back
+        }
+        Ok(())
+    }
+
     /// Rolls back. A connection on which that fails is closed.
     pub(crate) async fn rollback(mut self) {
         let depth = Manager::get_transaction_depth(&self.conn);

@@ -32,10 +32,11 @@ impl Checkout {
         once: &PgOnce,
         op: &Operation,
         wait: Duration,
+        round_trips: RoundTrips,
     ) -> Result<Asked> {
         let mut checkout = Self::borrow(pool).await?;
         let since = Instant::now();
-        let looks_first = once.round_trips == RoundTrips::Three;
+        let looks_first = round_trips == RoundTrips::Three;
         if looks_first {
             match checkout.look(once, op, wait).await? {
                 Looked::Answered(answer) => return Ok(checkout.answered(answer)),
@@ -43,7 +44,7 @@ impl Checkout {
                 Looked::New => {}
             }
         }
-        if once.round_trips != RoundTrips::Five {
+        if round_trips != RoundTrips::Five {
             if let Some(claim) = checkout.open(once, op, wait).await? {
                 return Ok(Asked::Started(checkout, claim));
             }
@@ -60,12 +61,10 @@ impl Checkout {
         Asked::Answered(answer)
     }
 
-    /// Looks before there is a transaction.
+    /// Looks before there is a transaction. A look that fails, or is given up, closes the connection: it may still
+    /// wait for a lock, or somebody has left a transaction open on it.
     async fn look(&mut self, once: &PgOnce, op: &Operation, wait: Duration) -> Result<Looked> {
-        let looked = once.look(&mut self.conn, op, wait).await;
-        // Nothing is open after an error either. Only a look that was given up may still wait for a lock.
-        self.settled = looked.is_err();
-        looked
+        once.look(&mut self.conn, op, wait).await
     }
 
     /// Opens the transaction with a new key's lock in it, in one round trip. None: the key is not new, and nothing

@@ -18,7 +18,8 @@ use crate::operation::Operation;
 ///
 /// A handler takes it as an extractor (feature `axum`) or with [`OnceTx::of`], uses it as a
 /// `&mut PgConnection`, and drops it when it returns. It never commits: the layer does. Nested
-/// transactions (`tx.begin()`) are savepoints; never send `COMMIT` or `ROLLBACK` yourself.
+/// transactions (`tx.begin()`) are savepoints; never send `COMMIT` or `ROLLBACK` yourself: what was
+/// written before would be committed without its key.
 ///
 /// On a leased route there is none to begin with; [`OnceClaim::begin`] opens it.
 ///

@@ -33,7 +33,8 @@ where
 {
     let mut waiting = Waiting::new(config);
     loop {
-        let asked = Checkout::ask(&config.pool, &config.once, &op, Duration::ZERO).await;
+        let once = &config.once;
+        let asked = Checkout::ask(&config.pool, once, &op, Duration::ZERO, once.round_trips).await;
         let begun = match asked {
             Ok(Asked::Started(checkout, claim)) => {
                 return run(config, inner, request, op, claim, checkout).await;
