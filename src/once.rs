@@ -226,11 +226,34 @@ impl PgOnce {
         op: &Operation,
         wait: Duration,
     ) -> Result<Looked> {
+        if !op.lock_replay
+            && let Some(looked) = self.glance(conn, op).await?
+        {
+            return Ok(looked);
+        }
         let row = self.call(conn, op, None, wait, true).await?;
         Ok(match (get::<&str>(&row, "answer")?, get::<Option<i32>>(&row, "attempt")?) {
             ("started", Some(_)) => Looked::New,
             ("started", None) => Looked::Free,
             _ => Looked::Answered(self.answer(op, &row)?),
+        })
+    }
+
+    /// A look for the two usual answers, at a third of the price. None: it takes begin to tell.
+    async fn glance(&self, conn: &mut PgConnection, op: &Operation) -> Result<Option<Looked>> {
+        let row = sqlx::query(self.statements.glance.clone())
+            .bind(op.scope.as_str())
+            .bind(op.key.as_str())
+            .bind(op.fingerprint.as_ref().map(|fingerprint| fingerprint.as_bytes()))
+            .fetch_one(conn)
+            .await
+            .map_err(database)?;
+        Ok(if get::<Option<&str>>(&row, "answer")? == Some("replay") {
+            Some(Looked::Answered(Begin::Replay(replay(&row)?)))
+        } else if get::<Option<bool>>(&row, "is_new")? == Some(true) {
+            Some(Looked::New)
+        } else {
+            None
         })
     }
 
@@ -268,13 +291,7 @@ impl PgOnce {
                 let token = get(row, "token")?;
                 Begin::Started(self.claim(&op.scope, &op.key, token, attempt()?))
             }
-            "replay" => Begin::Replay(Replay {
-                status: match get::<&str>(row, "status")? {
-                    "completed" => Finished::Completed,
-                    _ => Finished::Failed,
-                },
-                response: response(row)?,
-            }),
+            "replay" => Begin::Replay(replay(row)?),
             "in_progress" => Begin::InProgress(InProgress {
                 lease_remaining: get::<Option<i64>>(row, "lease_remaining_ms")?
                     .map(|ms| Duration::from_millis(ms.unsigned_abs())),
@@ -303,6 +320,14 @@ impl PgOnce {
             settled: false,
         }
     }
+}
+
+fn replay(row: &PgRow) -> Result<Replay> {
+    let status = match get::<&str>(row, "status")? {
+        "completed" => Finished::Completed,
+        _ => Finished::Failed,
+    };
+    Ok(Replay { status, response: response(row)? })
 }
 
 /// The stored response in a row of begin or inspect.

@@ -97,6 +97,7 @@ macro_rules! record_columns {
 /// The calls of the functions, with the schema filled in.
 pub(crate) struct Statements {
     pub(crate) begin: SqlStr,
+    pub(crate) glance: SqlStr,
     pub(crate) open_once: SqlStr,
     pub(crate) insert_finished: SqlStr,
     pub(crate) complete: SqlStr,
@@ -138,6 +139,19 @@ impl Statements {
                 "select answer, token, attempt, lease_remaining_ms, held_because, status, ",
                 "response_code, response_headers, response_body, response_omitted ",
                 r#"from :"schema".begin($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#
+            )),
+            // As one plain statement: what is called in it is put in its place when it is planned (which takes a
+            // clock that is read before), and it costs little more than a select by the key.
+            glance: call(concat!(
+                "select case when pg_catalog.isfinite(k.expires_at) then d.answer end as answer, ",
+                "case k.status when 2 then 'completed' else 'failed' end as status, ",
+                "k.response_code, k.response_headers, k.response_body, k.response_omitted, ",
+                r#"case when k.status is null and :"schema".can_open() then "#,
+                r#"pg_catalog.pg_try_advisory_xact_lock(:"schema".lock_id($1, $2)) end as is_new "#,
+                r#"from (select :"schema".clock() as at offset 0) t "#,
+                r#"left join :"schema".idempotency_keys k "#,
+                r#"on k.scope = $1 collate "C" and k.key = $2 collate "C" "#,
+                r#"cross join lateral (select :"schema".decide(k, t.at, $3, 'retry', null) as answer) d"#,
             )),
             open_once: call(r#"select :"schema".open_once($1, $2, $3, $4, $5)"#),
             insert_finished: call(
