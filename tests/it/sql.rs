@@ -1,11 +1,13 @@
 //! The SQL side on its own: what neighbours in other languages rely on.
 
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use pgonce::{PgOnce, Response};
+use pgonce::{Failure, PgOnce, Response, RunError};
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::io::AsyncWriteExt;
 
+use crate::crash::pool_of_one;
 use crate::harness::{TestDb, effect, op, psql, server, started, word};
 
 const SQL_DOC: &str = include_str!("../../src/docs/sql.md");
@@ -143,6 +145,16 @@ async fn a_row_hidden_by_row_level_security_is_never_run_again() {
     let error = db.once.begin(&mut conn, &op("k")).await.unwrap_err();
     assert_eq!(error.kind(), pgonce::ErrorKind::Corrupt, "{error}");
     assert!(error.to_string().contains("row-level security"), "{error}");
+    // `run` looks in vain too, and is told when it writes; not again and again.
+    let calls = AtomicU32::new(0);
+    let work = async |_: &mut PgConnection| {
+        calls.fetch_add(1, Ordering::Relaxed);
+        Ok::<_, Failure>(7)
+    };
+    let told = db.once.run(&pool_of_one(tenant), &op("k"), work).await.unwrap_err();
+    let RunError::Protocol(error) = told else { panic!("{told:?}") };
+    assert_eq!(error.kind(), pgonce::ErrorKind::Corrupt, "{error}");
+    assert!(calls.into_inner() <= 1);
     db.execute("drop owned by tenant_{}; drop role tenant_{}").await;
 }
 
