@@ -62,7 +62,7 @@ begin
       -- Nothing decides yet, so the right to write is needed. This block is a subtransaction: leaving
       -- it by an error gives the locks back, so that whoever does not write keeps nobody waiting.
       begin
-        perform :"schema".take_lock(lock_id, deadline);
+        perform :"schema".take_lock(lock_id, deadline, ask_only);
         -- A look of its own: a snapshot taken before the lock would miss what its last holder committed.
         seen := :"schema".look(scope, key);
         at := :"schema".clock();

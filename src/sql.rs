@@ -147,7 +147,7 @@ impl Statements {
                 "case k.status when 2 then 'completed' else 'failed' end as status, ",
                 "k.response_code, k.response_headers, k.response_body, k.response_omitted, ",
                 r#"case when k.status is null and :"schema".can_open() then "#,
-                r#"pg_catalog.pg_try_advisory_xact_lock(:"schema".lock_id($1, $2)) end as is_new "#,
+                r#"pg_catalog.pg_try_advisory_xact_lock_shared(:"schema".lock_id($1, $2)) end as is_new "#,
                 r#"from (select :"schema".clock() as at offset 0) t "#,
                 r#"left join :"schema".idempotency_keys k "#,
                 r#"on k.scope = $1 collate "C" and k.key = $2 collate "C" "#,

@@ -121,10 +121,28 @@ async fn while_the_work_runs_the_key_is_in_progress_for_others() {
     assert_eq!(db.effects().await, 1);
 }
 
+// Whoever waits for an answer is told it together with the others, not one after the other.
+#[tokio::test]
+async fn those_who_only_ask_do_not_wait_for_each_other() {
+    let db = TestDb::new().await;
+    let asked = "select answer from {}.begin('scope', 'k', ask_only => true)";
+    let (mut first, mut second) = (db.conn().await, db.conn().await);
+    let mut transactions = Vec::new();
+    for conn in [&mut first, &mut second] {
+        let mut tx = conn.begin().await.unwrap();
+        let answer: String = sqlx::query_scalar(db.sql(asked)).fetch_one(&mut *tx).await.unwrap();
+        assert_eq!(answer, "started");
+        transactions.push(tx); // and with it what it has locked
+    }
+    let key = Operation::new("scope", "k").unwrap();
+    assert_eq!(word(&db.once.begin(&mut db.conn().await, &key).await.unwrap()), "in progress");
+}
+
 // Somebody who takes no lock, such as `receive`. The primary key decides, and the work is undone.
 #[tokio::test]
 async fn a_row_written_past_the_lock_undoes_the_work() {
     let db = TestDb::new().await;
+    let once = db.once.clone().round_trips(RoundTrips::Three);
     for ends_well in [true, false] {
         let calls = AtomicU32::new(0);
         let key = format!("k {ends_well}");
@@ -140,7 +158,7 @@ async fn a_row_written_past_the_lock_undoes_the_work() {
             db.execute(&insert).await;
             if ends_well { Ok(id) } else { Err(Failure::keep(Response::bytes("declined"))) }
         };
-        let done = db.once.run(&db.pool, &op(&key), work).await.unwrap();
+        let done = once.run(&db.pool, &op(&key), work).await.unwrap();
         assert!(done.is_replay());
         assert_eq!((*done, calls.into_inner(), db.effects().await), (7, 1, 0));
     }
@@ -295,7 +313,8 @@ async fn a_replay_that_locks_its_row_commits_that() {
 #[tokio::test]
 async fn a_row_that_was_written_once_looks_like_any_other_in_keys() {
     let db = TestDb::new().await;
-    db.once.run(&db.pool, &op("k"), async |_| Ok::<_, Failure>(7)).await.unwrap();
+    let once = db.once.clone().round_trips(RoundTrips::Three);
+    once.run(&db.pool, &op("k"), async |_| Ok::<_, Failure>(7)).await.unwrap();
     let complete =
         "select attempt = 1 and completed_at = created_at and lease_expires_at = expires_at
                            and status = 'completed' and claim is null from {}.keys";
