@@ -340,13 +340,16 @@ async fn a_row_that_is_not_written_undoes_the_work() {
 #[tokio::test]
 async fn work_that_has_committed_is_not_run_again_by_itself() {
     let db = TestDb::new().await;
-    let work = async |tx: &mut sqlx::PgConnection| {
-        effect(tx, &db.schema, "k").await?;
-        sqlx::raw_sql("commit").execute(&mut *tx).await?;
-        let lose = "do $$ begin raise exception 'lost' using errcode = '40001'; end $$";
-        sqlx::raw_sql(lose).execute(&mut *tx).await.map(drop)
-    };
-    let error = db.once.run(&db.pool, &op("k"), work).await.unwrap_err();
-    assert_eq!(db.effects().await, 1);
-    assert!(!error.is_retryable(), "{error:?}");
+    for (n, ended) in ["commit", "commit; begin"].into_iter().enumerate() {
+        let key = format!("k{n}");
+        let work = async |tx: &mut sqlx::PgConnection| {
+            effect(tx, &db.schema, &key).await?;
+            sqlx::raw_sql(ended).execute(&mut *tx).await?;
+            let lose = "do $$ begin raise exception 'lost' using errcode = '40001'; end $$";
+            sqlx::raw_sql(lose).execute(&mut *tx).await.map(drop)
+        };
+        let error = db.once.run(&db.pool, &op(&key), work).await.unwrap_err();
+        assert_eq!(db.effects().await, i64::try_from(n).unwrap() + 1, "{ended}");
+        assert!(!error.is_retryable(), "{error:?}");
+    }
 }
