@@ -2,7 +2,5 @@
 -- be older than the lock, and where nothing can be written the work need not begin.
 create or replace function :"schema".can_open() returns boolean
 language sql volatile
-as $pgonce$
-  select pg_catalog.current_setting('transaction_isolation') = 'read committed'
-     and pg_catalog.current_setting('transaction_read_only') = 'off'
-$pgonce$;
+return current_setting('transaction_isolation') = 'read committed'
+   and current_setting('transaction_read_only') = 'off';

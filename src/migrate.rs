@@ -31,11 +31,14 @@ const LOOKS_MAX: u32 = 10;
 /// Comes after every migration, for callers whose transaction goes on.
 const RESTORE: &str =
     "select set_config('lock_timeout', coalesce(nullif(current_setting('pgonce.outer_lock_timeout', true), ''),
-                                           current_setting('lock_timeout')), true);\n";
+                                           current_setting('lock_timeout')), true),
+        set_config('search_path', current_setting('pgonce.outer_search_path'), true);\n";
 /// Comes before every migration. The first lock_timeout is patience with other migrating processes,
 /// the second makes a DDL statement give up rather than queue behind a long reader with everybody
-/// else queued behind it.
-const PREAMBLE: &str = r#"select set_config('pgonce.outer_lock_timeout', current_setting('lock_timeout'), true);
+/// else queued behind it. Views, and functions that are parsed when they are made, keep the operators they find.
+const PREAMBLE: &str = r#"select set_config('pgonce.outer_lock_timeout', current_setting('lock_timeout'), true),
+       set_config('pgonce.outer_search_path', current_setting('search_path'), true);
+set local search_path = pg_catalog, pg_temp;
 set local lock_timeout = '60s';
 select pg_advisory_xact_lock(hashtextextended('pgonce migrate ' || :'schema', 0));
 set local lock_timeout = '3s';

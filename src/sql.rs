@@ -68,11 +68,11 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
 macro_rules! micros {
     ($column:literal) => {
         concat!(
-            "case when isfinite(",
+            "case when pg_catalog.isfinite(",
             $column,
             ") then (extract(epoch from ",
             $column,
-            ") * 1000000)::bigint end as ",
+            ") operator(pg_catalog.*) 1000000)::bigint end as ",
             $column
         )
     };
@@ -94,7 +94,8 @@ macro_rules! record_columns {
     };
 }
 
-/// The calls of the functions, with the schema filled in.
+/// The calls of the functions, with the schema filled in. Operators that are outside the functions are qualified:
+/// the caller's `search_path` may lead to others.
 pub(crate) struct Statements {
     pub(crate) begin: SqlStr,
     pub(crate) glance: SqlStr,
@@ -144,13 +145,14 @@ impl Statements {
             // clock that is read before), and it costs little more than a select by the key.
             glance: call(concat!(
                 "select case when pg_catalog.isfinite(k.expires_at) then d.answer end as answer, ",
-                "case k.status when 2 then 'completed' else 'failed' end as status, ",
+                "case when k.status operator(pg_catalog.=) 2 then 'completed' else 'failed' end as status, ",
                 "k.response_code, k.response_headers, k.response_body, k.response_omitted, ",
                 r#"case when k.status is null and :"schema".can_open() then "#,
                 r#"pg_catalog.pg_try_advisory_xact_lock_shared(:"schema".lock_id($1, $2)) end as is_new "#,
                 r#"from (select :"schema".clock() as at offset 0) t "#,
                 r#"left join :"schema".idempotency_keys k "#,
-                r#"on k.scope = $1 collate "C" and k.key = $2 collate "C" "#,
+                r#"on k.scope operator(pg_catalog.=) $1 collate pg_catalog."C" "#,
+                r#"and k.key operator(pg_catalog.=) $2 collate pg_catalog."C" "#,
                 r#"cross join lateral (select :"schema".decide(k, t.at, $3, 'retry', null) as answer) d"#,
             )),
             open_once: call(r#"select :"schema".open_once($1, $2, $3, $4, $5)"#),
@@ -178,14 +180,14 @@ impl Statements {
                 r#"select status, used, last_error from :"schema".message_status($1, $2, $3)"#,
             ),
             remembers: call(
-                r#"select (extract(epoch from :"schema".remembers($1)) * 1000)::bigint"#,
+                r#"select (extract(epoch from :"schema".remembers($1)) operator(pg_catalog.*) 1000)::bigint"#,
             ),
             redrive: call(r#"select :"schema".redrive($1, $2)"#),
             adopt: call(r#"select :"schema".adopt($1, $2, $3, $4)"#),
             reap: call(concat!(
                 "select deleted, ",
                 micros!("watermark"),
-                r#" from :"schema".reap($1, timestamptz 'epoch' + $2 * interval '1 microsecond')"#
+                r#" from :"schema".reap($1, timestamptz 'epoch' operator(pg_catalog.+) ($2 operator(pg_catalog.*) interval '1 microsecond'))"#
             )),
             overdue: call(r#"select backlog, oldest_ms from :"schema".overdue()"#),
             inspect: call(concat!(
@@ -202,9 +204,9 @@ impl Statements {
                 "select scope, key, ",
                 record_columns!(),
                 r#" from :"schema".keys"#,
-                " where ($1::text is null or scope = $1)",
-                " and ($2::text is null or status = $2)",
-                " and ($3::text is null or claim = $3)",
+                " where ($1 is null or scope operator(pg_catalog.=) $1)",
+                " and ($2 is null or status operator(pg_catalog.=) $2)",
+                " and ($3 is null or claim operator(pg_catalog.=) $3)",
                 " order by scope, key limit $4"
             )),
             abandoned: call(concat!(
@@ -217,7 +219,8 @@ impl Statements {
                 record_columns!(),
                 r#" from :"schema".pick_abandoned($1, $2, $3, $4) p"#,
                 r#" cross join lateral (select * from :"schema".keys k"#,
-                r#" where k.scope = p.scope collate "C" and k.key = p.key collate "C" offset 0) k"#
+                r#" where k.scope operator(pg_catalog.=) p.scope collate pg_catalog."C""#,
+                r#" and k.key operator(pg_catalog.=) p.key collate pg_catalog."C" offset 0) k"#
             )),
             stats: call(concat!(
                 "select live, lapsed, released, completed, failed, overdue, oldest_in_progress_ms, ",

@@ -1,0 +1,129 @@
+//! Whatever a session's search_path leads to, pgonce takes PostgreSQL's own operators, functions and types.
+
+use pgonce::{Done, Filter, Fingerprint, Listed, Operation, Response, RunError};
+use sqlx::Executor;
+
+use crate::harness::{TestDb, effect, op, started, word};
+
+/// Every answer is the wrong one: nothing is equal that matters, all payloads are the same, nothing expires.
+const EVIL: &str = "
+    create schema {}_evil;
+    create function {}_evil.no(text, text) returns boolean language sql immutable as 'select false';
+    create function {}_evil.yes(smallint, integer) returns boolean language sql immutable as 'select true';
+    create function {}_evil.no(bytea, bytea) returns boolean language sql immutable as 'select false';
+    create function {}_evil.no(timestamptz, timestamptz) returns boolean language sql immutable as 'select false';
+    create function {}_evil.zero(numeric, integer) returns numeric language sql immutable as 'select 0.0';
+    create function {}_evil.early(timestamptz, interval) returns timestamptz language sql immutable
+      as $$select timestamptz '1970-01-01'$$;
+    create operator {}_evil.= (leftarg = text, rightarg = text, function = {}_evil.no);
+    create operator {}_evil.= (leftarg = smallint, rightarg = integer, function = {}_evil.yes);
+    create operator {}_evil.<> (leftarg = bytea, rightarg = bytea, function = {}_evil.no);
+    create operator {}_evil.<= (leftarg = timestamptz, rightarg = timestamptz, function = {}_evil.no);
+    create operator {}_evil.> (leftarg = timestamptz, rightarg = timestamptz, function = {}_evil.no);
+    create operator {}_evil.* (leftarg = numeric, rightarg = integer, function = {}_evil.zero);
+    create operator {}_evil.+ (leftarg = timestamptz, rightarg = interval, function = {}_evil.early);
+    create function {}_evil.isfinite(timestamptz) returns boolean language sql as 'select false';
+    create function {}_evil.octet_length(text) returns integer language sql as 'select 999';
+    create domain {}_evil.text as varchar check (value = 'hostile');
+    create domain {}_evil.uuid as varchar check (value = 'hostile')";
+
+/// The same schema, seen by sessions that look for operators elsewhere first.
+async fn misled(db: &TestDb) -> TestDb {
+    db.execute(EVIL).await;
+    let path = format!("{0}_evil,{0},pg_catalog", db.schema);
+    TestDb::open(&db.schema, db.options.clone().options([("search_path", path)]), 4).await
+}
+
+async fn run(db: &TestDb, op: &Operation) -> Result<Done<()>, RunError> {
+    db.once.run(&db.pool, op, async |tx| effect(tx, &db.schema, "k").await.map(drop)).await
+}
+
+#[tokio::test]
+async fn run_decides_the_same() {
+    let db = TestDb::new().await;
+    let misled = misled(&db).await;
+    // The first look of `run`, taken by itself, would find every key new; without these two, every key done.
+    let finds = "drop operator {}_evil.= (text, text); drop operator {}_evil.= (smallint, integer)";
+    for (round, change) in (0..).zip(["select", finds]) {
+        db.execute(change).await;
+        let key = format!("k{round}");
+        let paid = op(&key).fingerprint(Fingerprint::of_bytes("10 EUR"));
+        for _ in 0..3 {
+            run(&misled, &paid).await.unwrap();
+        }
+        assert_eq!(db.effects().await, round * 2 + 1, "replayed");
+        let dearer = op(&key).fingerprint(Fingerprint::of_bytes("99 EUR"));
+        let dearer = run(&misled, &dearer).await;
+        assert!(matches!(dearer, Err(RunError::Mismatch(_))), "{dearer:?}");
+        db.execute("update {}.idempotency_keys set expires_at = clock_timestamp()").await;
+        run(&misled, &paid).await.unwrap();
+        assert_eq!(db.effects().await, round * 2 + 2, "forgotten, and run again");
+    }
+}
+
+#[tokio::test]
+async fn readers_say_the_same() {
+    let db = TestDb::new().await;
+    let misled = misled(&db).await;
+    db.complete(&op("done"), "done").await;
+    drop(db.lease(&op("leased"), std::time::Duration::from_secs(60)).await);
+    let (mut conn, mut misled_conn) = (db.conn().await, misled.conn().await);
+    let filter = Filter::default();
+    for key in ["done", "leased"] {
+        let (right, seen) = (
+            db.once.inspect(&mut conn, op(key).scope(), op(key).key()).await.unwrap().unwrap(),
+            misled.once.inspect(&mut misled_conn, op(key).scope(), op(key).key()).await.unwrap(),
+        );
+        assert_eq!(format!("{:?}", seen.unwrap()), format!("{right:?}"));
+    }
+    let right = db.once.list(&mut conn, &filter, 10).await.unwrap();
+    let seen = misled.once.list(&mut misled_conn, &filter, 10).await.unwrap();
+    let records = |list: Vec<Listed>| list.into_iter().map(|l| l.record).collect::<Vec<_>>();
+    assert_eq!(format!("{:?}", records(seen)), format!("{:?}", records(right)));
+    // The watermark of a reaper is a time too.
+    db.execute("update {}.idempotency_keys set expires_at = clock_timestamp(), lease_expires_at = null where key = 'done'").await;
+    let first = misled.once.reap_once(&mut misled_conn, 10).await.unwrap();
+    assert_eq!(first.deleted, 1);
+}
+
+#[tokio::test]
+async fn a_temp_table_catches_no_row() {
+    let db = TestDb::new().await;
+    let misled = misled(&db).await;
+    let mut conn = misled.conn().await;
+    conn.execute(db.sql(
+        "create temp table idempotency_keys (like {}.idempotency_keys including all);
+         create domain pg_temp.uuid as varchar check (value = 'hostile');
+         set search_path = {}_evil, pg_temp, {}, pg_catalog",
+    ))
+    .await
+    .unwrap();
+    db.complete(&op("k"), "done").await;
+    assert_eq!(word(&misled.once.begin(&mut conn, &op("k")).await.unwrap()), "replay");
+    let claim = started(misled.once.begin(&mut conn, &op("new")).await.unwrap());
+    claim.complete(&mut conn, Response::empty()).await.unwrap();
+    let captured: i64 =
+        sqlx::query_scalar("select pg_catalog.count(*) from pg_temp.idempotency_keys")
+            .fetch_one(&mut conn)
+            .await
+            .unwrap();
+    assert_eq!(captured, 0);
+    assert_eq!(db.ask::<i64>("select count(*) from {}.idempotency_keys").await, 2);
+}
+
+#[tokio::test]
+async fn what_migrate_makes_is_the_same() {
+    let db = TestDb::new().await;
+    let misled = misled(&db).await;
+    let mut conn = misled.conn().await;
+    db.execute("update {}.migrations set digest = 'older' where version = 0").await;
+    let path = "select current_setting('search_path')";
+    let before: String = sqlx::query_scalar(path).fetch_one(&mut conn).await.unwrap();
+    assert!(misled.once.migrate(&mut conn).await.unwrap().functions_replaced);
+    let after: String = sqlx::query_scalar(path).fetch_one(&mut conn).await.unwrap();
+    assert_eq!(after, before);
+    // Views and functions with a body of their own remember the operators that they were made with.
+    db.execute("drop schema {}_evil cascade").await;
+    run(&db, &op("k")).await.unwrap();
+    db.once.inspect(&mut db.conn().await, op("k").scope(), op("k").key()).await.unwrap().unwrap();
+}
