@@ -48,7 +48,9 @@ declare
   at       timestamptz;
   seen     :"schema".idempotency_keys;
 begin
-  perform :"schema".check_begin(scope, key, fingerprint, retention_ms, lease_ms, wait_ms, on_lapse, max_attempts);
+  if :"schema".fits_begin(scope, key, fingerprint, retention_ms, lease_ms, wait_ms, on_lapse, max_attempts) is not true then
+    perform :"schema".check_begin(scope, key, fingerprint, retention_ms, lease_ms, wait_ms, on_lapse, max_attempts);
+  end if;
   deadline := clock_timestamp() + wait_ms * interval '1 millisecond';
 
   -- A row that vanishes or changes between two looks means: look again. The bound is for a row that

@@ -11,14 +11,24 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $pgonce$
 #variable_conflict use_variable
+declare
+  lock_id constant bigint := :"schema".lock_id(scope, key);
 begin
-  perform :"schema".check_begin(scope, key, null, retention_ms, null, wait_ms, 'retry', max_attempts);
-  if :"schema".can_open() and pg_try_advisory_xact_lock(:"schema".lock_id(scope, key)) then
+  if :"schema".fits_begin(scope, key, null, retention_ms, null, wait_ms, 'retry', max_attempts) is not true then
+    perform :"schema".check_begin(scope, key, null, retention_ms, null, wait_ms, 'retry', max_attempts);
+  end if;
+  if not :"schema".can_open() then
+    null; -- begin tells what can be done
+  elsif pg_try_advisory_xact_lock(lock_id) then
     -- A statement of its own: a snapshot taken before the lock would miss what its last holder committed.
     perform from :"schema".idempotency_keys k where k.scope = scope collate "C" and k.key = key collate "C";
     if not found then
       return;
     end if;
+  elsif wait_ms > 0 then
+    -- Whoever works on it will most likely leave an answer: those who wait for it need not wait for each other.
+    perform :"schema".bound_locks(clock_timestamp() + wait_ms * interval '1 millisecond');
+    perform pg_advisory_xact_lock_shared(lock_id);
   end if;
   raise exception 'the key is not new' using errcode = 'IK004';
 end

@@ -1,7 +1,7 @@
 //! The entry point: configuration and the two begins.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
@@ -64,7 +64,7 @@ pub enum RoundTrips {
 pub(crate) enum Looked {
     /// Anything but *started*.
     Answered(Begin),
-    /// The key is new.
+    /// It has no row, and `open_once` may be tried.
     New,
     /// It can be started, but only begin can do it.
     Free,
@@ -226,12 +226,17 @@ impl PgOnce {
         op: &Operation,
         wait: Duration,
     ) -> Result<Looked> {
-        if !op.lock_replay
+        let since = Instant::now();
+        let left = || wait.saturating_sub(since.elapsed());
+        while !op.lock_replay
             && let Some(looked) = self.glance(conn, op).await?
         {
-            return Ok(looked);
+            if left().is_zero() || !matches!(looked, Looked::Answered(Begin::InProgress(_))) {
+                return Ok(looked);
+            }
+            self.wait_for(conn, op, left()).await?;
         }
-        let row = self.call(conn, op, None, wait, true).await?;
+        let row = self.call(conn, op, None, left(), true).await?;
         Ok(match (get::<&str>(&row, "answer")?, get::<Option<i32>>(&row, "attempt")?) {
             ("started", Some(_)) => Looked::New,
             ("started", None) => Looked::Free,
@@ -239,7 +244,7 @@ impl PgOnce {
         })
     }
 
-    /// A look for the two usual answers, at a third of the price. None: it takes begin to tell.
+    /// A look for the usual answers, at a third of the price. None: it takes begin to tell.
     async fn glance(&self, conn: &mut PgConnection, op: &Operation) -> Result<Option<Looked>> {
         let row = sqlx::query(self.statements.glance.clone())
             .bind(op.scope.as_str())
@@ -248,13 +253,30 @@ impl PgOnce {
             .fetch_one(conn)
             .await
             .map_err(database)?;
-        Ok(if get::<Option<&str>>(&row, "answer")? == Some("replay") {
-            Some(Looked::Answered(Begin::Replay(replay(&row)?)))
-        } else if get::<Option<bool>>(&row, "is_new")? == Some(true) {
-            Some(Looked::New)
-        } else {
-            None
-        })
+        if get::<Option<&str>>(&row, "answer")? == Some("replay") {
+            return Ok(Some(Looked::Answered(Begin::Replay(replay(&row)?))));
+        }
+        Ok(get::<Option<bool>>(&row, "is_free")?.map(|is_free| match is_free {
+            true => Looked::New,
+            // In another open transaction: there is no lease to tell.
+            false => Looked::Answered(Begin::InProgress(InProgress { lease_remaining: None })),
+        }))
+    }
+
+    async fn wait_for(
+        &self,
+        conn: &mut PgConnection,
+        op: &Operation,
+        wait: Duration,
+    ) -> Result<()> {
+        sqlx::query(self.statements.wait_for.clone())
+            .bind(op.scope.as_str())
+            .bind(op.key.as_str())
+            .bind(millis(wait))
+            .execute(conn)
+            .await
+            .map(drop)
+            .map_err(database)
     }
 
     async fn call(

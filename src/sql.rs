@@ -12,6 +12,7 @@ pub(crate) const MIGRATIONS: &[(&str, &str)] = &[
     ("0002_steps", include_str!("../migrations/0002_steps.sql")),
     ("0003_unfinished", include_str!("../migrations/0003_unfinished.sql")),
     ("0004_write_once", include_str!("../migrations/0004_write_once.sql")),
+    ("0005_column_order", include_str!("../migrations/0005_column_order.sql")),
 ];
 
 /// The functions and views, in the order in which they can be created. `migrate` applies all of
@@ -30,6 +31,7 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
     ("lock_replay", include_str!("../sql/lock_replay.sql")),
     ("enlist", include_str!("../sql/enlist.sql")),
     ("write_over", include_str!("../sql/write_over.sql")),
+    ("wait_for", include_str!("../sql/wait_for.sql")),
     ("can_open", include_str!("../sql/can_open.sql")),
     ("begin", include_str!("../sql/begin.sql")),
     ("open_once", include_str!("../sql/open_once.sql")),
@@ -99,6 +101,7 @@ macro_rules! record_columns {
 pub(crate) struct Statements {
     pub(crate) begin: SqlStr,
     pub(crate) glance: SqlStr,
+    pub(crate) wait_for: SqlStr,
     pub(crate) open_once: SqlStr,
     pub(crate) insert_finished: SqlStr,
     pub(crate) complete: SqlStr,
@@ -148,13 +151,14 @@ impl Statements {
                 "case when k.status operator(pg_catalog.=) 2 then 'completed' else 'failed' end as status, ",
                 "k.response_code, k.response_headers, k.response_body, k.response_omitted, ",
                 r#"case when k.status is null and :"schema".can_open() then "#,
-                r#"pg_catalog.pg_try_advisory_xact_lock_shared(:"schema".lock_id($1, $2)) end as is_new "#,
+                r#"pg_catalog.pg_try_advisory_xact_lock_shared(:"schema".lock_id($1, $2)) end as is_free "#,
                 r#"from (select :"schema".clock() as at offset 0) t "#,
                 r#"left join :"schema".idempotency_keys k "#,
                 r#"on k.scope operator(pg_catalog.=) $1 collate pg_catalog."C" "#,
                 r#"and k.key operator(pg_catalog.=) $2 collate pg_catalog."C" "#,
                 r#"cross join lateral (select :"schema".decide(k, t.at, $3, 'retry', null) as answer) d"#,
             )),
+            wait_for: call(r#"select :"schema".wait_for($1, $2, $3)"#),
             open_once: call(r#"select :"schema".open_once($1, $2, $3, $4, $5)"#),
             insert_finished: call(
                 r#"select :"schema".insert_finished($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,

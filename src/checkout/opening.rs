@@ -48,11 +48,13 @@ impl Checkout {
             if let Some(claim) = checkout.open(once, op, wait).await? {
                 return Ok(Asked::Started(checkout, claim));
             }
-            if !looks_first && let Looked::Answered(answer) = checkout.look(once, op, wait).await? {
+            // Somebody was quicker, or nobody has looked yet. Who waits for an answer waits beside others, not in line.
+            let left = wait.saturating_sub(since.elapsed());
+            if let Looked::Answered(answer) = checkout.look(once, op, left).await? {
                 return Ok(checkout.answered(answer));
             }
         }
-        // Somebody was quicker, or the row has to be written over: begin decides.
+        // Whoever worked on it has left no answer, or the row has to be written over: begin decides.
         checkout.begin_written(once, op, wait.saturating_sub(since.elapsed())).await
     }
 
@@ -96,7 +98,7 @@ impl Checkout {
                 Ok(Some(claim))
             }
             Err(error) => match error.as_database_error().and_then(|error| error.code()) {
-                Some(code) if code == NOT_NEW => Ok(None),
+                Some(code) if code == NOT_NEW || code == "55P03" => Ok(None),
                 _ => Err(database(error)),
             },
         }

@@ -244,11 +244,13 @@ async fn a_begin_that_lost_a_race_is_sent_again_a_few_times() {
             let db = TestDb::new().await;
             db.execute(&format!(
                 "create sequence {{}}.begins;
-                 create or replace function {{}}.check_name(field text, name text)
-                   returns void language plpgsql as $$ begin
-                     if field = 'scope' and nextval('{{}}.begins') <= {losses} then
+                 create or replace function {{}}.fits_begin(
+                   scope text, key text, fingerprint bytea, retention_ms bigint, lease_ms bigint,
+                   wait_ms bigint, on_lapse text, max_attempts integer)
+                   returns boolean language plpgsql as $$ begin
+                     if nextval('{{}}.begins') <= {losses} then
                        raise exception 'lost' using errcode = '40001';
-                     end if; end $$"
+                     end if; return true; end $$"
             ))
             .await;
             let app = app(&db, mode.layer(&db), numbered);

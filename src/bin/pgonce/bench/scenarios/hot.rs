@@ -20,8 +20,9 @@ use crate::exit::{CliError, innermost};
 const ABOUT: &str = "Sixteen at once on one key, and all get the answer (bare: an order each). Times are until the last \
     one has it. Look at run to hand-written.";
 const RUN: &str = "run";
-const WAYS: [(&str, Way); 3] =
-    [(BARE, Way::Bare), (HAND_WRITTEN, Way::HandWritten), (RUN, Way::Run)];
+const IN_TWO: &str = "run, in two";
+const WAYS: [(&str, Way); 4] =
+    [(BARE, Way::Bare), (HAND_WRITTEN, Way::HandWritten), (RUN, Way::Run), (IN_TWO, Way::RunInTwo)];
 const AT_ONCE: u16 = 16;
 const WAIT: Duration = Duration::from_secs(20);
 /// The key that is being worked on all the time.
