@@ -131,6 +131,44 @@ async fn a_schema_of_version_1_is_brought_up_to_date_with_its_keys() {
     )
     .await;
     assert_eq!(old, 1, "the old signature is gone");
+    // Its columns are those of a new table, in another order, in which everything works too.
+    let columns = "select string_agg(concat_ws(' ', attname, format_type(atttypid, atttypmod), attnotnull,
+                                               attcollation, attcompression, pg_get_expr(adbin, adrelid)),
+                                     ', ' order by attname)
+                     from pg_attribute a left join pg_attrdef on adrelid = attrelid and adnum = attnum
+                    where attrelid = '{}.idempotency_keys'::regclass and attnum > 0";
+    let new = TestDb::new().await;
+    assert_eq!(db.ask::<String>(columns).await, new.ask::<String>(columns).await);
+    let indexes =
+        "select string_agg(replace(pg_get_indexdef(indexrelid), '{}', ''), ', ' order by 1)
+                     from pg_index where indrelid = '{}.idempotency_keys'::regclass";
+    assert_eq!(db.ask::<String>(indexes).await, new.ask::<String>(indexes).await);
+    db.execute("create table {}.effect (key text)").await;
+    for _ in 0..2 {
+        let work = async |tx: &mut sqlx::PgConnection| {
+            sqlx::query(db.sql("insert into {}.effect values ('k')")).execute(tx).await.map(drop)
+        };
+        db.once.run(&db.pool, &crate::harness::op("run"), work).await.unwrap();
+    }
+    assert_eq!(db.effects().await, 1);
+    let claim = db.lease(&crate::harness::op("leased"), Duration::from_secs(60)).await;
+    claim.complete(&mut conn, pgonce::Response::bytes("done")).await.unwrap();
+    let answer = db.once.begin(&mut conn, &crate::harness::op("leased")).await.unwrap();
+    assert_eq!(crate::harness::word(&answer), "replay");
+    db.execute("update {}.idempotency_keys set expires_at = clock_timestamp(), lease_expires_at = clock_timestamp()").await;
+    assert_eq!(db.once.reap_once(&mut conn, 100).await.unwrap().deleted, 6);
+}
+
+// What has been granted on it, and what else was made for it, is not ours to make again.
+#[tokio::test]
+async fn a_table_that_is_there_is_never_made_anew() {
+    let db = TestDb::new().await;
+    let same = "select '{}.idempotency_keys'::regclass::oid::bigint";
+    let before: i64 = db.ask(same).await;
+    db.execute("delete from {}.migrations where version = 5").await;
+    let migrated = db.once.migrate(&mut db.conn().await).await.unwrap();
+    assert_eq!((migrated.from, migrated.to), (4, 5));
+    assert_eq!(db.ask::<i64>(same).await, before);
 }
 
 #[tokio::test]
