@@ -253,6 +253,52 @@ async fn rust_and_sql_agree_on_every_character_and_on_fingerprints() {
     }
 }
 
+// fits_begin is the short cut, check_begin the rule. Each argument in turn takes what is within its limits and what is not.
+#[tokio::test]
+async fn begin_takes_the_short_cut_for_what_is_within_the_limits_and_for_nothing_else() {
+    const USUAL: [&str; 8] = ["'s'", "'k'", "null", "86400000", "null", "0", "'retry'", "null"];
+    let (a_name, no_name) =
+        (["'~ !'", "repeat('a', 255)"], ["null", "''", "' '", "E'a\\n'", "repeat('a', 256)"]);
+    let cases: [(&[&str], &[&str]); 8] = [
+        (&a_name, &no_name),
+        (&a_name, &no_name),
+        (&["null", "decode(repeat('00', 36), 'hex')"], &["''", "decode(repeat('00', 35), 'hex')"]),
+        (&["1", "315576000000"], &["null", "0", "-1", "315576000001"]),
+        (&["null", "1", "86400000"], &["0", "86400001"]),
+        (&["0", "3600000"], &["null", "-1", "3600001"]),
+        (&["'hold'", "'retry'"], &["null", "''", "'HOLD'"]),
+        (&["null", "1", "2147483647"], &["0", "-1"]),
+    ];
+    let db = TestDb::new().await;
+    let mut conn = db.conn().await;
+    for (place, (within, outside)) in cases.into_iter().enumerate() {
+        for (value, fits) in within
+            .iter()
+            .map(|value| (value, true))
+            .chain(outside.iter().map(|value| (value, false)))
+        {
+            let mut arguments = USUAL;
+            arguments[place] = value;
+            let arguments = arguments.join(", ");
+            let short: Option<bool> =
+                sqlx::query_scalar(db.sql(&format!("select {{}}.fits_begin({arguments})")))
+                    .fetch_one(&mut conn)
+                    .await
+                    .unwrap();
+            assert_eq!(short == Some(true), fits, "fits_begin({arguments})");
+            let whole = sqlx::query(db.sql(&format!("select {{}}.check_begin({arguments})")));
+            assert_eq!(whole.execute(&mut conn).await.is_ok(), fits, "check_begin({arguments})");
+            // And begin asks both.
+            let begin =
+                sqlx::raw_sql(db.sql(&format!("begin; select {{}}.begin({arguments}); rollback")))
+                    .execute(&mut conn)
+                    .await;
+            assert_eq!(begin.is_ok(), fits, "begin({arguments})");
+            sqlx::raw_sql("rollback").execute(&mut conn).await.unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn settings_and_collations_of_the_session_do_not_matter() {
     let db = TestDb::new().await;
