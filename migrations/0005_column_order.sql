@@ -7,10 +7,12 @@ drop function if exists :"schema".bound_locks(timestamptz);
 -- columns, and none goes by their order.
 do $pgonce$
 begin
-  if to_regclass(:'schema' || '.keys') is not null or exists (select from :"schema".idempotency_keys) then
+  -- Functions come after all migrations: where there is none, the table was made a moment ago, in this very message.
+  if exists (select from pg_proc where pronamespace = to_regnamespace(:'schema'))
+    or exists (select from :"schema".idempotency_keys) then
     return;
   end if;
-  drop table :"schema".idempotency_keys; -- made a moment ago, by the migrations before this one
+  drop table :"schema".idempotency_keys;
   create table :"schema".idempotency_keys (
     created_at         timestamptz not null,
     -- Fixed by begin. It is the only indexed column outside the primary key, and neither complete nor fail nor

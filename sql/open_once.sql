@@ -3,7 +3,7 @@
 -- message with BEGIN behind it, which takes the transaction over with the key's lock in it:
 --   select open_once(..); begin; savepoint ..
 -- Raises IK004 when the key has a row or is being worked on, or the transaction is none for this (can_open): ask
--- begin. Raises IK001 as begin does.
+-- begin. When somebody works on it who has no row yet, it waits for that one first. Raises IK001 as begin does.
 create or replace function :"schema".open_once(
   scope text, key text, retention_ms bigint, wait_ms bigint, max_attempts integer)
 returns void
@@ -12,23 +12,20 @@ set search_path = pg_catalog, pg_temp
 as $pgonce$
 #variable_conflict use_variable
 declare
-  lock_id constant bigint := :"schema".lock_id(scope, key);
+  is_ours boolean;
 begin
   if :"schema".fits_begin(scope, key, null, retention_ms, null, wait_ms, 'retry', max_attempts) is not true then
     perform :"schema".check_begin(scope, key, null, retention_ms, null, wait_ms, 'retry', max_attempts);
   end if;
-  if not :"schema".can_open() then
-    null; -- begin tells what can be done
-  elsif pg_try_advisory_xact_lock(lock_id) then
+  if :"schema".can_open() then
+    is_ours := pg_try_advisory_xact_lock(:"schema".lock_id(scope, key));
     -- A statement of its own: a snapshot taken before the lock would miss what its last holder committed.
     perform from :"schema".idempotency_keys k where k.scope = scope collate "C" and k.key = key collate "C";
-    if not found then
+    if not found and is_ours then
       return;
+    elsif not found and wait_ms > 0 then
+      perform :"schema".wait_for(scope, key, wait_ms); -- whoever works on it will most likely leave an answer
     end if;
-  elsif wait_ms > 0 then
-    -- Whoever works on it will most likely leave an answer: those who wait for it need not wait for each other.
-    perform :"schema".bound_locks(clock_timestamp() + wait_ms * interval '1 millisecond');
-    perform pg_advisory_xact_lock_shared(lock_id);
   end if;
   raise exception 'the key is not new' using errcode = 'IK004';
 end

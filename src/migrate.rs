@@ -36,8 +36,8 @@ const RESTORE: &str =
 /// Comes before every migration. The first lock_timeout is patience with other migrating processes,
 /// the second makes a DDL statement give up rather than queue behind a long reader with everybody
 /// else queued behind it. Views, and functions that are parsed when they are made, keep the operators they find.
-const PREAMBLE: &str = r#"select set_config('pgonce.outer_lock_timeout', current_setting('lock_timeout'), true),
-       set_config('pgonce.outer_search_path', current_setting('search_path'), true);
+const PREAMBLE: &str = r#"select pg_catalog.set_config('pgonce.outer_lock_timeout', pg_catalog.current_setting('lock_timeout'), true),
+       pg_catalog.set_config('pgonce.outer_search_path', pg_catalog.current_setting('search_path'), true);
 set local search_path = pg_catalog, pg_temp;
 set local lock_timeout = '60s';
 select pg_advisory_xact_lock(hashtextextended('pgonce migrate ' || :'schema', 0));
@@ -159,13 +159,13 @@ impl PgOnce {
     /// every pooler, also those that lose prepared statements between transactions.
     async fn found(&self, conn: &mut PgConnection) -> Result<Found> {
         // Two questions, because naming a missing table would abort a caller's transaction.
-        let exists = "select to_regclass(:'schema' || '.migrations') is not null as there";
+        let exists = "select pg_catalog.to_regclass(pg_catalog.format('%s.migrations', :'schema')) is not null as there";
         let row = self.ask_simply(conn, exists).await?;
         if !row.try_get::<bool, _>("there").map_err(database)? {
             return Ok(Found { version: 0, functions: None });
         }
-        let books = r#"select coalesce(max(version), 0) as version,
-                              max(digest) filter (where version = 0) as functions
+        let books = r#"select coalesce(pg_catalog.max(version), 0) as version,
+                              pg_catalog.max(digest) filter (where version operator(pg_catalog.=) 0) as functions
                          from :"schema".migrations"#;
         let row = self.ask_simply(conn, books).await?;
         let version: i32 = row.try_get("version").map_err(database)?;

@@ -191,7 +191,7 @@ impl Statements {
             reap: call(concat!(
                 "select deleted, ",
                 micros!("watermark"),
-                r#" from :"schema".reap($1, timestamptz 'epoch' operator(pg_catalog.+) ($2 operator(pg_catalog.*) interval '1 microsecond'))"#
+                r#" from :"schema".reap($1, pg_catalog.timestamptz 'epoch' operator(pg_catalog.+) ($2 operator(pg_catalog.*) interval '1 microsecond'))"#
             )),
             overdue: call(r#"select backlog, oldest_ms from :"schema".overdue()"#),
             inspect: call(concat!(

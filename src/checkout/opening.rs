@@ -36,26 +36,26 @@ impl Checkout {
     ) -> Result<Asked> {
         let mut checkout = Self::borrow(pool).await?;
         let since = Instant::now();
+        let left = || wait.saturating_sub(since.elapsed());
         let looks_first = round_trips == RoundTrips::Three;
         if looks_first {
             match checkout.look(once, op, wait).await? {
                 Looked::Answered(answer) => return Ok(checkout.answered(answer)),
-                Looked::Free => return checkout.begin_written(once, op, wait).await,
+                Looked::Free => return checkout.begin_written(once, op, left()).await,
                 Looked::New => {}
             }
         }
         if round_trips != RoundTrips::Five {
-            if let Some(claim) = checkout.open(once, op, wait).await? {
+            if let Some(claim) = checkout.open(once, op, left()).await? {
                 return Ok(Asked::Started(checkout, claim));
             }
             // Somebody was quicker, or nobody has looked yet. Who waits for an answer waits beside others, not in line.
-            let left = wait.saturating_sub(since.elapsed());
-            if let Looked::Answered(answer) = checkout.look(once, op, left).await? {
+            if let Looked::Answered(answer) = checkout.look(once, op, left()).await? {
                 return Ok(checkout.answered(answer));
             }
         }
         // Whoever worked on it has left no answer, or the row has to be written over: begin decides.
-        checkout.begin_written(once, op, wait.saturating_sub(since.elapsed())).await
+        checkout.begin_written(once, op, left()).await
     }
 
     fn answered(mut self, answer: Begin) -> Asked {
@@ -98,7 +98,7 @@ impl Checkout {
                 Ok(Some(claim))
             }
             Err(error) => match error.as_database_error().and_then(|error| error.code()) {
-                Some(code) if code == NOT_NEW || code == "55P03" => Ok(None),
+                Some(code) if code == NOT_NEW => Ok(None),
                 _ => Err(database(error)),
             },
         }

@@ -24,6 +24,10 @@ const EVIL: &str = "
     create operator {}_evil.+ (leftarg = timestamptz, rightarg = interval, function = {}_evil.early);
     create function {}_evil.isfinite(timestamptz) returns boolean language sql as 'select false';
     create function {}_evil.octet_length(text) returns integer language sql as 'select 999';
+    create function {}_evil.yes(integer, integer) returns boolean language sql immutable as 'select true';
+    create operator {}_evil.= (leftarg = integer, rightarg = integer, function = {}_evil.yes);
+    create function {}_evil.max(integer) returns integer language sql immutable as 'select 0';
+    create domain {}_evil.timestamptz as varchar check (value = 'hostile');
     create domain {}_evil.text as varchar check (value = 'hostile');
     create domain {}_evil.uuid as varchar check (value = 'hostile')";
 
@@ -120,6 +124,8 @@ async fn what_migrate_makes_is_the_same() {
     let path = "select current_setting('search_path')";
     let before: String = sqlx::query_scalar(path).fetch_one(&mut conn).await.unwrap();
     assert!(misled.once.migrate(&mut conn).await.unwrap().functions_replaced);
+    assert!(!misled.once.migrate(&mut conn).await.unwrap().functions_replaced);
+    misled.once.check(&mut conn).await.unwrap();
     let after: String = sqlx::query_scalar(path).fetch_one(&mut conn).await.unwrap();
     assert_eq!(after, before);
     // Views and functions with a body of their own remember the operators that they were made with.

@@ -93,7 +93,7 @@ async fn a_wait_restores_the_callers_lock_timeout_when_it_gets_the_key() {
 #[tokio::test]
 async fn a_finished_key_is_replayed_while_its_lock_is_held() {
     let db = TestDb::new().await;
-    db.complete(&op("k"), "done").await;
+    db.complete(&op("k"), "7").await;
     let mut holder = db.pool.begin().await.unwrap();
     sqlx::query(db.sql("select pg_advisory_xact_lock({}.lock_id('test/scope', 'k'))"))
         .execute(&mut *holder)
@@ -101,6 +101,13 @@ async fn a_finished_key_is_replayed_while_its_lock_is_held() {
         .unwrap();
     let mut conn = db.conn().await;
     assert_eq!(word(&db.once.begin(&mut conn, &op("k")).await.unwrap()), "replay");
+    for round_trips in [RoundTrips::Two, RoundTrips::Three, RoundTrips::Five] {
+        let (once, op) = (db.once.clone().round_trips(round_trips), op("k").wait(LONG));
+        let began = Instant::now();
+        let done = once.run(&db.pool, &op, async |_| Ok::<_, Failure>(8)).await.unwrap();
+        assert!(done.is_replay());
+        assert!(began.elapsed() < LONG / 2, "{round_trips:?}");
+    }
 }
 
 #[tokio::test]
@@ -365,6 +372,27 @@ async fn run_waits_beside_others_for_an_answer() {
         assert!(answers.iter().all(|each| each == answer), "{round_trips:?}: {answers:?}");
         assert_eq!(db.effects().await, effects, "{round_trips:?}");
     }
+}
+
+// Each wait has what those before it have left over.
+#[tokio::test]
+async fn run_opens_with_the_rest_of_its_wait() {
+    let db = TestDb::new().await;
+    let once = db.once.clone().round_trips(RoundTrips::Three);
+    let mut holder = db.conn().await;
+    let mut holder = holder.begin().await.unwrap();
+    drop(started(db.once.begin(&mut holder, &op("k")).await.unwrap()));
+    let proxy = Proxy::start(&db, None);
+    let pool = pool_of_one(proxy.options());
+    let waiter = tokio::spawn(async move {
+        once.run(&pool, &op("k").wait(LONG), async |_| Ok::<_, Failure>(1)).await.unwrap();
+    });
+    db.until_waiting(1).await;
+    holder.rollback().await.unwrap();
+    waiter.await.unwrap();
+    let requests = proxy.requests();
+    let open = requests.iter().find(|request| request.contains("open_once")).unwrap();
+    assert!(!open.contains(&LONG.as_millis().to_string()), "{open}");
 }
 
 // The bound is for the wait as a whole, however often it is begun.

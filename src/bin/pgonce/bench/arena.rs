@@ -139,7 +139,8 @@ impl Stage {
         let pool = PgPoolOptions::new()
             .max_connections(connections.into())
             .min_connections(connections.into())
-            .acquire_timeout(ACQUIRE_MAX);
+            .acquire_timeout(ACQUIRE_MAX)
+            .test_before_acquire(false);
         Ok(pool.connect_with(options).await?)
     }
 

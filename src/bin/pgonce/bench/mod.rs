@@ -50,7 +50,7 @@ Examples:
   pgonce bench fresh replay
   pgonce bench fresh --delay-ms 5 --clients 8
   pgonce bench all --json --report bench-report > bench.jsonl
-  pgonce bench reap churn scale --keys 1000000     50,000,000 keys in the largest table")]
+  pgonce bench scale --keys 1000000 --response-bytes 2     50,000,000 keys in 12 GB; takes half an hour")]
 pub(crate) struct Args {
     /// What to measure
     #[arg(required = true, value_name = "SCENARIO")]
@@ -82,6 +82,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 50_000)]
     #[arg(value_parser = value_parser!(u64).range(1000..=20_000_000))]
     keys: u64,
+    /// scale: bytes of a stored response, as JSON (2 to 100,000)
+    #[arg(long, value_name = "N", default_value_t = 460)]
+    #[arg(value_parser = value_parser!(u32).range(2..=100_000))]
+    response_bytes: u32,
     /// churn: how often all keys are replaced by others (4 to 1,000)
     #[arg(long, value_name = "N", default_value_t = 20)]
     #[arg(value_parser = value_parser!(u16).range(4..=1000))]

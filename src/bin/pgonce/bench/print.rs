@@ -28,7 +28,7 @@ const ELSEWHERE: [[&str; 5]; 2] = [
 pub(super) const HOW: &str = "Variants take turns, so that a noisy machine is noisy for all of them. Ratios compare \
     variants of the same round: their median, and in brackets the lowest and the highest. Round trips, WAL (without \
     images of pages), dead row versions and transaction ids are those of one operation, counted while one client works \
-    alone; sqlx's pool adds one round trip to each variant, to see whether a connection is alive.";
+    alone. The pools do not ping a connection before they hand it out, as sqlx's do unless told otherwise.";
 
 pub(super) fn header(bench: &Bench<'_>) -> String {
     let (count, seconds) = (bench.args.rounds, bench.args.seconds);

@@ -58,8 +58,9 @@ pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError>
             "A key with a response of {bytes} bytes takes {heap:.0} bytes in the table and {index:.0} in indexes."
         ));
     }
-    let small = filled(bench, "small", small, 460).await?;
-    let large = filled(bench, "large", large, 460).await?;
+    let bytes = bench.args.response_bytes as usize;
+    let small = filled(bench, "small", small, bytes).await?;
+    let large = filled(bench, "large", large, bytes).await?;
     for clients in bench.args.clients.clone() {
         let mut outcome = measure(bench, &small, &large, clients).await?;
         outcome.figures.extend(figures.clone());
