@@ -1,6 +1,5 @@
--- They take ask_only now.
+-- It takes ask_only now.
 drop function if exists :"schema".begin(text, text, bytea, bigint, bigint, bigint, text, integer, boolean);
-drop function if exists :"schema".take_lock(bigint, timestamptz);
 
 -- The functions check what they write, and `look` what it reads. As constraints the same checks were read and
 -- prepared anew by every statement that writes a row: a third of the time of an insert.

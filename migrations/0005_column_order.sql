@@ -1,5 +1,6 @@
--- It returns what it has set now.
+-- One returns what it has set now, the other takes whether to share the lock.
 drop function if exists :"schema".bound_locks(timestamptz);
+drop function if exists :"schema".take_lock(bigint, timestamptz);
 
 -- What complete and fail change comes last now: the WAL of an update holds a row from the first column that differs to
 -- the last, and scope, key and fingerprint need not be in it. A table that is in use stays as it is: to move its columns

@@ -171,6 +171,7 @@ async fn a_table_that_is_there_is_never_made_anew() {
          drop view {}.keys cascade;
          drop function {}.bound_locks(timestamptz);
          create function {}.bound_locks(deadline timestamptz) returns void language sql as 'select';
+         create function {}.take_lock(lock_id bigint, deadline timestamptz) returns void language sql as 'select';
          create or replace function {}.lock_id(scope text, key text) returns bigint
            language sql immutable parallel safe as 'select 1::bigint';
          create or replace function {}.can_open() returns boolean language sql volatile as 'select true'",
@@ -179,6 +180,9 @@ async fn a_table_that_is_there_is_never_made_anew() {
     let migrated = db.once.migrate(&mut db.conn().await).await.unwrap();
     assert_eq!((migrated.from, migrated.to), (4, 5));
     assert_eq!(db.ask::<i64>(same).await, before);
+    let locks = "select count(*) from pg_proc
+                  where pronamespace = '{}'::regnamespace and proname = 'take_lock'";
+    assert_eq!(db.ask::<i64>(locks).await, 1, "the old signature is gone");
 }
 
 #[tokio::test]

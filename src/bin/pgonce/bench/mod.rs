@@ -50,7 +50,7 @@ Examples:
   pgonce bench fresh replay
   pgonce bench fresh --delay-ms 5 --clients 8
   pgonce bench all --json --report bench-report > bench.jsonl
-  pgonce bench scale --keys 1000000 --response-bytes 2     50,000,000 keys in 12 GB; takes half an hour")]
+  pgonce bench scale --keys 1000000 --response-bytes 2     50,000,000 keys: 30 GB with the log, a quarter of an hour")]
 pub(crate) struct Args {
     /// What to measure
     #[arg(required = true, value_name = "SCENARIO")]
