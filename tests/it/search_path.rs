@@ -1,7 +1,7 @@
 //! Whatever a session's search_path leads to, pgonce takes PostgreSQL's own operators, functions and types.
 
-use pgonce::{Done, Filter, Fingerprint, Listed, Operation, Response, RunError};
-use sqlx::Executor;
+use pgonce::{Done, Failure, Filter, Fingerprint, Listed, Operation, Response, RunError};
+use sqlx::{Executor, PgConnection};
 
 use crate::harness::{TestDb, effect, op, started, word};
 
@@ -62,6 +62,21 @@ async fn run_decides_the_same() {
         db.execute("update {}.idempotency_keys set expires_at = clock_timestamp()").await;
         run(&misled, &paid).await.unwrap();
         assert_eq!(db.effects().await, round * 2 + 2, "forgotten, and run again");
+    }
+}
+
+// The response of a failure that was kept is never told as that of a success.
+#[tokio::test]
+async fn a_kept_failure_stays_a_failure() {
+    let db = TestDb::new().await;
+    let misled = misled(&db).await;
+    // So that rows are found, and every status is said to be the one that is asked for.
+    db.execute("drop operator {}_evil.= (text, text)").await;
+    for _ in 0..2 {
+        let declined =
+            async |_: &mut PgConnection| Err::<i32, _>(Failure::keep(Response::bytes("7")));
+        let told = misled.once.run(&misled.pool, &op("k"), declined).await;
+        assert!(matches!(told, Err(RunError::Failed { .. })), "{told:?}");
     }
 }
 
