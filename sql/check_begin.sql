@@ -7,16 +7,15 @@ create or replace function :"schema".fits_begin(
   on_lapse text, max_attempts integer)
 returns boolean
 language sql immutable parallel safe
-as $pgonce$
-  select octet_length(scope) <= 255 and scope collate "C" ~ '^[!-~][ -~]*$'
-     and octet_length(key) <= 255 and key collate "C" ~ '^[!-~][ -~]*$'
-     and coalesce(octet_length(fingerprint), 36) = 36
-     and retention_ms between 1 and 315576000000 -- ten years
-     and coalesce(lease_ms, 1) between 1 and retention_ms
-     and wait_ms between 0 and 3600000 -- one hour
-     and on_lapse in ('retry', 'hold')
-     and coalesce(max_attempts, 1) >= 1
-$pgonce$;
+return
+  octet_length(scope) <= 255 and scope collate "C" ~ '^[!-~][ -~]*$'
+  and octet_length(key) <= 255 and key collate "C" ~ '^[!-~][ -~]*$'
+  and coalesce(octet_length(fingerprint), 36) = 36
+  and retention_ms between 1 and 315576000000 -- ten years
+  and coalesce(lease_ms, 1) between 1 and retention_ms
+  and wait_ms between 0 and 3600000 -- one hour
+  and on_lapse in ('retry', 'hold')
+  and coalesce(max_attempts, 1) >= 1;
 
 -- Raises unless they are within the limits. For those that fits_begin does not vouch for, to say what is wrong.
 create or replace function :"schema".check_begin(
@@ -24,6 +23,7 @@ create or replace function :"schema".check_begin(
   on_lapse text, max_attempts integer)
 returns void
 language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
 as $pgonce$
 #variable_conflict use_variable
 begin

@@ -3,8 +3,7 @@ create or replace function :"schema".omits(
   response_headers bytea, response_body bytea, omit boolean, response_bytes_max bigint)
 returns boolean
 language sql immutable parallel safe
-as $pgonce$
-  select coalesce(omit, false)
-    or coalesce(octet_length(response_headers), 0) + coalesce(octet_length(response_body), 0)
-       > coalesce(response_bytes_max, 1048576)
-$pgonce$;
+return
+  coalesce(omit, false)
+  or coalesce(octet_length(response_headers), 0) + coalesce(octet_length(response_body), 0)
+     > coalesce(response_bytes_max, 1048576);

@@ -4,11 +4,11 @@
 --   select open_once(..); begin; savepoint ..
 -- Raises IK004 when the key has a row or is being worked on, or the transaction is none for this (can_open): ask
 -- begin. When somebody works on it who has no row yet, it waits for that one first. Raises IK001 as begin does.
+-- It pins no search_path, which costs a call 20 us, so that all in it is qualified.
 create or replace function :"schema".open_once(
   scope text, key text, retention_ms bigint, wait_ms bigint, max_attempts integer)
 returns void
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $pgonce$
 #variable_conflict use_variable
 declare
@@ -18,12 +18,14 @@ begin
     perform :"schema".check_begin(scope, key, null, retention_ms, null, wait_ms, 'retry', max_attempts);
   end if;
   if :"schema".can_open() then
-    is_ours := pg_try_advisory_xact_lock(:"schema".lock_id(scope, key));
+    is_ours := pg_catalog.pg_try_advisory_xact_lock(:"schema".lock_id(scope, key));
     -- A statement of its own: a snapshot taken before the lock would miss what its last holder committed.
-    perform from :"schema".idempotency_keys k where k.scope = scope collate "C" and k.key = key collate "C";
+    perform from :"schema".idempotency_keys k
+    where k.scope operator(pg_catalog.=) scope collate pg_catalog."C"
+      and k.key operator(pg_catalog.=) key collate pg_catalog."C";
     if not found and is_ours then
       return;
-    elsif not found and wait_ms > 0 then
+    elsif not found and wait_ms operator(pg_catalog.>) 0 then
       perform :"schema".wait_for(scope, key, wait_ms); -- whoever works on it will most likely leave an answer
     end if;
   end if;

@@ -1,6 +1,6 @@
 //! Whatever a session's search_path leads to, pgonce takes PostgreSQL's own operators, functions and types.
 
-use pgonce::{Done, Failure, Filter, Fingerprint, Listed, Operation, Response, RunError};
+use pgonce::{Done, Failure, Filter, Fingerprint, Listed, Operation, Response, RoundTrips, RunError};
 use sqlx::{Executor, PgConnection};
 
 use crate::harness::{TestDb, effect, op, started, word};
@@ -26,6 +26,11 @@ const EVIL: &str = "
     create function {}_evil.octet_length(text) returns integer language sql as 'select 999';
     create function {}_evil.yes(integer, integer) returns boolean language sql immutable as 'select true';
     create operator {}_evil.= (leftarg = integer, rightarg = integer, function = {}_evil.yes);
+    create function {}_evil.gone(bigint, interval) returns interval language sql immutable as $$select interval '0'$$;
+    create operator {}_evil.* (leftarg = bigint, rightarg = interval, function = {}_evil.gone);
+    create function {}_evil.no(bigint, integer) returns boolean language sql immutable as 'select false';
+    create operator {}_evil.> (leftarg = bigint, rightarg = integer, function = {}_evil.no);
+    create function {}_evil.pg_try_advisory_xact_lock(bigint) returns boolean language sql as 'select true';
     create function {}_evil.max(integer) returns integer language sql immutable as 'select 0';
     create domain {}_evil.timestamptz as varchar check (value = 'hostile');
     create domain {}_evil.text as varchar check (value = 'hostile');
@@ -63,6 +68,35 @@ async fn run_decides_the_same() {
         run(&misled, &paid).await.unwrap();
         assert_eq!(db.effects().await, round * 2 + 2, "forgotten, and run again");
     }
+}
+
+// They pin no search_path of their own.
+#[tokio::test]
+async fn a_key_is_opened_and_finished_the_same() {
+    let db = TestDb::new().await;
+    let misled = misled(&db).await;
+    let open = async |key: &'static str, wait_ms: i64| {
+        let open = format!("select {{}}.open_once('test/scope', '{key}', 86400000, {wait_ms}, null)");
+        let opened = misled.pool.execute(misled.sql(&open)).await.map(drop);
+        opened.map_err(|error| error.as_database_error().unwrap().code().unwrap().into_owned())
+    };
+    assert_eq!(open("k", 0).await, Ok(()));
+    let mut holder = db.pool.begin().await.unwrap();
+    let claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
+    assert_eq!(open("k", 0).await, Err("IK004".into()), "is being worked on");
+    let end = async {
+        db.until_waiting(1).await;
+        claim.complete(&mut holder, Response::empty()).await.unwrap();
+        holder.commit().await.unwrap();
+    };
+    assert_eq!(tokio::join!(open("k", 30_000), end).0, Err("IK004".into()), "was waited for");
+    assert_eq!(open("k", 0).await, Err("IK004".into()), "has a row");
+
+    let once = misled.once.clone().round_trips(RoundTrips::Two);
+    once.run(&misled.pool, &op("new"), async |_| Ok::<_, Failure>(7)).await.unwrap();
+    let kept = "select status = 'completed' and expires_at - created_at = interval '1 day'
+                  from {}.keys where key = 'new'";
+    assert!(db.ask::<bool>(kept).await);
 }
 
 // The response of a failure that was kept is never told as that of a success.
