@@ -1,6 +1,8 @@
 //! Whatever a session's search_path leads to, pgonce takes PostgreSQL's own operators, functions and types.
 
-use pgonce::{Done, Failure, Filter, Fingerprint, Listed, Operation, Response, RoundTrips, RunError};
+use pgonce::{
+    Done, Failure, Filter, Fingerprint, Listed, Operation, Response, RoundTrips, RunError,
+};
 use sqlx::{Executor, PgConnection};
 
 use crate::harness::{TestDb, effect, op, started, word};
@@ -76,7 +78,8 @@ async fn a_key_is_opened_and_finished_the_same() {
     let db = TestDb::new().await;
     let misled = misled(&db).await;
     let open = async |key: &'static str, wait_ms: i64| {
-        let open = format!("select {{}}.open_once('test/scope', '{key}', 86400000, {wait_ms}, null)");
+        let open =
+            format!("select {{}}.open_once('test/scope', '{key}', 86400000, {wait_ms}, null)");
         let opened = misled.pool.execute(misled.sql(&open)).await.map(drop);
         opened.map_err(|error| error.as_database_error().unwrap().code().unwrap().into_owned())
     };

@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use pgonce::{Begin, ErrorKind, Failure, Fingerprint, Operation, Response, RoundTrips, RunError};
-use sqlx::Connection;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::crash::{nothing_is_stuck, pool_of_one};
-use crate::harness::{TestDb, effect, op, word};
+use crate::harness::{TestDb, effect, op, server, word};
 use crate::proxy::Proxy;
 
 // The first key prepares the statements.
@@ -186,6 +186,31 @@ async fn any_response_comes_back_as_it_was() {
         let refused =
             db.once.run(&db.pool, &other, async |_| Ok::<_, Failure>(value.clone())).await;
         assert!(matches!(refused, Err(RunError::Mismatch(_))), "{length}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_means_the_same_in_any_database_and_session() {
+    for (encoding, standard_strings) in [("utf8", "on"), ("latin1", "off"), ("sql_ascii", "off")] {
+        let settings =
+            [("standard_conforming_strings", standard_strings), ("backslash_quote", "off")];
+        let options = server().await.connect_options();
+        let create = format!(
+            "create database {encoding}_keys encoding '{encoding}' locale 'C' template template0"
+        );
+        let mut conn = PgConnection::connect_with(&options).await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut conn).await.unwrap();
+        let options = options.database(&format!("{encoding}_keys")).options(settings);
+        let db = TestDb::create(&format!("{encoding}_keys"), options, 2).await;
+        for key in ["it's $1 \\ '; --", "cl\u{e9}", "\\x41"] {
+            for round_trips in [RoundTrips::Two, RoundTrips::Three, RoundTrips::Five] {
+                let once = db.once.clone().round_trips(round_trips);
+                let work = async |_: &mut PgConnection| Ok::<_, Failure>(key.to_owned());
+                let done = once.run(&db.pool, &op(key), work).await.unwrap();
+                assert_eq!(done.is_replay(), round_trips != RoundTrips::Two, "{encoding} {key}");
+                assert_eq!(done.into_inner(), key);
+            }
+        }
     }
 }
 
