@@ -139,6 +139,7 @@ async fn begun_and_completed(server: &Throwaway) {
     println!("|---|---|--:|--:|--:|--:|");
     for (name, alteration) in [
         ("as the migrations leave it", ""),
+        ("fillfactor 100", "alter table TABLE set (fillfactor = 100)"),
         ("fillfactor 90", "alter table TABLE set (fillfactor = 90)"),
         ("fillfactor 70", "alter table TABLE set (fillfactor = 70)"),
         ("no expiry index", "drop index TABLE_expires_at"),

@@ -13,6 +13,7 @@ pub(crate) const MIGRATIONS: &[(&str, &str)] = &[
     ("0003_unfinished", include_str!("../migrations/0003_unfinished.sql")),
     ("0004_write_once", include_str!("../migrations/0004_write_once.sql")),
     ("0005_column_order", include_str!("../migrations/0005_column_order.sql")),
+    ("0006_room_for_updates", include_str!("../migrations/0006_room_for_updates.sql")),
 ];
 
 /// The functions and views, in the order in which they can be created. `migrate` applies all of

@@ -165,9 +165,13 @@ async fn a_table_that_is_there_is_never_made_anew() {
     let db = TestDb::new().await;
     let same = "select '{}.idempotency_keys'::regclass::oid::bigint";
     let before: i64 = db.ask(same).await;
+    let free = "select array_to_string(reloptions, ' ') from pg_class
+                 where oid = '{}.idempotency_keys'::regclass";
+    assert_eq!(db.ask::<String>(free).await, "fillfactor=95");
     // As version 4 left it, but that somebody has dropped the views.
     db.execute(
-        "delete from {}.migrations where version = 5;
+        "delete from {}.migrations where version >= 5;
+         alter table {}.idempotency_keys set (autovacuum_vacuum_threshold = 5000, fillfactor = 80);
          drop view {}.keys cascade;
          drop function {}.bound_locks(timestamptz);
          create function {}.bound_locks(deadline timestamptz) returns void language sql as 'select';
@@ -178,8 +182,9 @@ async fn a_table_that_is_there_is_never_made_anew() {
     )
     .await;
     let migrated = db.once.migrate(&mut db.conn().await).await.unwrap();
-    assert_eq!((migrated.from, migrated.to), (4, 5));
+    assert_eq!((migrated.from, migrated.to), (4, 6));
     assert_eq!(db.ask::<i64>(same).await, before);
+    assert!(db.ask::<String>(free).await.ends_with("fillfactor=80"), "the owner's choice");
     let locks = "select count(*) from pg_proc
                   where pronamespace = '{}'::regnamespace and proname = 'take_lock'";
     assert_eq!(db.ask::<i64>(locks).await, 1, "the old signature is gone");
