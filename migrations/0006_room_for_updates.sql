@@ -7,5 +7,7 @@ begin
                   where c.oid = ':"schema".idempotency_keys'::regclass and o like 'fillfactor=%') then
     alter table :"schema".idempotency_keys set (fillfactor = 95);
   end if;
+exception when lock_not_available then
+  null; -- a vacuum has the table for longer than this may wait; nothing depends on it, and an upgrade need not fail
 end
 $pgonce$;

@@ -7,7 +7,9 @@ as $pgonce$
 #variable_conflict use_variable
 begin
   perform :"schema".check_name('consumer', consumer);
-  perform :"schema".check_begin(consumer, consumer, null, retention_ms, null, wait_ms, 'retry', max_attempts);
+  if :"schema".fits_begin(consumer, consumer, null, retention_ms, null, wait_ms, 'retry', max_attempts) is not true then
+    perform :"schema".check_begin(consumer, consumer, null, retention_ms, null, wait_ms, 'retry', max_attempts);
+  end if;
   perform :"schema".check_range('the number of message_ids', cardinality(message_ids), 0, 1000);
   -- Plain ids need no closer look.
   perform :"schema".check_name('message_id', m) from unnest(message_ids) m

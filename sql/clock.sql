@@ -3,4 +3,4 @@
 -- when begin had to wait. Tests replace this function in their own schema to move time.
 create or replace function :"schema".clock() returns timestamptz
 language sql volatile parallel safe
-return clock_timestamp();
+return pg_catalog.clock_timestamp();

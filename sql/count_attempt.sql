@@ -19,7 +19,9 @@ declare
   outer_timeout constant text := current_setting('lock_timeout');
   begun record;
 begin
-  perform :"schema".check_begin(consumer, message_id, null, retention_ms, null, wait_ms, 'retry', max_attempts);
+  if :"schema".fits_begin(consumer, message_id, null, retention_ms, null, wait_ms, 'retry', max_attempts) is not true then
+    perform :"schema".check_begin(consumer, message_id, null, retention_ms, null, wait_ms, 'retry', max_attempts);
+  end if;
   -- receive inserts without the key's advisory lock, so begin alone would wait for it without a bound.
   perform :"schema".bound_locks(clock_timestamp() + greatest(wait_ms, 10) * interval '1 millisecond');
   select b.answer, b.token into begun

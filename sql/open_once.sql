@@ -4,7 +4,7 @@
 --   select open_once(..); begin; savepoint ..
 -- Raises IK004 when the key has a row or is being worked on, or the transaction is none for this (can_open): ask
 -- begin. When somebody works on it who has no row yet, it waits for that one first. Raises IK001 as begin does.
--- It pins no search_path, which costs a call 20 us, so that all in it is qualified.
+-- It pins no search_path, which costs a call 10 to 20 us, so that all in it is qualified.
 create or replace function :"schema".open_once(
   scope text, key text, retention_ms bigint, wait_ms bigint, max_attempts integer)
 returns void

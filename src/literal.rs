@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 /// A value. Whatever a caller chose goes as hexadecimal digits, so that nothing in it can end a literal, whatever
 /// the server's settings and encoding are. As escapes of a constant where that is possible: a call of a function
-/// that decodes digits costs the server some 5 us.
+/// that decodes digits costs the server some 2 us.
 pub(crate) enum Literal<'v> {
     Text(&'v str),
     Bytes(Option<&'v [u8]>),

@@ -191,6 +191,20 @@ async fn a_table_that_is_there_is_never_made_anew() {
 }
 
 #[tokio::test]
+async fn an_upgrade_does_not_fail_for_a_vacuum() {
+    let db = TestDb::new().await;
+    db.execute(
+        "delete from {}.migrations where version = 6;
+         alter table {}.idempotency_keys reset (fillfactor)",
+    )
+    .await;
+    let mut vacuum = db.pool.begin().await.unwrap();
+    let lock = db.sql("lock table {}.idempotency_keys in share update exclusive mode");
+    sqlx::raw_sql(lock).execute(&mut *vacuum).await.unwrap();
+    assert_eq!(db.once.migrate(&mut db.conn().await).await.unwrap().to, 6);
+}
+
+#[tokio::test]
 async fn a_schema_of_a_newer_library_is_refused() {
     let db = TestDb::new().await;
     db.execute("insert into {}.migrations (version, name) values (999, 'from the future')").await;

@@ -84,6 +84,7 @@ async fn a_key_is_opened_and_finished_the_same() {
         opened.map_err(|error| error.as_database_error().unwrap().code().unwrap().into_owned())
     };
     assert_eq!(open("k", 0).await, Ok(()));
+    assert_eq!(open("cl\u{e9}", 0).await, Ok(()), "an unusual name is looked at more closely");
     let mut holder = db.pool.begin().await.unwrap();
     let claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
     assert_eq!(open("k", 0).await, Err("IK004".into()), "is being worked on");
