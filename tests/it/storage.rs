@@ -46,8 +46,8 @@ async fn completing_is_a_hot_update() {
     assert_eq!((counted.inserted, counted.updated), (500, 500));
     assert!(counted.hot * 100 >= counted.updated * 90, "{counted:?}");
     // The first version of a row is dead at once; pruning takes it away as the page fills, so that
-    // far fewer are left than there were operations.
-    assert!(counted.dead * 100 <= counted.inserted * 25, "{counted:?}");
+    // far fewer are left than there were operations: the last three of twelve on each page.
+    assert!(counted.dead * 100 <= counted.inserted * 30, "{counted:?}");
     let heap_per_key: i64 = db.ask("select pg_relation_size('{}.idempotency_keys') / 500").await;
     assert!(heap_per_key < 800, "{heap_per_key} bytes of heap per key");
 }
