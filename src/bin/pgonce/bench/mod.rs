@@ -78,7 +78,8 @@ pub(crate) struct Args {
     /// Writes a page with plots, index.html, into this directory
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
-    /// Keys in the tables of reap, churn and scale, whose large one has fifty times as many (1,000 to 20,000,000)
+    /// Keys in the tables of churn and scale; reap's has four times, the large one of scale fifty times as many
+    /// (1,000 to 20,000,000)
     #[arg(long, value_name = "N", default_value_t = 50_000)]
     #[arg(value_parser = value_parser!(u64).range(1000..=20_000_000))]
     keys: u64,

@@ -20,11 +20,13 @@ const ABOUT: &str = "Keys past their retention, deleted over one connection afte
     goes into the WAL as a whole. Look at keys per second.";
 const PLAIN: &str = "reap";
 const OLD_SNAPSHOT: &str = "reap, old snapshot open";
+/// How many times as many keys as elsewhere: fewer are gone before the batches have grown.
+const MORE: u64 = 4;
 /// A storm's keys are others than those that are reaped.
 const STORM: u64 = 1 << 34;
 
 pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError> {
-    let keys = bench.args.keys;
+    let keys = MORE * bench.args.keys;
     let progress = Progress::of("reap");
     let stage = bench.stage("reap").await?;
     model(&stage, 460).await?;
@@ -56,7 +58,7 @@ fn row(name: &'static str) -> Row {
 
 /// Fills the table and times the pass that empties it.
 async fn reap(bench: &Bench<'_>, stage: &Stage, progress: &Progress) -> Result<Sample, CliError> {
-    let keys = bench.args.keys;
+    let keys = MORE * bench.args.keys;
     fill(stage, 0..keys, Copies::Overdue, progress).await?;
     stage.checkpoint().await?;
     let mut conn = stage.conn().await?;
