@@ -8,6 +8,7 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
+use crate::checkout::Flights;
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::heartbeat::Beside;
@@ -17,7 +18,8 @@ use crate::response::Response;
 use crate::schema::SchemaName;
 use crate::sql::Statements;
 
-/// The entry point: which schema to use, and the defaults. Cheap to clone; holds no connection.
+/// The entry point: which schema to use, and the defaults. Cheap to clone; holds no connection. Make one per process
+/// and clone it: clones know of each other's calls, and [wait](Operation::wait) for them without a connection.
 ///
 /// ```
 /// use std::time::Duration;
@@ -34,6 +36,7 @@ pub struct PgOnce {
     pub(crate) schema: SchemaName,
     pub(crate) statements: Arc<Statements>,
     pub(crate) beside: Beside,
+    pub(crate) flights: Flights,
     pub(crate) retention: Duration,
     pub(crate) response_bytes_max: u32,
     pub(crate) round_trips: RoundTrips,
@@ -89,6 +92,7 @@ impl PgOnce {
         Self {
             statements: Arc::new(Statements::new(&schema)),
             beside: Beside::default(),
+            flights: Flights::default(),
             schema,
             retention: RETENTION_DEFAULT,
             response_bytes_max: RESPONSE_BYTES_MAX_DEFAULT,
@@ -101,6 +105,7 @@ impl PgOnce {
     pub fn schema(mut self, schema: SchemaName) -> Self {
         self.statements = Arc::new(Statements::new(&schema));
         self.schema = schema;
+        self.flights = Flights::default(); // its keys are others
         self
     }
 

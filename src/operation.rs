@@ -85,7 +85,8 @@ impl Operation {
     /// once) to one hour.
     ///
     /// The verbs wait for another open transaction, on the caller's connection. `run` also waits
-    /// out a leased claim, without holding a connection.
+    /// out a leased claim, and calls of `run` through the same [`PgOnce`](crate::PgOnce) (or clones of it) and pool,
+    /// without holding a connection.
     #[must_use]
     pub fn wait(mut self, bound: Duration) -> Self {
         self.wait = bound;

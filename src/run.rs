@@ -100,7 +100,9 @@ impl PgOnce {
     /// `ROLLBACK` yourself: what was written before is committed without its key, and the next call does it again.
     /// `run` answers `TransactionLost` then, too.
     ///
-    /// The connection is in use while `work` runs, and while this waits for another open transaction. Do not call other services from it: an open
+    /// The connection is in use while `work` runs, and while this waits for an open transaction elsewhere. Calls that
+    /// share this `PgOnce` or a clone of it, a pool and a key wait for each other without one, if they
+    /// [wait](Operation::wait) at all. Do not call other services from `work`: an open
     /// transaction blocks vacuum. That is what leased claims are for.
     ///
     /// ```no_run

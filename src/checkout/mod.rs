@@ -1,5 +1,6 @@
 //! A pooled connection with a transaction of ours open on it.
 
+mod flight;
 mod opening;
 
 use std::ops::{Deref, DerefMut};
@@ -14,6 +15,8 @@ use crate::error::{Error, ErrorKind, Result, commit as commit_error, database};
 use crate::literal;
 use crate::response::Response;
 
+use flight::Flight;
+pub(crate) use flight::Flights;
 pub(crate) use opening::Asked;
 
 pub(crate) type Manager = <Postgres as Database>::TransactionManager;
@@ -35,6 +38,8 @@ const COMMIT: &str = "commit and chain";
 pub(crate) struct Checkout {
     conn: PoolConnection<Postgres>,
     settled: bool,
+    /// Others of this process wait until this is over.
+    flight: Option<Flight>,
 }
 
 impl Checkout {
@@ -42,7 +47,7 @@ impl Checkout {
     async fn borrow(pool: &PgPool) -> Result<Self> {
         // Cancelling acquire is safe: nothing has been sent yet.
         let conn = pool.acquire().await.map_err(database)?;
-        Ok(Self { conn, settled: false })
+        Ok(Self { conn, settled: false, flight: None })
     }
 
     pub(crate) async fn begin(pool: &PgPool) -> Result<Self> {

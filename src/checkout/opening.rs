@@ -31,31 +31,62 @@ impl Checkout {
         pool: &PgPool,
         once: &PgOnce,
         op: &Operation,
-        wait: Duration,
+        mut wait: Duration,
         round_trips: RoundTrips,
     ) -> Result<Asked> {
-        let mut checkout = Self::borrow(pool).await?;
-        let since = Instant::now();
-        let left = || wait.saturating_sub(since.elapsed());
-        let looks_first = round_trips == RoundTrips::Three;
-        if looks_first {
-            match checkout.look(once, op, wait).await? {
-                Looked::Answered(answer) => return Ok(checkout.answered(answer)),
-                Looked::Free => return checkout.begin_written(once, op, left()).await,
-                Looked::New => {}
+        let id = once.flights.id(pool, op);
+        let mut flight = once.flights.enter(id, wait);
+        let mut looks_first = round_trips == RoundTrips::Three;
+        loop {
+            let since = Instant::now();
+            if flight.is_none() && once.flights.wait_for(id, wait).await {
+                wait = wait.saturating_sub(since.elapsed());
+                looks_first = true; // there most likely is an answer
             }
-        }
-        if round_trips != RoundTrips::Five {
-            if let Some(claim) = checkout.open(once, op, left()).await? {
-                return Ok(Asked::Started(checkout, claim));
-            }
-            // Somebody was quicker, or nobody has looked yet. Who waits for an answer waits beside others, not in line.
-            if let Looked::Answered(answer) = checkout.look(once, op, left()).await? {
+            let mut checkout = Self::borrow(pool).await?;
+            let since = Instant::now();
+            let left = || wait.saturating_sub(since.elapsed());
+            let looked = match looks_first {
+                true => checkout.look(once, op, wait).await?,
+                false => Looked::New,
+            };
+            if let Looked::Answered(answer) = looked {
                 return Ok(checkout.answered(answer));
             }
+            flight = flight.or_else(|| once.flights.enter(id, left()));
+            if flight.is_none() && !left().is_zero() {
+                wait = left();
+                checkout.settled = true; // nothing is open on it
+                continue;
+            }
+            checkout.flight = flight;
+            return match (looked, round_trips) {
+                (Looked::New, RoundTrips::Two | RoundTrips::Three) => {
+                    checkout.begin_unwritten(once, op, left()).await
+                }
+                _ => checkout.begin_written(once, op, left()).await,
+            };
+        }
+    }
+
+    /// Begins without a row if the key is new, and else as the verbs do.
+    async fn begin_unwritten(
+        mut self,
+        once: &PgOnce,
+        op: &Operation,
+        wait: Duration,
+    ) -> Result<Asked> {
+        let since = Instant::now();
+        let left = || wait.saturating_sub(since.elapsed());
+        if let Some(claim) = self.open(once, op, wait).await? {
+            return Ok(Asked::Started(self, claim));
+        }
+        // Somebody was quicker, or nobody has looked yet. Who waits for an answer waits beside others, not in line.
+        if let Looked::Answered(answer) = self.look(once, op, left()).await? {
+            return Ok(self.answered(answer));
         }
         // Whoever worked on it has left no answer, or the row has to be written over: begin decides.
-        checkout.begin_written(once, op, left()).await
+        self.begin_written(once, op, left()).await
     }
 
     fn answered(mut self, answer: Begin) -> Asked {

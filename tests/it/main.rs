@@ -39,6 +39,7 @@ mod resolve;
 mod restartable;
 mod run;
 mod run_lost;
+mod run_together;
 mod run_waiting;
 mod search_path;
 mod secrets;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pgonce::{Failure, Response, RoundTrips, RunError};
+use pgonce::{Failure, PgOnce, Response, RoundTrips, RunError, SchemaName};
 use sqlx::{Connection, PgConnection};
 
 use crate::crash::pool_of_one;
@@ -46,7 +46,10 @@ async fn run_waits_beside_others_for_an_answer() {
         let claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
         let mut waiters = tokio::task::JoinSet::new();
         for _ in 0..6 {
-            let (once, pool) = (db.once.clone().round_trips(round_trips), db.pool.clone());
+            // Each as in a process of its own.
+            let schema = SchemaName::new(db.schema.as_str()).unwrap();
+            let once = PgOnce::new().schema(schema).round_trips(round_trips);
+            let pool = db.pool.clone();
             let schema = db.schema.clone();
             waiters.spawn(async move {
                 let work = async |tx: &mut PgConnection| {

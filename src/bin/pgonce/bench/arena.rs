@@ -118,6 +118,12 @@ impl Arena {
 }
 
 impl Stage {
+    /// The same for another process: one that shares nothing with this one but the database.
+    pub(super) fn apart(&self) -> Result<Self, CliError> {
+        let once = PgOnce::new().schema(SchemaName::new(&*self.schema)?);
+        Ok(Self { once, ..self.clone() })
+    }
+
     /// The workload's pool: with the delay on the way, if there is one.
     pub(super) async fn pool(&self, connections: u16) -> Result<PgPool, CliError> {
         let slow = self.slow.as_ref().map(|relay| relay.options());

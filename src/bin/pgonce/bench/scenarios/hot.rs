@@ -18,31 +18,41 @@ use crate::bench::progress::Progress;
 use crate::exit::{CliError, innermost};
 
 const ABOUT: &str = "Sixteen at once on one key, and all get the answer (bare: an order each). Times are until the last \
-    one has it. Look at run to hand-written.";
+    one has it. Those of run share a PgOnce, as in one process, and wait for each other there; those that are apart \
+    have one each, as in sixteen processes, and wait in the database. Look at run to hand-written.";
 const RUN: &str = "run";
-const IN_TWO: &str = "run, in two";
-const WAYS: [(&str, Way); 4] =
-    [(BARE, Way::Bare), (HAND_WRITTEN, Way::HandWritten), (RUN, Way::Run), (IN_TWO, Way::RunInTwo)];
+/// How many of the calls share a `PgOnce`.
+const WAYS: [(&str, Way, u16); 6] = [
+    (BARE, Way::Bare, AT_ONCE),
+    (HAND_WRITTEN, Way::HandWritten, AT_ONCE),
+    (RUN, Way::Run, AT_ONCE),
+    ("run, apart", Way::Run, 1),
+    ("run, in two", Way::RunInTwo, AT_ONCE),
+    ("run, in two, apart", Way::RunInTwo, 1),
+];
 const AT_ONCE: u16 = 16;
 const WAIT: Duration = Duration::from_secs(20);
 /// The key that is being worked on all the time.
 const HELD: &str = "held";
 /// Between an answer "in progress" and the next request: what an impatient client does.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
-/// Keys of others than the volleys'.
-const OTHERS: u64 = 1 << 32;
+/// How many keys a volley may use; those of others come behind all of them.
+const KEYS: u64 = 1 << 32;
 
 /// Sends one request sixteen times at once and waits for all answers.
 struct Volley {
-    shop: Shop,
+    /// One, or one for each.
+    shops: Vec<Shop>,
+    /// Where its keys begin.
+    first: u64,
 }
 
 impl Work for Volley {
     async fn perform(&self, number: u64) -> Result<(), Fault> {
-        let key: Arc<str> = key(number).into();
+        let key: Arc<str> = key(self.first + number).into();
         let mut requests = JoinSet::new();
-        for _ in 0..AT_ONCE {
-            let (shop, key) = (self.shop.clone(), Arc::clone(&key));
+        for shop in self.shops.iter().cycle().take(AT_ONCE.into()) {
+            let (shop, key) = (shop.clone(), Arc::clone(&key));
             requests.spawn(async move { shop.order(&key, false).await });
         }
         while let Some(answered) = requests.join_next().await {
@@ -72,17 +82,19 @@ impl Work for Loser {
 pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError> {
     let stage = bench.stage("hot").await?;
     let pool = stage.pool(AT_ONCE).await?;
-    let mut subjects: Vec<_> = WAYS
-        .map(|(name, way)| {
-            let shop = Shop::new(&stage, way, pool.clone()).waiting(WAIT);
-            Subject::new(Row::new(name, Cost::default()).of(AT_ONCE.into()), Volley { shop })
-        })
-        .into();
+    let mut subjects = Vec::new();
+    for (number, (name, way, together)) in (0..).zip(WAYS) {
+        let mut volley = Volley { shops: Vec::new(), first: number * KEYS };
+        for _ in 0..AT_ONCE / together {
+            volley.shops.push(Shop::new(&stage.apart()?, way, pool.clone()).waiting(WAIT));
+        }
+        subjects.push(Subject::new(Row::new(name, Cost::default()).of(AT_ONCE.into()), volley));
+    }
     // One volley after the other; each is sixteen clients.
     interleave(&mut subjects, 1, bench.rounds(), &Progress::of("hot")).await?;
     pool.close().await;
     let mut rows: Vec<_> = subjects.into_iter().map(|subject| subject.row).collect();
-    for (row, (_, way)) in rows.iter_mut().zip(WAYS) {
+    for (row, (_, way, _)) in rows.iter_mut().zip(WAYS) {
         row.doubles = Some(way.doubles(&stage).await?);
     }
     let mut outcome = Outcome::new("hot", AT_ONCE, ABOUT, rows, RUN);
@@ -119,7 +131,8 @@ async fn refused(bench: &Bench<'_>, stage: &Stage, outcome: &mut Outcome) -> Res
 async fn hammered(bench: &Bench<'_>, stage: &Stage) -> Result<Disturbed, CliError> {
     let (clients, rounds) = (bench.first_clients(), bench.rounds());
     let (pool, duplicates) = (stage.pool(clients).await?, stage.pool(AT_ONCE).await?);
-    let others = Orders::new(Shop::new(stage, Way::Run, pool.clone()), Mix::Fresh).from(OTHERS);
+    let others = Orders::new(Shop::new(stage, Way::Run, pool.clone()), Mix::Fresh)
+        .from(WAYS.len() as u64 * KEYS);
     let others = Subject::new(Row::new("other keys", Cost::default()), others);
     let loser = Arc::new(Loser { once: stage.once.clone(), pool: duplicates.clone() });
     let mut disturbed = Disturbed::default();

@@ -1,0 +1,155 @@
+//! Calls of one process with the same key: they wait for each other beside the database.
+
+use std::error::Error;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use pgonce::{Fingerprint, Operation, PgOnce, RoundTrips, RunError};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{PgConnection, PgPool};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::harness::{TestDb, effect, op};
+use crate::proxy::Proxy;
+
+const LONG: Duration = Duration::from_secs(30);
+const EACH: [RoundTrips; 3] = [RoundTrips::Two, RoundTrips::Three, RoundTrips::Five];
+
+type Answer = Result<String, RunError>;
+
+/// A call that leaves an effect. Its work says that it has begun, and then succeeds or fails as it is told.
+struct Call {
+    answer: JoinHandle<Answer>,
+    begun: oneshot::Receiver<()>,
+    end: oneshot::Sender<bool>,
+}
+
+fn call(once: &PgOnce, pool: &PgPool, db: &TestDb, op: Operation) -> Call {
+    let ((has_begun, begun), (end, ends)) = (oneshot::channel(), oneshot::channel());
+    let (once, pool, schema) = (once.clone(), pool.clone(), db.schema.clone());
+    let gate = Arc::new(Mutex::new(Some((has_begun, ends))));
+    let work = async move |tx: &mut PgConnection| {
+        effect(tx, &schema, "k").await.map_err(Box::new)?;
+        let (has_begun, ends) = gate.lock().unwrap().take().expect("one attempt");
+        let _ = has_begun.send(());
+        match ends.await {
+            Ok(true) => Ok("ours".to_owned()),
+            _ => Err(Box::<dyn Error + Send + Sync>::from("failed")),
+        }
+    };
+    let answer =
+        tokio::spawn(async move { once.run(&pool, &op, work).await.map(pgonce::Done::into_inner) });
+    Call { answer, begun, end }
+}
+
+/// A call whose work has begun.
+async fn at_work(once: &PgOnce, pool: &PgPool, db: &TestDb, op: Operation) -> Call {
+    let mut call = call(once, pool, db, op);
+    (&mut call.begun).await.unwrap();
+    call
+}
+
+/// Calls whose work would succeed, each of which has come as far as it gets.
+async fn crowd(once: &PgOnce, pool: &PgPool, db: &TestDb, count: usize) -> Vec<JoinHandle<Answer>> {
+    let calls = (0..count).map(|_| {
+        let call = call(once, pool, db, op("k").wait(LONG));
+        call.end.send(true).unwrap();
+        call.answer
+    });
+    let calls = calls.collect();
+    tokio::task::yield_now().await; // one thread: behind all of them
+    calls
+}
+
+async fn assert_ours(answers: Vec<JoinHandle<Answer>>, context: &str) {
+    for answer in answers {
+        assert_eq!(answer.await.unwrap().unwrap(), "ours", "{context}");
+    }
+}
+
+#[tokio::test]
+async fn a_crowd_on_one_key_leaves_the_pool_to_others() {
+    for round_trips in EACH {
+        let db = TestDb::new().await;
+        let once = db.once.clone().round_trips(round_trips);
+        // One connection is at work, the other one is for all the rest.
+        let proxy = Proxy::start(&db, None);
+        let pool = PgPoolOptions::new()
+            .max_connections(2)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy_with(proxy.options());
+        let first = at_work(&once, &pool, &db, op("k").wait(LONG)).await;
+        let crowd = crowd(&once, &pool, &db, 15).await;
+        let other = once.run(&pool, &op("other"), async |_| Ok::<_, sqlx::Error>(1)).await;
+        assert_eq!(other.unwrap().into_inner(), 1, "{round_trips:?}");
+        first.end.send(true).unwrap();
+        assert_ours(vec![first.answer], "the first").await;
+        assert_ours(crowd, "the crowd").await;
+        assert_eq!(db.effects().await, 1, "{round_trips:?}");
+        // Two of a kind: the crowd has only looked.
+        let opened = proxy.requests().iter().filter(|sent| sent.contains("open_once")).count();
+        assert_eq!(opened, if round_trips == RoundTrips::Five { 0 } else { 2 }, "{round_trips:?}");
+    }
+}
+
+#[tokio::test]
+async fn when_the_one_at_work_leaves_no_answer_one_of_the_crowd_goes_on() {
+    for (round_trips, drops) in EACH.into_iter().flat_map(|each| [(each, false), (each, true)]) {
+        let db = TestDb::new().await;
+        let once = db.once.clone().round_trips(round_trips);
+        let first = at_work(&once, &db.pool, &db, op("k").wait(LONG)).await;
+        let crowd = crowd(&once, &db.pool, &db, 6).await;
+        match drops {
+            true => first.answer.abort(),
+            false => first.end.send(false).unwrap(),
+        }
+        let context = format!("{round_trips:?}, dropped: {drops}");
+        assert_ours(crowd, &context).await;
+        assert_eq!(db.effects().await, 1, "{context}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_waits_no_longer_than_it_was_told() {
+    for round_trips in EACH {
+        let db = TestDb::new().await;
+        let once = db.once.clone().round_trips(round_trips);
+        let first = at_work(&once, &db.pool, &db, op("k").wait(LONG)).await;
+        let (wait, began) = (Duration::from_millis(300), Instant::now());
+        let late = call(&once, &db.pool, &db, op("k").wait(wait)).answer.await.unwrap();
+        assert!(matches!(late, Err(RunError::InProgress(_))), "{round_trips:?}: {late:?}");
+        assert!(began.elapsed() >= wait, "{round_trips:?}");
+        first.end.send(true).unwrap();
+        assert_ours(vec![first.answer], "the first").await;
+    }
+}
+
+#[tokio::test]
+async fn another_request_is_told_so_after_the_wait() {
+    for round_trips in EACH {
+        let db = TestDb::new().await;
+        let once = db.once.clone().round_trips(round_trips);
+        let request = |text| op("k").fingerprint(Fingerprint::of_bytes(text)).wait(LONG);
+        let first = at_work(&once, &db.pool, &db, request("one")).await;
+        let second = call(&once, &db.pool, &db, request("two"));
+        tokio::task::yield_now().await;
+        first.end.send(true).unwrap();
+        assert_ours(vec![first.answer], "the first").await;
+        let refused = second.answer.await.unwrap();
+        assert!(matches!(refused, Err(RunError::Mismatch(_))), "{round_trips:?}: {refused:?}");
+    }
+}
+
+// Another pool may lead to another database, where nobody works on the key.
+#[tokio::test]
+async fn a_call_on_another_pool_waits_in_its_database() {
+    let db = TestDb::new().await;
+    let first = at_work(&db.once, &db.pool, &db, op("k").wait(LONG)).await;
+    let pool = PgPoolOptions::new().connect_lazy_with(db.options.clone());
+    let second = crowd(&db.once, &pool, &db, 1).await;
+    db.until_waiting(1).await;
+    first.end.send(true).unwrap();
+    assert_ours(vec![first.answer], "the first").await;
+    assert_ours(second, "the second").await;
+}
