@@ -19,7 +19,7 @@ use crate::schema::SchemaName;
 use crate::sql::Statements;
 
 /// The entry point: which schema to use, and the defaults. Cheap to clone; holds no connection. Make one per process
-/// and clone it: clones know of each other's calls, and [wait](Operation::wait) for them without a connection.
+/// and clone it: clones know of each other's calls, and [wait](Operation::wait) for them at less cost.
 ///
 /// ```
 /// use std::time::Duration;
@@ -71,6 +71,17 @@ pub(crate) enum Looked {
     New,
     /// It can be started, but only begin can do it.
     Free,
+}
+
+impl Looked {
+    /// Whether waiting would change nothing: anything but a key that is free, or in another open transaction.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Self::Answered(Begin::InProgress(wait)) => wait.lease_remaining.is_some(),
+            Self::Answered(_) => true,
+            Self::New | Self::Free => false,
+        }
+    }
 }
 
 /// How long keys are remembered unless told otherwise.

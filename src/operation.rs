@@ -85,8 +85,8 @@ impl Operation {
     /// once) to one hour.
     ///
     /// The verbs wait for another open transaction, on the caller's connection. `run` also waits
-    /// out a leased claim, and calls of `run` through the same [`PgOnce`](crate::PgOnce) (or clones of it) and pool,
-    /// without holding a connection.
+    /// out a leased claim, without holding a connection; of its calls that wait for the same key, through clones of one
+    /// [`PgOnce`](crate::PgOnce) and on one pool, at most one holds a connection.
     #[must_use]
     pub fn wait(mut self, bound: Duration) -> Self {
         self.wait = bound;

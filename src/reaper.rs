@@ -86,8 +86,6 @@ struct Pass {
     more: bool,
     /// Before the next batch.
     pause: Duration,
-    /// Whether each batch is a transaction of its own for certain, whose commit need not wait for the disk.
-    alone: bool,
 }
 
 impl PgOnce {
@@ -114,7 +112,6 @@ impl PgOnce {
         let row = sqlx::query(self.statements.reap.clone())
             .bind(i32::try_from(pass.rows).unwrap_or(i32::MAX))
             .bind(pass.watermark_micros)
-            .bind(pass.alone)
             .fetch_one(conn)
             .await
             .map_err(database)?;
@@ -204,9 +201,8 @@ impl Reaper {
 
     /// Runs passes until `shutdown` completes, and returns how many keys were deleted.
     ///
-    /// Takes one connection per batch and gives it back in between. A batch commits without waiting for the disk or a
-    /// standby (`synchronous_commit` is off, for it alone): what a crash takes back is deleted again. Errors are logged
-    /// and retried with a growing pause of at most a minute. A batch that has begun is finished before the
+    /// Takes one connection per batch and gives it back in between. Errors are logged and retried
+    /// with a growing pause of at most a minute. A batch that has begun is finished before the
     /// shutdown; nothing is left half done.
     ///
     /// # Cancel safety
@@ -218,7 +214,7 @@ impl Reaper {
         let mut pause = self.interval.mul_f64(fastrand::f64());
         let mut rows = BATCH_ROWS_FIRST;
         while before(&mut shutdown, tokio::time::sleep(pause)).await.is_some() {
-            let mut pass = Pass { alone: true, ..Pass::new(rows) };
+            let mut pass = Pass::new(rows);
             let ended = self.pass_until(&pool, &mut pass, &mut shutdown).await;
             total += pass.deleted;
             rows = pass.rows;
@@ -310,7 +306,6 @@ impl Pass {
             deleted: 0,
             more: false,
             pause: Duration::ZERO,
-            alone: false,
         }
     }
 

@@ -101,8 +101,8 @@ impl PgOnce {
     /// `run` answers `TransactionLost` then, too.
     ///
     /// The connection is in use while `work` runs, and while this waits for an open transaction elsewhere. Calls that
-    /// share this `PgOnce` or a clone of it, a pool and a key wait for each other without one, if they
-    /// [wait](Operation::wait) at all. Do not call other services from `work`: an open
+    /// share this `PgOnce` or a clone of it, a pool and a key take one between them while they
+    /// [wait](Operation::wait). Do not call other services from `work`: an open
     /// transaction blocks vacuum. That is what leased claims are for.
     ///
     /// ```no_run

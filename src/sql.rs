@@ -192,7 +192,6 @@ impl Statements {
             reap: call(concat!(
                 "select deleted, ",
                 micros!("watermark"),
-                ", case when $3 then pg_catalog.set_config('synchronous_commit', 'off', true) end",
                 r#" from :"schema".reap($1, pg_catalog.timestamptz 'epoch' operator(pg_catalog.+) ($2 operator(pg_catalog.*) interval '1 microsecond'))"#
             )),
             overdue: call(r#"select backlog, oldest_ms from :"schema".overdue()"#),

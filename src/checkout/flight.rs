@@ -42,17 +42,16 @@ impl Flights {
 
     /// Waits for the call that is at work on this key, and says whether there was one.
     pub(super) async fn wait_for(&self, id: FlightId, wait: Duration) -> bool {
-        let found = self.ends().get(&id).cloned();
-        let Some(mut end) = found.filter(|_| !wait.is_zero()) else { return false };
+        let Some(mut end) = self.ends().get(&id).cloned() else { return false };
         // Nothing is ever sent: it ends with the flight or with the time.
         let _ = tokio::time::timeout(wait, end.changed()).await;
         true
     }
 
-    /// Lets others wait for this call. None: there is one to wait for, or this one would not wait itself.
-    pub(super) fn enter(&self, id: FlightId, wait: Duration) -> Option<Flight> {
+    /// Lets others wait for this call. None: there is one to wait for.
+    pub(super) fn enter(&self, id: FlightId) -> Option<Flight> {
         let mut ends = self.ends();
-        if wait.is_zero() || ends.contains_key(&id) {
+        if ends.contains_key(&id) {
             return None;
         }
         let (flight, end) = watch::channel(());
@@ -77,15 +76,13 @@ mod tests {
 
     #[test]
     fn one_at_a_time_and_nothing_is_left_of_it() {
-        const WAIT: Duration = Duration::from_secs(1);
         let flights = Flights::default();
-        let first = flights.enter(7, WAIT);
+        let first = flights.enter(7);
         assert!(first.is_some());
-        assert!(flights.enter(7, WAIT).is_none());
-        assert!(flights.enter(8, WAIT).is_some());
+        assert!(flights.enter(7).is_none());
+        assert!(flights.enter(8).is_some());
         drop(first);
         assert!(flights.ends().is_empty());
-        assert!(flights.enter(7, Duration::ZERO).is_none());
-        assert!(flights.enter(7, WAIT).is_some());
+        assert!(flights.enter(7).is_some());
     }
 }

@@ -13,6 +13,11 @@ use crate::literal::{self, Literal};
 use crate::once::{Looked, PgOnce, RoundTrips};
 use crate::operation::{Operation, attempts, millis};
 
+/// The longest wait that the database takes.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+/// When a call that waits for another one of this process looks for itself: that one may hang on its way to an answer
+/// that is there.
+const LOOK_AFTER: Duration = Duration::from_millis(100);
 /// SQLSTATE of open_once: the key is not new.
 const NOT_NEW: &str = "IK004";
 
@@ -26,7 +31,8 @@ pub(crate) enum Asked {
 }
 
 impl Checkout {
-    /// Begins an operation in a transaction of its own, waiting up to `wait` for others at work on the key.
+    /// Begins an operation in a transaction of its own, waiting up to `wait` for others at work on the key. Of those
+    /// who wait in this process one does so in the database, and the others for that one.
     pub(crate) async fn ask(
         pool: &PgPool,
         once: &PgOnce,
@@ -34,30 +40,42 @@ impl Checkout {
         mut wait: Duration,
         round_trips: RoundTrips,
     ) -> Result<Asked> {
+        // A longer wait is for the database to refuse.
+        let waits = !wait.is_zero() && wait <= WAIT_MAX;
         let id = once.flights.id(pool, op);
-        let mut flight = once.flights.enter(id, wait);
+        let enter = || if waits { once.flights.enter(id) } else { None };
+        let mut flight = enter();
         let mut looks_first = round_trips == RoundTrips::Three;
+        let mut patience = LOOK_AFTER;
         loop {
             let since = Instant::now();
-            if flight.is_none() && once.flights.wait_for(id, wait).await {
-                wait = wait.saturating_sub(since.elapsed());
-                looks_first = true; // there most likely is an answer
-            }
+            let must_wait = waits && flight.is_none();
+            let waited = must_wait && once.flights.wait_for(id, wait.min(patience)).await;
             let mut checkout = Self::borrow(pool).await?;
+            if waited {
+                wait = wait.saturating_sub(since.elapsed());
+                (looks_first, patience) = (true, WAIT_MAX); // there most likely is an answer
+            }
             let since = Instant::now();
             let left = || wait.saturating_sub(since.elapsed());
-            let looked = match looks_first {
-                true => checkout.look(once, op, wait).await?,
+            let in_database = if must_wait { Duration::ZERO } else { wait };
+            let mut looked = match looks_first {
+                true => checkout.look(once, op, in_database).await?,
                 false => Looked::New,
             };
+            if must_wait && !looked.is_final() && !left().is_zero() {
+                flight = enter();
+                if flight.is_none() {
+                    wait = left();
+                    checkout.settled = true; // nothing is open on it
+                    continue;
+                }
+                if matches!(looked, Looked::Answered(_)) {
+                    looked = checkout.look(once, op, left()).await?;
+                }
+            }
             if let Looked::Answered(answer) = looked {
                 return Ok(checkout.answered(answer));
-            }
-            flight = flight.or_else(|| once.flights.enter(id, left()));
-            if flight.is_none() && !left().is_zero() {
-                wait = left();
-                checkout.settled = true; // nothing is open on it
-                continue;
             }
             checkout.flight = flight;
             return match (looked, round_trips) {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use pgonce::{Reaper, Response};
-use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgConnection};
 use tokio::sync::oneshot;
 
@@ -98,49 +97,6 @@ async fn a_key_that_is_begun_again_while_the_reaper_waits_is_kept() {
     claim.complete(&mut holder, Response::bytes("new")).await.unwrap();
     holder.commit().await.unwrap();
     assert_eq!(db.once.reap_once(&mut conn, 10).await.unwrap().deleted, 0);
-}
-
-#[tokio::test]
-async fn the_background_reaper_waits_for_no_disk_and_spares_nobody_else_the_wait() {
-    let db = TestDb::new().await;
-    db.stop_clock().await;
-    // What the commit of whoever deletes a key goes by: a deferred trigger runs just before it.
-    db.execute(
-        "create table {}.committed (waiting text);
-         create function {}.note_commit() returns trigger language plpgsql as $$ begin
-           insert into {}.committed values (current_setting('synchronous_commit')); return null; end $$;
-         create constraint trigger note_commit after delete on {}.idempotency_keys
-           deferrable initially deferred for each row execute function {}.note_commit()",
-    )
-    .await;
-    let committed =
-        "select coalesce(string_agg(waiting, ', ' order by ctid), '') from {}.committed";
-    let options = db.options.clone().options([("synchronous_commit", "on")]);
-    let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
-
-    // One who reaps in a transaction of theirs has it committed as they want it.
-    db.plant_overdue(1, 100).await;
-    let mut conn = pool.acquire().await.unwrap();
-    sqlx::raw_sql("begin").execute(&mut *conn).await.unwrap();
-    assert_eq!(Reaper::new(&db.once).pass(&mut conn).await.unwrap().deleted, 1);
-    sqlx::raw_sql("commit").execute(&mut *conn).await.unwrap();
-    drop(conn);
-    assert_eq!(db.ask::<String>(committed).await, "on");
-
-    db.plant_overdue(1, 100).await;
-    let (stop, stopped) = oneshot::channel::<()>();
-    let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1));
-    let task = tokio::spawn({
-        let pool = pool.clone();
-        async move { reaper.run_until(pool, stopped).await }
-    });
-    db.until("select count(*) = 0 from {}.keys").await;
-    drop(stop);
-    assert_eq!(task.await.unwrap(), 1);
-    assert_eq!(db.ask::<String>(committed).await, "on, off");
-    let next: String =
-        sqlx::query_scalar("show synchronous_commit").fetch_one(&pool).await.unwrap();
-    assert_eq!(next, "on", "for whoever has the connection next");
 }
 
 #[tokio::test]

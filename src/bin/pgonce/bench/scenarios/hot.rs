@@ -21,12 +21,13 @@ const ABOUT: &str = "Sixteen at once on one key, and all get the answer (bare: a
     one has it. Those of run share a PgOnce, as in one process, and wait for each other there; those that are apart \
     have one each, as in sixteen processes, and wait in the database. Look at run to hand-written.";
 const RUN: &str = "run";
+const APART: &str = "run, apart";
 /// How many of the calls share a `PgOnce`.
 const WAYS: [(&str, Way, u16); 6] = [
     (BARE, Way::Bare, AT_ONCE),
     (HAND_WRITTEN, Way::HandWritten, AT_ONCE),
     (RUN, Way::Run, AT_ONCE),
-    ("run, apart", Way::Run, 1),
+    (APART, Way::Run, 1),
     ("run, in two", Way::RunInTwo, AT_ONCE),
     ("run, in two, apart", Way::RunInTwo, 1),
 ];
@@ -101,6 +102,8 @@ pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError>
     outcome.aim_at_no_doubles();
     let to_hand_written = outcome.ratio_of(RUN, HAND_WRITTEN);
     outcome.at_least("throughput of run to hand-written", 1.2, to_hand_written);
+    let apart = outcome.ratio_of(APART, HAND_WRITTEN);
+    outcome.at_least("throughput of run, apart, to hand-written", 1.2, apart);
     refused(bench, &stage, &mut outcome).await?;
     bench.tell(outcome)
 }

@@ -84,7 +84,8 @@ async fn storm(
     outcome: &mut Outcome,
     reaped: Option<Spread>,
 ) -> Result<(), CliError> {
-    let (clients, rounds, keys) = (bench.first_clients(), bench.rounds(), bench.args.keys);
+    let (clients, rounds) = (bench.first_clients(), bench.rounds());
+    let keys = MORE * bench.args.keys;
     let progress = Progress::of("reap");
     let pool = stage.pool(clients).await?;
     let storm = Orders::new(Shop::new(stage, Way::Run, pool.clone()), Mix::Fresh).from(STORM);
