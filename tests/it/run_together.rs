@@ -188,7 +188,8 @@ async fn too_long_a_wait_is_refused_at_once() {
         let once = db.once.clone().round_trips(round_trips);
         let first = at_work(&once, &db.pool, &db, op("k").wait(LONG)).await;
         let op = op("k").wait(Duration::from_secs(7200));
-        let refused = once.run(&db.pool, &op, async |_| Ok::<_, sqlx::Error>(1)).await;
+        let refused = once.run(&db.pool, &op, async |_| Ok::<_, sqlx::Error>(1));
+        let refused = tokio::time::timeout(PATIENCE, refused).await.expect("at once");
         let Err(RunError::Protocol(error)) = refused else {
             panic!("{round_trips:?}: {refused:?}")
         };
