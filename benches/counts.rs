@@ -132,10 +132,8 @@ impl Database {
 
     async fn begin_leased(&self, key: &Key) {
         let minute = Duration::from_secs(60);
-        let mut conn = self.pool.acquire().await.unwrap();
-        let begun = self.once.begin_leased(&mut conn, &operation(key), minute).await.unwrap();
+        let begun = self.once.begin_leased(&self.pool, &operation(key), minute).await.unwrap();
         let Begin::Started(claim) = begun else { panic!("a new key has begun before") };
-        drop(conn);
         let mut tx = self.pool.begin().await.unwrap();
         complete(claim, &mut tx).await;
         tx.commit().await.unwrap();

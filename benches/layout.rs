@@ -159,10 +159,10 @@ async fn begun_and_completed(server: &Throwaway) {
                        for n in 1..{KEYS} loop
                          select scope, key, fingerprint into claim from (
                            select scope, {RANDOM} as key, fingerprint from {ONE} offset 0) o;
-                         perform pgonce.complete(scope => claim.scope, key => claim.key,
-                           token => (pgonce.begin(scope => claim.scope, key => claim.key,
-                                                  fingerprint => claim.fingerprint)).token,
-                           response_code => 201, response_body => decode(repeat('7b', {bytes}), 'hex'));
+                         perform pgonce.complete(p_scope => claim.scope, p_key => claim.key,
+                           p_token => (pgonce.begin_operation(p_scope => claim.scope, p_key => claim.key,
+                                                  p_fingerprint => claim.fingerprint)).token,
+                           p_response_code => 201, p_response_body => decode(repeat('7b', {bytes}), 'hex'));
                          commit;
                        end loop;
                      end $$"

@@ -76,10 +76,10 @@ async fn reap(conn: &mut PgConnection, batch: Option<i32>) -> u64 {
         let reaper = Reaper::new(&ONCE).share(1.0);
         return reaper.pass(conn).await.unwrap().deleted;
     };
-    let sql = "select watermark::text, deleted from pgonce.reap($1, $2::text::timestamptz)";
-    let (mut total, mut watermark) = (0, None::<String>);
+    let sql = "call pgonce.reap($1, 1, $2::bigint)";
+    let (mut total, mut watermark) = (0, None::<i64>);
     loop {
-        let (next, deleted): (Option<String>, i64) =
+        let (next, deleted): (Option<i64>, i64) =
             sqlx::query_as(sql).bind(batch).bind(watermark).fetch_one(&mut *conn).await.unwrap();
         total += deleted.unsigned_abs();
         if deleted < i64::from(batch) {

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgConnection;
-use sqlx::postgres::PgRow;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{PgConnection, PgPool, Postgres, Row, SqlStr};
 use uuid::Uuid;
 
 use crate::answer::Finished;
-use crate::error::{Result, database};
+use crate::error::{Error, ErrorKind, Result, database};
 use crate::fingerprint::Fingerprint;
 use crate::key::{Key, Scope, log_hash};
 use crate::literal::{self, Literal};
 use crate::operation::millis;
+use crate::protocol::procedure;
 use crate::response::Response;
 use crate::sql::Statements;
 
@@ -162,19 +164,75 @@ impl Claim {
     /// As [`complete`](Claim::complete).
     pub async fn release(mut self, conn: &mut PgConnection) -> Result<()> {
         self.settled = true;
-        release(&self.statements, conn, &self.scope, &self.key, self.token).await
+        sqlx::query(self.statements.release.clone())
+            .bind(self.scope.as_str())
+            .bind(self.key.as_str())
+            .bind(self.token)
+            .execute(conn)
+            .await
+            .map(drop)
+            .map_err(database)
     }
 
-    /// Pushes the lease to `lease` from now, on the database's clock. Never shortens it.
+    /// As [`complete`](Claim::complete) for a leased claim, when nothing else is to be written with it: takes a
+    /// connection of the pool, and is committed when this returns. Sent again when the database is away for a moment.
+    ///
+    /// ```no_run
+    /// # use pgonce::{Claim, Response};
+    /// # async fn example(pool: sqlx::PgPool, claim: Claim) -> Result<(), pgonce::Error> {
+    /// claim.complete_leased(&pool, Response::json(&"receipt 17")?).await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ClaimLost`](crate::ErrorKind::ClaimLost), or what the database answers. After one that
+    /// [is retryable](crate::Error::is_retryable) it may be completed; begin again with the same key to find out.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, it may be completed.
+    pub async fn complete_leased(mut self, pool: &PgPool, response: Response) -> Result<()> {
+        self.settled = true;
+        self.id().finish(pool, Finished::Completed, &response, self.response_bytes_max).await
+    }
+
+    /// As [`fail`](Claim::fail) for a leased claim, when nothing else is to be written with it; see
+    /// [`complete_leased`](Claim::complete_leased).
+    ///
+    /// # Errors
+    /// As [`complete_leased`](Claim::complete_leased).
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, it may be failed.
+    pub async fn fail_leased(mut self, pool: &PgPool, response: Response) -> Result<()> {
+        self.settled = true;
+        self.id().finish(pool, Finished::Failed, &response, self.response_bytes_max).await
+    }
+
+    /// As [`release`](Claim::release) for a leased claim; see [`complete_leased`](Claim::complete_leased). For work that
+    /// has done nothing outside: another request may then use the key. Drop the claim otherwise, and it lapses.
+    ///
+    /// # Errors
+    /// As [`complete_leased`](Claim::complete_leased).
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, it may be released.
+    pub async fn release_leased(mut self, pool: &PgPool) -> Result<()> {
+        self.settled = true;
+        self.id().release(pool).await
+    }
+
+    /// Pushes the lease to `lease` from now, on the database's clock, and commits that. Never shortens it. Takes a
+    /// connection of the pool for a moment.
     ///
     /// # Errors
     /// [`ClaimLost`](crate::ErrorKind::ClaimLost) when the claim was taken over;
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a lease of zero or above the retention.
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a lease of zero or above ten years;
+    /// [`Contention`](crate::ErrorKind::Contention) while another transaction has the key's row locked.
     ///
     /// # Cancel safety
     /// Dropped before it returns, the lease may or may not be longer; call it again.
-    pub async fn extend(&mut self, conn: &mut PgConnection, lease: Duration) -> Result<()> {
-        self.id().extend(conn, lease).await
+    pub async fn extend(&mut self, pool: &PgPool, lease: Duration) -> Result<()> {
+        self.id().extend(pool, lease).await
     }
 
     pub(crate) fn id(&self) -> ClaimId {
@@ -197,38 +255,78 @@ pub(crate) struct ClaimId {
 }
 
 impl ClaimId {
-    pub(crate) async fn extend(&self, conn: &mut PgConnection, lease: Duration) -> Result<()> {
-        sqlx::query(self.statements.extend.clone())
-            .bind(self.scope.as_str())
-            .bind(self.key.as_str())
-            .bind(self.token)
-            .bind(millis(lease))
-            .execute(conn)
-            .await
-            .map(drop)
-            .map_err(database)
-    }
-
-    pub(crate) async fn note(
+    /// Completes or fails the claim. Sent again when the database is away for a moment.
+    pub(crate) async fn finish(
         &self,
-        conn: &mut PgConnection,
-        progress: Option<&[u8]>,
-        error: Option<&str>,
-        lapse: bool,
+        pool: &PgPool,
+        finished: Finished,
+        response: &Response,
+        response_bytes_max: i64,
     ) -> Result<()> {
-        sqlx::query(self.statements.note.clone())
-            .bind(self.scope.as_str())
-            .bind(self.key.as_str())
-            .bind(self.token)
-            .bind(progress)
-            .bind(error)
-            .bind(lapse)
-            .execute(conn)
-            .await
-            .map(drop)
-            .map_err(database)
+        let statement = match finished {
+            Finished::Completed => &self.statements.complete_leased,
+            Finished::Failed => &self.statements.fail_leased,
+        };
+        let (result, again) = procedure::call_patiently(pool, || {
+            self.named(statement)
+                .bind(response.code)
+                .bind(response.headers.as_deref())
+                .bind(response.body.as_deref())
+                .bind(response.omitted)
+                .bind(response_bytes_max)
+        })
+        .await;
+        match result {
+            // An earlier call may have got through, and only its answer not.
+            Err(error) if again && error.kind() == ErrorKind::ClaimLost => {
+                let row = procedure::ask(pool, || self.named(&self.statements.finished_by)).await?;
+                let status: Option<&str> = row.try_get(0).map_err(database)?;
+                if status == Some(finished.as_str()) { Ok(()) } else { Err(error) }
+            }
+            result => result.map(drop),
+        }
     }
 
+    pub(crate) async fn release(&self, pool: &PgPool) -> Result<()> {
+        let query = || self.named(&self.statements.release_leased);
+        procedure::call_patiently(pool, query).await.0.map(drop)
+    }
+
+    /// Gives the claim up; its key stays bound to its request. `error`: how the work ended, without what it was about.
+    pub(crate) async fn lapse(&self, pool: &PgPool, error: &str, at_once: bool) -> Result<()> {
+        let query = || self.named(&self.statements.lapse_leased).bind(error).bind(at_once);
+        procedure::call_patiently(pool, query).await.0.map(drop)
+    }
+
+    pub(crate) async fn extend(&self, pool: &PgPool, lease: Duration) -> Result<()> {
+        let row = procedure::ask(pool, || {
+            sqlx::query(self.statements.extend_leases.clone())
+                .bind(vec![self.scope.as_str()])
+                .bind(vec![self.key.as_str()])
+                .bind(vec![self.token])
+                .bind(vec![millis(lease)])
+        })
+        .await?;
+        let answers: Vec<String> = row.try_get("answers").map_err(database)?;
+        match answers.first().map(String::as_str) {
+            Some("extended") => Ok(()),
+            Some("locked") => {
+                let message = "another transaction has the key's row locked; try again";
+                Err(Error::new(ErrorKind::Contention, message))
+            }
+            _ => Err(Error::new(
+                ErrorKind::ClaimLost,
+                "the claim is lost: released, taken over, finished or forgotten",
+            )),
+        }
+    }
+
+    pub(crate) async fn report_progress(&self, pool: &PgPool, progress: &[u8]) -> Result<()> {
+        let query = || self.named(&self.statements.report_progress).bind(progress);
+        procedure::call_patiently(pool, query).await.0.map(drop)
+    }
+
+    /// Records a step in the caller's transaction.
     pub(crate) async fn record_step(
         &self,
         conn: &mut PgConnection,
@@ -236,50 +334,51 @@ impl ClaimId {
         definition: Option<&Fingerprint>,
         output: &[u8],
     ) -> Result<()> {
-        sqlx::query(self.statements.record_step.clone())
-            .bind(self.scope.as_str())
-            .bind(self.key.as_str())
-            .bind(self.token)
-            .bind(name)
-            .bind(definition.map(Fingerprint::as_bytes))
-            .bind(output)
+        self.step(&self.statements.record_step, name, definition, output)
             .execute(conn)
             .await
             .map(drop)
             .map_err(database)
     }
 
+    /// Records a step in a commit of its own.
+    pub(crate) async fn commit_step(
+        &self,
+        pool: &PgPool,
+        name: &str,
+        definition: Option<&Fingerprint>,
+        output: &[u8],
+    ) -> Result<()> {
+        let query = || self.step(&self.statements.commit_step, name, definition, output);
+        procedure::call_patiently(pool, query).await.0.map(drop)
+    }
+
+    /// Reads the recorded steps; it locks the claim's row in the caller's transaction.
     pub(crate) async fn recorded_steps(&self, conn: &mut PgConnection) -> Result<Vec<PgRow>> {
-        sqlx::query(self.statements.recorded_steps.clone())
-            .bind(self.scope.as_str())
-            .bind(self.key.as_str())
-            .bind(self.token)
-            .fetch_all(conn)
-            .await
-            .map_err(database)
+        self.named(&self.statements.recorded_steps).fetch_all(conn).await.map_err(database)
     }
 
     pub(crate) fn log_hash(&self) -> String {
         log_hash(self.scope.as_str(), self.key.as_str())
     }
-}
 
-/// The statement behind [`Claim::release`] and [`PgOnce::release`](crate::PgOnce::release).
-pub(crate) async fn release(
-    statements: &Statements,
-    conn: &mut PgConnection,
-    scope: &Scope,
-    key: &Key,
-    token: Uuid,
-) -> Result<()> {
-    sqlx::query(statements.release.clone())
-        .bind(scope.as_str())
-        .bind(key.as_str())
-        .bind(token)
-        .execute(conn)
-        .await
-        .map(drop)
-        .map_err(database)
+    /// A statement with scope, key and token bound.
+    fn named(&self, statement: &SqlStr) -> Query<'_, Postgres, PgArguments> {
+        sqlx::query(statement.clone())
+            .bind(self.scope.as_str())
+            .bind(self.key.as_str())
+            .bind(self.token)
+    }
+
+    fn step<'q>(
+        &'q self,
+        statement: &SqlStr,
+        name: &'q str,
+        definition: Option<&'q Fingerprint>,
+        output: &'q [u8],
+    ) -> Query<'q, Postgres, PgArguments> {
+        self.named(statement).bind(name).bind(definition.map(Fingerprint::as_bytes)).bind(output)
+    }
 }
 
 impl Drop for Claim {

@@ -85,6 +85,13 @@ impl Error {
         Self::new(ErrorKind::InvalidInput, message)
     }
 
+    /// Whether the connection broke after the statement was sent, so that it may have taken effect.
+    pub(crate) fn lost_answer(&self) -> bool {
+        let driver = self.source.as_deref().and_then(|source| source.downcast_ref::<sqlx::Error>());
+        let unsent = matches!(driver, Some(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed));
+        self.kind == ErrorKind::Connection && !unsent
+    }
+
     /// What this error is about.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -143,6 +150,9 @@ impl ErrorKind {
             "IK001" | "22021" => Self::InvalidInput,
             "IK002" => Self::ClaimLost,
             "IK003" => Self::Corrupt,
+            "IK005" => Self::SchemaOutdated,
+            // A procedure inside a transaction.
+            "2D000" => Self::InvalidInput,
             "40001" | "40P01" => Self::Contention,
             // No such savepoint: COMMIT meant one that a leaked nested transaction had made. No transaction: the
             // work has sent a COMMIT or ROLLBACK of its own.
@@ -164,6 +174,9 @@ pub(crate) fn database(error: sqlx::Error) -> Error {
         // Raised by our own functions: the message names field and limit, never a value.
         (_, Some(raised)) if raised.code().is_some_and(|code| code.starts_with("IK")) => {
             raised.message().to_owned()
+        }
+        (_, Some(raised)) if raised.code().as_deref() == Some("2D000") => {
+            "a transaction is open on this connection; this call commits by itself".to_owned()
         }
         (ErrorKind::InvalidInput, _) => "scope or key is not valid UTF-8 without NUL".to_owned(),
         (ErrorKind::Contention, _) => {

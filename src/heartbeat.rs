@@ -10,9 +10,8 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::checkout::Checkout;
 use crate::claim::{Claim, ClaimId};
-use crate::error::{ErrorKind, Result, database};
+use crate::error::ErrorKind;
 use crate::lease::Lease;
 
 /// Connections for heartbeats beside each pool. One is enough but for a moment: a second one beats while
@@ -22,8 +21,6 @@ const CONNECTIONS_MAX: u32 = 2;
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// How long a heartbeat may take before it is given up and tried again.
 const BEAT_MAX: Duration = Duration::from_secs(5);
-/// How long it waits behind somebody who has locked the key.
-const LOCK_WAIT: &str = "set local lock_timeout = '100ms'";
 
 /// Connections for heartbeats: a few beside each pool. The work may use its pool up, and wait for more than
 /// there is; its leases are pushed all the same.
@@ -93,28 +90,12 @@ impl Drop for Heartbeat {
     }
 }
 
-/// One beat, in a transaction that does not wait long for a lock: other claims beat here too.
-async fn push(beside: &PgPool, id: &ClaimId, lease: Lease) -> Result<()> {
-    let mut tx = Checkout::begin(beside).await?;
-    let pushed = async {
-        sqlx::raw_sql(LOCK_WAIT).execute(&mut *tx).await.map_err(database)?;
-        id.extend(&mut tx, lease.length).await
-    };
-    match pushed.await {
-        Ok(()) => tx.commit().await,
-        Err(error) => {
-            tx.rollback().await;
-            Err(error)
-        }
-    }
-}
-
 async fn beat(beside: PgPool, id: ClaimId, lease: Lease, lost: oneshot::Sender<()>) {
     let began = Instant::now();
     while began.elapsed() < lease.renewed_for {
         tokio::time::sleep(lease.heartbeat).await;
         let bound = BEAT_MAX.min(lease.length.max(Duration::from_secs(1)));
-        match tokio::time::timeout(bound, push(&beside, &id, lease)).await {
+        match tokio::time::timeout(bound, id.extend(&beside, lease.length)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) if error.kind() == ErrorKind::ClaimLost => {
                 let _ = lost.send(()); // nobody listens any more

@@ -3,10 +3,11 @@
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
-use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
+use crate::error::{Error, ErrorKind, Result, database};
 use crate::key::digest_of_parts;
 use crate::once::PgOnce;
-use crate::sql::{FUNCTIONS, MIGRATIONS, render, statement};
+use crate::schema::SchemaName;
+use crate::sql::{FUNCTIONS, MIGRATIONS, SCHEMA_VERSION, render, statement};
 
 /// What [`PgOnce::migrate`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,49 +23,76 @@ pub struct Migrated {
 
 /// What the schema says about itself.
 struct Found {
+    /// 0: there is no pgonce.
     version: u32,
-    functions: Option<String>,
+    /// The oldest version whose library may work on it.
+    serves_from: u32,
+    digest: Option<String>,
 }
 
-/// How often migrate looks again after another process was faster.
-const LOOKS_MAX: u32 = 10;
-/// Comes after every migration, for callers whose transaction goes on.
-const RESTORE: &str =
-    "select set_config('lock_timeout', coalesce(nullif(current_setting('pgonce.outer_lock_timeout', true), ''),
-                                           current_setting('lock_timeout')), true),
-        set_config('search_path', current_setting('pgonce.outer_search_path'), true);\n";
-/// Comes before every migration. The first lock_timeout is patience with other migrating processes,
-/// the second makes a DDL statement give up rather than queue behind a long reader with everybody
-/// else queued behind it. Views, and functions that are parsed when they are made, keep the operators they find.
-const PREAMBLE: &str = r#"select pg_catalog.set_config('pgonce.outer_lock_timeout', pg_catalog.current_setting('lock_timeout'), true),
-       pg_catalog.set_config('pgonce.outer_search_path', pg_catalog.current_setting('search_path'), true);
-set local search_path = pg_catalog, pg_temp;
-set local lock_timeout = '60s';
-select pg_advisory_xact_lock(hashtextextended('pgonce migrate ' || :'schema', 0));
-set local lock_timeout = '3s';
-do $pgonce$
+/// The schema version of this library. It goes up with every release that changes anything in `sql/` or `migrations/`.
+const VERSION: u32 = 1;
+/// The oldest schema that this library can work on: that of the minor release before.
+const WORKS_FROM: u32 = 1;
+/// The oldest library that can work on this schema: that of the minor release before.
+const SERVES_FROM: u32 = 1;
+
+/// The script up to the tables and functions. The first lock_timeout is patience with other processes that migrate;
+/// the second makes a DDL statement give up rather than queue behind a long reader with everybody else queued behind
+/// it. Views, and functions that are parsed when they are made, keep the operators that search_path leads to now.
+/// PostgreSQL's notices are not for the reader of this script.
+const HEAD: &str = r#"do $pgonce_migrate$
+declare
+  v_lock_timeout constant pg_catalog.text := pg_catalog.current_setting('lock_timeout');
+  v_search_path  constant pg_catalog.text := pg_catalog.current_setting('search_path');
+  v_messages     constant pg_catalog.text := pg_catalog.current_setting('client_min_messages');
+  v_version      integer := 0;
+  v_digest       pg_catalog.text;
 begin
+  perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+  perform set_config('client_min_messages', 'warning', true);
+  perform set_config('lock_timeout', '60s', true);
+  perform pg_advisory_xact_lock(hashtextextended('pgonce migrate ' || :'schema', 0));
+  perform set_config('lock_timeout', '3s', true);
+
+  if getdatabaseencoding() = 'SQL_ASCII' then
+    raise exception 'the encoding of this database is SQL_ASCII, which does not tell characters; pgonce needs another one'
+      using errcode = 'IK005';
+  end if;
   -- Not `create schema if not exists`, which asks for rights on the database even when it exists.
-  if to_regnamespace(:'schema') is null then
+  if to_regnamespace(quote_ident(:'schema')) is null then
     create schema :"schema";
   end if;
+  if to_regclass(':"schema".migrations') is not null then
+    raise exception 'schema % was made by an unreleased version of pgonce; drop it, and migrate again', :'schema'
+      using errcode = 'IK005';
+  end if;
+  if to_regprocedure(':"schema".schema_version()') is not null then
+    select version, digest into v_version, v_digest from :"schema".schema_version();
+  end if;
+  if v_version > :version then
+    raise exception 'schema % has version %, which is newer than this script', :'schema', v_version using errcode = 'IK005';
+  elsif v_version = :version and v_digest = :digest then
+    perform set_config('client_min_messages', v_messages, true);
+    raise notice 'schema % is up to date (version %); nothing was done', :'schema', v_version;
+  else
+"#;
+const TAIL: &str = r#"
+  end if;
+  perform set_config('client_min_messages', v_messages, true);
+  perform set_config('lock_timeout', v_lock_timeout, true);
+  perform set_config('search_path', v_search_path, true);
 end
-$pgonce$;
-create table if not exists :"schema".migrations (
-  version    integer primary key, -- 0 stands for the functions
-  name       text not null,
-  digest     text,
-  applied_at timestamptz not null default now()
-);
+$pgonce_migrate$;
 "#;
 
 impl PgOnce {
-    /// Creates the schema or brings it up to date. Does nothing when it is.
+    /// Creates the schema or brings it up to date. Does nothing when it is, or when a newer release has migrated it
+    /// that still serves this one.
     ///
-    /// One message, and so one transaction, per call: all of it is applied or nothing. Any number of
-    /// processes may call it at once. Takes only a transaction-scoped advisory lock, so it works
-    /// through a pooler in transaction mode, and keeps its books in its own schema, away from
-    /// `_sqlx_migrations`. Waits at most 3 s for a table lock.
+    /// One statement, and so one transaction, per call: all of it is applied or nothing. Any number of processes may
+    /// call it at once. Takes only a transaction-scoped advisory lock, so it works through a pooler in transaction
+    /// mode. Waits at most 3 s for a table lock.
     ///
     /// ```no_run
     /// # async fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
@@ -75,46 +103,27 @@ impl PgOnce {
     /// ```
     ///
     /// # Errors
-    /// [`SchemaTooNew`](ErrorKind::SchemaTooNew) when a newer library has migrated the schema;
-    /// a retryable [`Database`](ErrorKind::Database) error (55P03) when a lock was not to be had;
-    /// what the database answers, for example for missing rights.
+    /// [`SchemaTooNew`](ErrorKind::SchemaTooNew) when a newer library has migrated the schema and it does not serve
+    /// this one; [`SchemaOutdated`](ErrorKind::SchemaOutdated), in words, for a schema that no release has made, and
+    /// for a database whose encoding is SQL_ASCII; a retryable [`Database`](ErrorKind::Database) error (55P03) when
+    /// another session kept a lock; what the database answers, for example for missing rights.
     ///
     /// # Cancel safety
     /// Cancel safe: dropped, the migration is applied whole or not at all.
     pub async fn migrate(&self, conn: &mut PgConnection) -> Result<Migrated> {
-        let mut raced = None;
-        for _ in 0..LOOKS_MAX {
-            let found = match (self.found(conn).await, raced) {
-                // In the caller's transaction, which the race has aborted: only the caller can go on.
-                (Err(error), Some(race)) if error.sqlstate().as_deref() == Some("25P02") => {
-                    return Err(race);
-                }
-                (found, _) => found?,
-            };
-            refuse_newer(&found)?;
-            let mut migrated =
-                Migrated { from: found.version, to: latest(), functions_replaced: false };
-            if found.is_current() {
-                return Ok(migrated);
-            }
-            let sql = statement(&self.schema, &template(found.version));
-            match sqlx::raw_sql(sql).execute(&mut *conn).await.map_err(database) {
-                Ok(_) => {
-                    migrated.functions_replaced = true;
-                    return Ok(migrated);
-                }
-                // Its row is there already, or changed under us: another process was faster. Look again.
-                Err(error) if matches!(sqlstate_in(&error), Some("23505" | "40001")) => {
-                    raced = Some(error);
-                }
-                Err(error) => return Err(error),
-            }
+        let found = self.found(conn).await?;
+        self.refuse_too_new(&found)?;
+        let from = found.version;
+        if from > VERSION || self.is_current(&found) {
+            return Ok(Migrated { from, to: from, functions_replaced: false });
         }
-        Err(Error::new(ErrorKind::Database, "other processes kept changing the schema"))
+        let sql = statement(&self.schema, &script(&self.schema, from));
+        sqlx::raw_sql(sql).execute(conn).await.map_err(database)?;
+        Ok(Migrated { from, to: VERSION, functions_replaced: true })
     }
 
-    /// The SQL that [`migrate`](PgOnce::migrate) would run on a schema of version `from` (0: none),
-    /// for people who apply it with their own tool. Run it in one transaction.
+    /// The SQL that [`migrate`](PgOnce::migrate) runs on a schema of version `from` (0: none), for people who apply it
+    /// with their own tool. One statement. On a schema that is up to date it does nothing, and says so in a notice.
     ///
     /// ```
     /// let sql = pgonce::PgOnce::new().migration_sql(0);
@@ -122,56 +131,66 @@ impl PgOnce {
     /// ```
     #[must_use]
     pub fn migration_sql(&self, from: u32) -> String {
-        render(&self.schema, &template(from))
+        render(&self.schema, &script(&self.schema, from))
     }
 
-    /// Checks that the schema is the one this library was made for. For start-up.
+    /// Checks that the schema fits this library. For start-up.
+    ///
+    /// It fits when it is of the library's own release, or of one that is at most a minor version older or newer, so
+    /// that a deployment may migrate before or after its processes are replaced, and be rolled back.
     ///
     /// # Errors
-    /// [`SchemaOutdated`](ErrorKind::SchemaOutdated) when it is missing or older,
-    /// [`SchemaTooNew`](ErrorKind::SchemaTooNew) when it is newer.
+    /// [`SchemaOutdated`](ErrorKind::SchemaOutdated) when it is missing, too old, or not what this release installs
+    /// (for example under another name); [`SchemaTooNew`](ErrorKind::SchemaTooNew) when it is too new.
     ///
     /// # Cancel safety
     /// Cancel safe: it only reads.
     pub async fn check(&self, conn: &mut PgConnection) -> Result<()> {
         let found = self.found(conn).await?;
-        refuse_newer(&found)?;
-        if !found.is_current() {
-            let (schema, version) = (self.schema.as_str(), found.version);
-            let latest = latest();
-            return Err(Error::new(
-                ErrorKind::SchemaOutdated,
-                match version {
-                    0 => format!("there is no pgonce in schema {schema}; run migrate"),
-                    v if v == latest => {
-                        format!("schema {schema} has other functions of version {v}; run migrate")
-                    }
-                    v => format!(
-                        "schema {schema} has version {v}, this library needs {latest}; run migrate"
-                    ),
-                },
-            ));
-        }
-        Ok(())
+        self.refuse_too_new(&found)?;
+        let (schema, version) = (self.schema.as_str(), found.version);
+        let problem = match version {
+            0 => format!("there is no pgonce in schema {schema}; run migrate"),
+            v if v < WORKS_FROM => {
+                format!(
+                    "schema {schema} has version {v}, this library needs {WORKS_FROM} to {VERSION}; run migrate"
+                )
+            }
+            v if v == VERSION && !self.is_current(&found) => format!(
+                "schema {schema} has other functions than version {v} installs there (was it renamed?); run migrate"
+            ),
+            _ => return Ok(()),
+        };
+        Err(Error::new(ErrorKind::SchemaOutdated, problem))
     }
 
     /// Asks in the simple protocol, without a prepared statement: migrate and check work through
     /// every pooler, also those that lose prepared statements between transactions.
     async fn found(&self, conn: &mut PgConnection) -> Result<Found> {
-        // Two questions, because naming a missing table would abort a caller's transaction.
-        let exists = "select pg_catalog.to_regclass(pg_catalog.format('%s.migrations', :'schema')) is not null as there";
+        // Two questions, because naming a missing function would abort a caller's transaction.
+        let exists = "select pg_catalog.to_regprocedure(pg_catalog.format('%I.schema_version()', :'schema')) is not null as there,
+                             pg_catalog.to_regclass(pg_catalog.format('%I.migrations', :'schema')) is not null as unreleased";
         let row = self.ask_simply(conn, exists).await?;
-        if !row.try_get::<bool, _>("there").map_err(database)? {
-            return Ok(Found { version: 0, functions: None });
+        if row.try_get::<bool, _>("unreleased").map_err(database)? {
+            let schema = self.schema.as_str();
+            return Err(Error::new(
+                ErrorKind::SchemaOutdated,
+                format!(
+                    "schema {schema} was made by an unreleased version of pgonce; drop it, and migrate again"
+                ),
+            ));
         }
-        let books = r#"select coalesce(pg_catalog.max(version), 0) as version,
-                              pg_catalog.max(digest) filter (where version operator(pg_catalog.=) 0) as functions
-                         from :"schema".migrations"#;
-        let row = self.ask_simply(conn, books).await?;
-        let version: i32 = row.try_get("version").map_err(database)?;
+        if !row.try_get::<bool, _>("there").map_err(database)? {
+            return Ok(Found { version: 0, serves_from: 0, digest: None });
+        }
+        let says = r#"select version, serves_from, digest from :"schema".schema_version()"#;
+        let row = self.ask_simply(conn, says).await?;
+        let number =
+            |column| row.try_get::<i32, _>(column).map(i32::unsigned_abs).map_err(database);
         Ok(Found {
-            version: version.unsigned_abs(),
-            functions: row.try_get("functions").map_err(database)?,
+            version: number("version")?,
+            serves_from: number("serves_from")?,
+            digest: row.try_get("digest").map_err(database)?,
         })
     }
 
@@ -179,58 +198,50 @@ impl PgOnce {
         let sql = statement(&self.schema, template);
         sqlx::raw_sql(sql).fetch_one(conn).await.map_err(database)
     }
-}
 
-impl Found {
-    fn is_current(&self) -> bool {
-        self.version == latest() && self.functions.as_deref() == Some(&functions_digest())
+    fn is_current(&self, found: &Found) -> bool {
+        found.version == VERSION && found.digest.as_deref() == Some(&digest(&self.schema))
+    }
+
+    fn refuse_too_new(&self, found: &Found) -> Result<()> {
+        if found.version > VERSION && found.serves_from > VERSION {
+            let (schema, version, serves) =
+                (self.schema.as_str(), found.version, found.serves_from);
+            return Err(Error::new(
+                ErrorKind::SchemaTooNew,
+                format!(
+                    "schema {schema} has version {version}, which serves libraries of version {serves} and newer; \
+                     this one has {VERSION}: update pgonce"
+                ),
+            ));
+        }
+        Ok(())
     }
 }
 
-fn refuse_newer(found: &Found) -> Result<()> {
-    if found.version > latest() {
-        return Err(Error::new(
-            ErrorKind::SchemaTooNew,
-            format!(
-                "the schema has version {}, this library knows up to {}; update pgonce",
-                found.version,
-                latest()
-            ),
-        ));
-    }
-    Ok(())
-}
-
-/// The schema version of this library.
-#[allow(clippy::cast_possible_truncation, reason = "a short list")]
-fn latest() -> u32 {
-    MIGRATIONS.len() as u32
-}
-
-/// Changes whenever a function does.
-fn functions_digest() -> String {
-    let digest = digest_of_parts(b"pgonce functions", FUNCTIONS.iter().map(|(_, sql)| sql));
+/// Of everything that is installed, with the schema's name in it: a schema that was renamed has another one.
+fn digest(schema: &SchemaName) -> String {
+    let tables = MIGRATIONS.iter().map(|(_, _, sql)| *sql);
+    let functions = FUNCTIONS.iter().map(|(_, sql)| *sql);
+    let texts = tables.chain(functions).chain([SCHEMA_VERSION]).map(|sql| render(schema, sql));
+    let digest = digest_of_parts(b"pgonce schema", texts);
     digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn template(from: u32) -> String {
-    let mut sql = format!("-- pgonce: schema :\"schema\" from version {from} to {}\n", latest());
-    sql.push_str(PREAMBLE);
-    for (version, (name, text)) in (1..).zip(MIGRATIONS).skip(from as usize) {
-        // The row goes first: a process that was slower fails on it and applies nothing.
+/// One statement, so that it is applied whole or not at all, whatever tool sends it.
+fn script(schema: &SchemaName, from: u32) -> String {
+    let mut sql = format!("-- pgonce: schema :\"schema\", version {VERSION}\n{HEAD}");
+    for (version, name, text) in MIGRATIONS.iter().filter(|(version, ..)| *version > from) {
         sql.push_str(&format!(
-            "\n-- {name}\ninsert into :\"schema\".migrations (version, name) values ({version}, '{name}');\n"
+            "\n  if v_version < {version} then\n    execute $pgonce_file$\n-- {name}\n{text}$pgonce_file$;\n  end if;\n"
         ));
-        sql.push_str(text);
     }
-    for (name, text) in FUNCTIONS {
-        sql.push_str(&format!("\n-- {name}\n{text}"));
+    for (name, text) in FUNCTIONS.iter().copied().chain([("public/schema_version", SCHEMA_VERSION)])
+    {
+        sql.push_str(&format!("\n    execute $pgonce_file$\n-- {name}\n{text}$pgonce_file$;\n"));
     }
-    sql.push_str(&format!(
-        "\ninsert into :\"schema\".migrations (version, name, digest) values (0, 'functions', '{}')
-on conflict (version) do update set digest = excluded.digest, applied_at = excluded.applied_at;\n",
-        functions_digest()
-    ));
-    sql.push_str(RESTORE);
-    sql
+    sql.push_str(TAIL);
+    sql.replace(":version", &VERSION.to_string())
+        .replace(":serves_from", &SERVES_FROM.to_string())
+        .replace(":digest", &format!("'{}'", digest(schema)))
 }

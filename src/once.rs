@@ -13,7 +13,7 @@ use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::heartbeat::Beside;
 use crate::key::{Key, Scope};
-use crate::operation::{OnLapse, Operation, attempts, millis};
+use crate::operation::{Operation, attempts, millis};
 use crate::response::Response;
 use crate::schema::SchemaName;
 use crate::sql::Statements;
@@ -185,53 +185,17 @@ impl PgOnce {
     /// # Cancel safety
     /// Dropped before it returns, the claim may or may not be in the transaction: roll it back.
     pub async fn begin(&self, conn: &mut PgConnection, op: &Operation) -> Result<Begin> {
-        self.ask(conn, op, None, op.wait).await
-    }
-
-    /// Begins with a lease, for work that leaves the database. Commit before the work starts; on a
-    /// connection outside a transaction this call is its own commit.
-    ///
-    /// The claim lapses `lease` after this call, on the database's clock, unless it is extended.
-    /// The lease takes 1 ms up to the retention.
-    ///
-    /// ```no_run
-    /// # use std::time::Duration;
-    /// # use pgonce::{Begin, Operation, PgOnce, Response};
-    /// # async fn example(pool: sqlx::PgPool, once: PgOnce) -> Result<(), Box<dyn std::error::Error>> {
-    /// # async fn call_the_provider() -> Vec<u8> { vec![] }
-    /// let op = Operation::new("acme/charges.create", "order-17")?;
-    /// let mut conn = pool.acquire().await?;
-    /// if let Begin::Started(claim) = once.begin_leased(&mut conn, &op, Duration::from_secs(30)).await? {
-    ///     let answer = call_the_provider().await;
-    ///     claim.complete(&mut conn, Response::bytes(answer)).await?;
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`begin`](PgOnce::begin).
-    ///
-    /// # Cancel safety
-    /// Dropped before it returns, the claim may have been committed; it then lapses with its lease.
-    pub async fn begin_leased(
-        &self,
-        conn: &mut PgConnection,
-        op: &Operation,
-        lease: Duration,
-    ) -> Result<Begin> {
-        self.ask(conn, op, Some(lease), op.wait).await
+        self.ask(conn, op, op.wait).await
     }
 
     pub(crate) async fn ask(
         &self,
         conn: &mut PgConnection,
         op: &Operation,
-        lease: Option<Duration>,
         wait: Duration,
     ) -> Result<Begin> {
-        let row = self.call(conn, op, lease, wait, false).await?;
-        self.answer(op, &row)
+        let row = self.call(conn, op, wait, false).await?;
+        self.answer(op, &row, None)
     }
 
     /// What [`ask`](PgOnce::ask) would be told, for a connection outside of a transaction. Writes nothing and keeps
@@ -252,17 +216,17 @@ impl PgOnce {
             }
             self.wait_for(conn, op, left()).await?;
         }
-        let row = self.call(conn, op, None, left(), true).await?;
+        let row = self.call(conn, op, left(), true).await?;
         Ok(match (get::<&str>(&row, "answer")?, get::<Option<i32>>(&row, "attempt")?) {
             ("started", Some(_)) => Looked::New,
             ("started", None) => Looked::Free,
-            _ => Looked::Answered(self.answer(op, &row)?),
+            _ => Looked::Answered(self.answer(op, &row, None)?),
         })
     }
 
     /// A look for the usual answers, at a third of the price. None: it takes begin to tell.
     async fn glance(&self, conn: &mut PgConnection, op: &Operation) -> Result<Option<Looked>> {
-        let row = sqlx::query(self.statements.glance.clone())
+        let row = sqlx::query(self.statements.look.clone())
             .bind(op.scope.as_str())
             .bind(op.key.as_str())
             .bind(op.fingerprint.as_ref().map(|fingerprint| fingerprint.as_bytes()))
@@ -299,7 +263,6 @@ impl PgOnce {
         &self,
         conn: &mut PgConnection,
         op: &Operation,
-        lease: Option<Duration>,
         wait: Duration,
         ask_only: bool,
     ) -> Result<PgRow> {
@@ -308,12 +271,8 @@ impl PgOnce {
             .bind(op.key.as_str())
             .bind(op.fingerprint.as_ref().map(|fingerprint| fingerprint.as_bytes()))
             .bind(millis(op.retention.unwrap_or(self.retention)))
-            .bind(lease.map(millis))
             .bind(millis(wait))
-            .bind(match op.on_lapse {
-                OnLapse::Retry => "retry",
-                OnLapse::Hold => "hold",
-            })
+            .bind(op.on_lapse.as_str())
             .bind(op.max_attempts.map(attempts))
             .bind(op.lock_replay)
             .bind(ask_only)
@@ -322,11 +281,12 @@ impl PgOnce {
             .map_err(database)
     }
 
-    fn answer(&self, op: &Operation, row: &PgRow) -> Result<Begin> {
+    /// `token`: the caller's, which a leased begin does not repeat.
+    pub(crate) fn answer(&self, op: &Operation, row: &PgRow, token: Option<Uuid>) -> Result<Begin> {
         let attempt = || get::<Option<i32>>(row, "attempt").map(|n| n.unwrap_or(0).unsigned_abs());
         Ok(match get::<&str>(row, "answer")? {
             "started" => {
-                let token = get(row, "token")?;
+                let token = token.map_or_else(|| get(row, "token"), Ok)?;
                 Begin::Started(self.claim(&op.scope, &op.key, token, attempt()?))
             }
             "replay" => Begin::Replay(replay(row)?),

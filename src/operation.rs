@@ -43,6 +43,15 @@ pub enum OnLapse {
     Hold,
 }
 
+impl OnLapse {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Hold => "hold",
+        }
+    }
+}
+
 impl Operation {
     /// Names an operation.
     ///

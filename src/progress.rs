@@ -74,7 +74,7 @@ impl PgOnce {
         scope: &Scope,
         key: &Key,
     ) -> Result<Option<Progress>> {
-        let row = sqlx::query(self.statements.status.clone())
+        let row = sqlx::query(self.statements.operation_status.clone())
             .bind(scope.as_str())
             .bind(key.as_str())
             .fetch_optional(conn)

@@ -125,8 +125,10 @@ impl PgOnce {
     /// What a pass has done, and what it leaves.
     async fn reaped(&self, conn: &mut PgConnection, pass: &Pass) -> Result<Reaped> {
         let took = pass.began.elapsed();
-        let row =
-            sqlx::query(self.statements.overdue.clone()).fetch_one(conn).await.map_err(database)?;
+        let row = sqlx::query(self.statements.reap_backlog.clone())
+            .fetch_one(conn)
+            .await
+            .map_err(database)?;
         let backlog: i64 = get(&row, "backlog")?;
         let oldest_ms: Option<i64> = get(&row, "oldest_ms")?;
         Ok(Reaped {

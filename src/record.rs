@@ -5,7 +5,6 @@ use std::time::Duration;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use time::OffsetDateTime;
-use uuid::Uuid;
 
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
@@ -23,8 +22,10 @@ pub struct Record {
     pub claim: Option<ClaimState>,
     /// How many claims the key has had.
     pub attempt: u32,
-    /// The token of the last claim; `None` when it was released.
-    pub token: Option<Uuid>,
+    /// A digest of the claim and its state. [`revoke_claim`](PgOnce::revoke_claim),
+    /// [`take_over_claim`](PgOnce::take_over_claim) and [`Inbox::redrive`](crate::Inbox::redrive) take it, and refuse
+    /// when the key has changed since.
+    pub seen: String,
     /// Whether the key is bound to a request.
     pub fingerprinted: bool,
     /// When the key was first begun, or begun anew after a release or after it was forgotten.
@@ -143,7 +144,7 @@ impl PgOnce {
         scope: &Scope,
         key: &Key,
     ) -> Result<Option<(Record, Response)>> {
-        let row = sqlx::query(self.statements.inspect.clone())
+        let row = sqlx::query(self.statements.inspect_key.clone())
             .bind(scope.as_str())
             .bind(key.as_str())
             .fetch_optional(conn)
@@ -184,8 +185,10 @@ impl PgOnce {
     /// # Cancel safety
     /// Cancel safe: it only reads.
     pub async fn stats(&self, conn: &mut PgConnection) -> Result<Stats> {
-        let row =
-            sqlx::query(self.statements.stats.clone()).fetch_one(conn).await.map_err(database)?;
+        let row = sqlx::query(self.statements.table_stats.clone())
+            .fetch_one(conn)
+            .await
+            .map_err(database)?;
         let count = |column| get::<i64>(&row, column).map(i64::unsigned_abs);
         Ok(Stats {
             live: count("live")?,
@@ -201,23 +204,29 @@ impl PgOnce {
         })
     }
 
-    /// Gives back a claim by its token, for an operator who read it with
-    /// [`inspect`](PgOnce::inspect) and knows that its holder is gone. Code that holds a
-    /// [`Claim`](crate::Claim) calls [`release`](crate::Claim::release) on it.
+    /// Takes a claim from a holder that an operator knows to be gone: the key can be begun again at once, as after
+    /// [`release`](crate::Claim::release). `seen` is what the decision was based on. To be called in a transaction.
     ///
     /// # Errors
-    /// [`ClaimLost`](ErrorKind::ClaimLost) when the claim has changed hands or is finished.
+    /// [`ClaimLost`](ErrorKind::ClaimLost), in words, when the key is not, or no longer, as it was seen.
     ///
     /// # Cancel safety
-    /// Cancel safe: dropped, the claim is released or it is not; inspect tells.
-    pub async fn release(
+    /// Dropped before it returns, it may or may not be in the transaction: roll it back.
+    pub async fn revoke_claim(
         &self,
         conn: &mut PgConnection,
         scope: &Scope,
         key: &Key,
-        token: Uuid,
+        seen: &Record,
     ) -> Result<()> {
-        crate::claim::release(&self.statements, conn, scope, key, token).await
+        sqlx::query(self.statements.revoke_claim.clone())
+            .bind(scope.as_str())
+            .bind(key.as_str())
+            .bind(&seen.seen)
+            .execute(conn)
+            .await
+            .map(drop)
+            .map_err(database)
     }
 
     /// Gives an operator the claim on a key that nobody works on: lapsed, released, or
@@ -234,7 +243,7 @@ impl PgOnce {
     /// let (scope, key) = (Scope::new("acme/orders.checkout")?, Key::new("order-17")?);
     /// let mut tx = pool.begin().await?;
     /// if let Some((seen, _)) = once.inspect(&mut tx, &scope, &key).await? {
-    ///     let claim = once.adopt(&mut tx, &scope, &key, &seen).await?;
+    ///     let claim = once.take_over_claim(&mut tx, &scope, &key, &seen).await?;
     ///     claim.complete(&mut tx, Response::json(&"paid by hand")?).await?;
     ///     pgonce::commit(tx).await?;
     /// }
@@ -248,18 +257,17 @@ impl PgOnce {
     ///
     /// # Cancel safety
     /// Dropped before it returns, the claim may or may not be in the transaction: roll it back.
-    pub async fn adopt(
+    pub async fn take_over_claim(
         &self,
         conn: &mut PgConnection,
         scope: &Scope,
         key: &Key,
         seen: &Record,
     ) -> Result<Claim> {
-        let token = sqlx::query_scalar(self.statements.adopt.clone())
+        let token = sqlx::query_scalar(self.statements.take_over_claim.clone())
             .bind(scope.as_str())
             .bind(key.as_str())
-            .bind(seen.token)
-            .bind(i32::try_from(seen.attempt).unwrap_or(i32::MAX))
+            .bind(&seen.seen)
             .fetch_one(conn)
             .await
             .map_err(database)?;
@@ -281,7 +289,7 @@ pub(crate) fn record(row: &PgRow) -> Result<Record> {
             _ => ClaimState::Lapsed,
         }),
         attempt: get::<i32>(row, "attempt")?.unsigned_abs(),
-        token: get(row, "token")?,
+        seen: get(row, "seen")?,
         fingerprinted: get(row, "fingerprinted")?,
         created_at: time(row, "created_at")?.ok_or_else(corrupt)?,
         completed_at: time(row, "completed_at")?,

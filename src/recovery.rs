@@ -9,10 +9,12 @@ use sqlx::{PgConnection, PgPool};
 use tokio::task::{Id, JoinSet};
 
 use crate::before::before;
+use crate::checkout::Checkout;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::key::{checked, log_hash};
-use crate::once::PgOnce;
+use crate::once::{PgOnce, get};
 use crate::operation::millis;
+use crate::protocol::procedure;
 use crate::record::{Listed, listed};
 use crate::run::{BoxError, jitter};
 use crate::run_leased::redacted;
@@ -231,18 +233,30 @@ impl Recovery {
         if free == 0 {
             return Ok(Vec::new());
         }
-        let mut conn = pool.acquire().await.map_err(database)?;
-        let picking = sqlx::query(self.once.statements.pick_abandoned.clone())
-            .bind(&self.scopes)
-            .bind(i32::try_from(free).unwrap_or(i32::MAX))
-            .bind(millis(self.first_pause))
-            .bind(millis(self.longest_pause))
-            .fetch_all(&mut *conn);
-        let Ok(rows) = tokio::time::timeout(LOOK_MAX, picking).await else {
-            conn.close_on_drop();
-            return Err(Error::new(ErrorKind::Connection, "a look got no answer"));
+        let picking = async {
+            let row = procedure::ask(pool, || {
+                sqlx::query(self.once.statements.pick_abandoned.clone())
+                    .bind(&self.scopes)
+                    .bind(i32::try_from(free).unwrap_or(i32::MAX))
+                    .bind(millis(self.first_pause))
+                    .bind(millis(self.longest_pause))
+            })
+            .await?;
+            let picked: (Vec<String>, Vec<String>) = (get(&row, "scopes")?, get(&row, "keys")?);
+            if picked.0.is_empty() {
+                return Ok(Vec::new());
+            }
+            let found =
+                sqlx::query(self.once.statements.picked.clone()).bind(picked.0).bind(picked.1);
+            let mut tx = Checkout::look(pool).await?;
+            let rows = found.fetch_all(&mut *tx).await.map_err(database);
+            tx.rollback().await;
+            rows?.iter().map(listed).collect()
         };
-        rows.map_err(database)?.iter().map(listed).collect()
+        // What is dropped then closes its connection.
+        tokio::time::timeout(LOOK_MAX, picking)
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Connection, "a look got no answer")))
     }
 }
 

@@ -6,26 +6,21 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::pool::PoolConnection;
-use sqlx::{PgPool, Postgres};
+use sqlx::PgPool;
 use tokio::time::Instant;
 
 use crate::answer::{Begin, Finished};
 use crate::before::before;
 use crate::checkout::Checkout;
 use crate::claim::{Claim, ClaimId};
-use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
+use crate::error::{Error, ErrorKind, Result, sqlstate_in};
 use crate::heartbeat::Heartbeat;
 use crate::lease::Lease;
 use crate::once::PgOnce;
 use crate::operation::{OnLapse, Operation};
-use crate::record::Status;
 use crate::response::Response;
 use crate::run::{BoxError, Done, Ending, Failure, RunError, answered, pause_before_look};
 use crate::work::Work;
-
-/// How often a statement is sent when the database is away for a moment.
-const TRIES_MAX: u32 = 4;
 
 impl PgOnce {
     /// Runs `work` under a lease, for operations that call other services or take long: no transaction is
@@ -99,7 +94,7 @@ impl PgOnce {
         };
         let id = claim.id();
         let error = match ending {
-            Ok(value) => match self.complete_leased(pool, op, claim, tx, &value).await {
+            Ok(value) => match self.end_leased(pool, op, claim, tx, &value).await {
                 Ok(()) => return Ok(Done::new(value)),
                 // Nobody knows whether it is completed.
                 Err(error) if error.kind() == ErrorKind::CommitUnknown => return Err(error.into()),
@@ -108,7 +103,7 @@ impl PgOnce {
             Err(Ending::Keep(response)) => {
                 rollback(tx).await;
                 let failed = Finished::Failed;
-                match self.finish_patiently(pool, op, &claim, failed, response.clone()).await {
+                match id.finish(pool, failed, &response, claim.response_bytes_max).await {
                     Ok(()) => return Err(RunError::Failed { response, replayed: false }),
                     Err(error) => error.into(),
                 }
@@ -124,7 +119,7 @@ impl PgOnce {
     }
 
     /// Completes the operation with the returned value, and commits it with the last writes if there are some.
-    async fn complete_leased<T: Serialize>(
+    async fn end_leased<T: Serialize>(
         &self,
         pool: &PgPool,
         op: &Operation,
@@ -142,7 +137,10 @@ impl PgOnce {
         response.omitted = op.secret;
         match tx {
             Some(tx) => tx.complete(claim, response).await,
-            None => self.finish_patiently(pool, op, &claim, Finished::Completed, response).await,
+            None => {
+                let bytes_max = claim.response_bytes_max;
+                claim.id().finish(pool, Finished::Completed, &response, bytes_max).await
+            }
         }
     }
 
@@ -151,11 +149,9 @@ impl PgOnce {
         let deadline = Instant::now() + op.wait.min(Duration::from_secs(86_400));
         let mut looks = 0_u32;
         loop {
-            let mut conn = pool.acquire().await.map_err(database)?;
             // A wait beyond the limit is refused by begin, so the first one goes through as given.
             let wait = if looks == 0 { op.wait } else { Duration::ZERO };
-            let begin = self.ask(&mut conn, op, Some(lease.length), wait).await?;
-            drop(conn);
+            let begin = self.ask_leased(pool, op, lease.length, wait).await?;
             let left = deadline.saturating_duration_since(Instant::now());
             if !matches!(begin, Begin::InProgress(_)) || left.is_zero() {
                 return Ok(begin);
@@ -164,48 +160,15 @@ impl PgOnce {
             tokio::time::sleep(pause_before_look(looks).min(left)).await;
         }
     }
-
-    /// Completes or fails a claim on a connection of the pool, and tries again when the database is away
-    /// for a moment.
-    pub(crate) async fn finish_patiently(
-        &self,
-        pool: &PgPool,
-        op: &Operation,
-        claim: &Claim,
-        finished: Finished,
-        response: Response,
-    ) -> Result<()> {
-        let response = &response;
-        patiently(pool, |mut conn, again| async move {
-            match claim.finish(&mut conn, finished, response.clone()).await {
-                // An earlier try may have got through, and only its confirmation not.
-                Err(error) if again && error.kind() == ErrorKind::ClaimLost => {
-                    let found = self.inspect(&mut conn, op.scope(), op.key()).await?;
-                    let ours = found.is_some_and(|(record, _)| {
-                        record.token == Some(claim.token())
-                            && matches!(record.status, Status::Completed | Status::Failed)
-                    });
-                    if ours { Ok(()) } else { Err(error) }
-                }
-                result => result,
-            }
-        })
-        .await
-    }
 }
 
 /// Lets the claim of failed work lapse at once, or leaves it to an operator. Best effort: it lapses with
 /// its lease otherwise.
 async fn give_up(pool: &PgPool, op: &Operation, id: &ClaimId, error: &BoxError) {
-    let told = &redacted(error.as_ref());
     // Not released: a remote may have been called, so it stays the operation of this request.
-    let lapse = op.on_lapse == OnLapse::Retry;
-    let given_up =
-        patiently(
-            pool,
-            |mut conn, _| async move { id.note(&mut conn, None, Some(told), lapse).await },
-        );
-    if let Err(error) = given_up.await
+    let at_once = op.on_lapse == OnLapse::Retry;
+    let given_up = id.lapse(pool, &redacted(error.as_ref()), at_once).await;
+    if let Err(error) = given_up
         && error.kind() != ErrorKind::ClaimLost
     {
         tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given up; it lapses");
@@ -215,32 +178,6 @@ async fn give_up(pool: &PgPool, op: &Operation, id: &ClaimId, error: &BoxError) 
 async fn rollback(tx: Option<Checkout>) {
     if let Some(tx) = tx {
         tx.rollback().await;
-    }
-}
-
-/// Sends something on a connection of the pool, and again when the database is away for a moment. `send` is
-/// told whether it was sent before: that may have got through, and only its confirmation not. (No async closure:
-/// the compiler would not let the future be sent between threads.)
-pub(crate) async fn patiently<T, F>(
-    pool: &PgPool,
-    send: impl Fn(PoolConnection<Postgres>, bool) -> F,
-) -> Result<T>
-where
-    F: Future<Output = Result<T>>,
-{
-    let mut tries = 0;
-    loop {
-        let sent = async {
-            let conn = pool.acquire().await.map_err(database)?;
-            send(conn, tries > 0).await
-        };
-        match sent.await {
-            Err(error) if error.is_retryable() && tries + 1 < TRIES_MAX => {
-                tries += 1;
-                tokio::time::sleep(Duration::from_millis(50 << tries)).await;
-            }
-            result => return result,
-        }
     }
 }
 

@@ -15,8 +15,8 @@ use crate::fingerprint::Fingerprint;
 use crate::key::{Key, checked};
 use crate::once::get;
 use crate::operation::Operation;
+use crate::protocol::procedure;
 use crate::run::Failure;
-use crate::run_leased::patiently;
 
 /// A piece of leased work that is done once per operation: its name, and what it was made from.
 ///
@@ -219,18 +219,11 @@ impl Work {
     /// Cancel safe: dropped, it is said or not.
     pub async fn progress<T: Serialize + ?Sized>(&mut self, progress: &T) -> Result<()> {
         let (id, progress) = (&self.id, &output(progress)?);
-        patiently(&self.pool, |mut conn, _| async move {
-            id.note(&mut conn, Some(progress), None, false).await
-        })
-        .await
+        id.report_progress(&self.pool, progress).await
     }
 
     async fn record(&self, step: &Step, output: &[u8]) -> Result<()> {
-        let definition = step.definition.as_ref();
-        patiently(&self.pool, |mut conn, _| async move {
-            self.id.record_step(&mut conn, &step.name, definition, output).await
-        })
-        .await
+        self.id.commit_step(&self.pool, &step.name, step.definition.as_ref(), output).await
     }
 
     /// The output of a step whose record failed, if it is recorded all the same: the COMMIT got through, or an
@@ -250,10 +243,14 @@ impl Work {
 
     /// Reads what is recorded.
     async fn read_steps(&mut self) -> Result<()> {
-        let id = &self.id;
-        let rows =
-            patiently(&self.pool, |mut conn, _| async move { id.recorded_steps(&mut conn).await });
-        for row in rows.await? {
+        let (rows, _) = procedure::patiently(|| async {
+            let mut tx = Checkout::look(&self.pool).await?;
+            let rows = self.id.recorded_steps(&mut tx).await;
+            tx.rollback().await;
+            rows
+        })
+        .await;
+        for row in rows? {
             if let Entry::Vacant(entry) = self.steps.entry(get(&row, "name")?) {
                 let definition = get(&row, "definition")?;
                 entry.insert(Recorded { definition, output: get(&row, "output")?, passed: false });

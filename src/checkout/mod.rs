@@ -6,21 +6,25 @@ mod opening;
 use std::ops::{Deref, DerefMut};
 
 use sqlx::pool::PoolConnection;
-use sqlx::{Database, PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{Database, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction};
 use sqlx_core::transaction::TransactionManager;
 
 use crate::answer::Finished;
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, commit as commit_error, database};
 use crate::literal;
+use crate::protocol::procedure::is_unfit;
 use crate::response::Response;
 
 use flight::Flight;
 pub(crate) use flight::Flights;
 pub(crate) use opening::Asked;
 
-pub(crate) type Manager = <Postgres as Database>::TransactionManager;
+type Manager = <Postgres as Database>::TransactionManager;
 
+/// DEFERRABLE means nothing here, but fails on a connection whose transaction has run something already (25001).
+const BEGIN: &str = "begin deferrable";
+const BEGIN_LOOK: &str = "begin isolation level read committed, deferrable";
 const SAVEPOINT: &str = "savepoint pgonce_work";
 const UNDO_WORK: &str = "rollback to savepoint pgonce_work";
 /// The next transaction, an empty one, is for the driver's books: it takes a COMMIT only as a statement of its
@@ -50,14 +54,33 @@ impl Checkout {
         Ok(Self { conn, settled: false, flight: None })
     }
 
+    /// Opens a transaction on a connection of the pool. One that comes with a transaction that somebody has left open
+    /// on it, and has used or aborted, is closed, and another one is taken.
     pub(crate) async fn begin(pool: &PgPool) -> Result<Self> {
-        let mut checkout = Self::borrow(pool).await?;
-        checkout.open_transaction().await?;
-        Ok(checkout)
+        Self::begin_with(pool, BEGIN).await
     }
 
-    async fn open_transaction(&mut self) -> Result<()> {
-        Manager::begin(&mut self.conn, None).await.map_err(database)
+    /// As [`begin`](Checkout::begin), for looking at what others commit meanwhile.
+    pub(crate) async fn look(pool: &PgPool) -> Result<Self> {
+        Self::begin_with(pool, BEGIN_LOOK).await
+    }
+
+    async fn begin_with(pool: &PgPool, begin: &'static str) -> Result<Self> {
+        let mut unfit = 0;
+        loop {
+            let mut checkout = Self::borrow(pool).await?;
+            match checkout.open_transaction(begin).await {
+                Ok(()) => return Ok(checkout),
+                Err(error) if is_unfit(&error) && unfit <= pool.options().get_max_connections() => {
+                    unfit += 1;
+                }
+                Err(error) => return Err(database(error)),
+            }
+        }
+    }
+
+    async fn open_transaction(&mut self, begin: &'static str) -> sqlx::Result<()> {
+        Manager::begin(&mut self.conn, Some(begin.into_sql_str())).await
     }
 
     /// Completes the claim and commits it with what the work wrote.

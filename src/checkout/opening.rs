@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use sqlx::PgPool;
 use sqlx_core::transaction::TransactionManager;
 
-use super::{Checkout, Manager, SAVEPOINT};
+use super::{BEGIN, Checkout, Manager, SAVEPOINT};
 use crate::answer::Begin;
 use crate::claim::{Claim, Unwritten};
 use crate::error::{Result, database};
@@ -60,7 +60,7 @@ impl Checkout {
             let left = || wait.saturating_sub(since.elapsed());
             let in_database = if must_wait { Duration::ZERO } else { wait };
             let mut looked = match looks_first {
-                true => checkout.look(once, op, in_database).await?,
+                true => checkout.look_first(once, op, in_database).await?,
                 false => Looked::New,
             };
             if must_wait && !looked.is_final() && !left().is_zero() {
@@ -71,7 +71,7 @@ impl Checkout {
                     continue;
                 }
                 if matches!(looked, Looked::Answered(_)) {
-                    looked = checkout.look(once, op, left()).await?;
+                    looked = checkout.look_first(once, op, left()).await?;
                 }
             }
             if let Looked::Answered(answer) = looked {
@@ -100,7 +100,7 @@ impl Checkout {
             return Ok(Asked::Started(self, claim));
         }
         // Somebody was quicker, or nobody has looked yet. Who waits for an answer waits beside others, not in line.
-        if let Looked::Answered(answer) = self.look(once, op, left()).await? {
+        if let Looked::Answered(answer) = self.look_first(once, op, left()).await? {
             return Ok(self.answered(answer));
         }
         // Whoever worked on it has left no answer, or the row has to be written over: begin decides.
@@ -114,7 +114,12 @@ impl Checkout {
 
     /// Looks before there is a transaction. A look that fails, or is given up, closes the connection: it may still
     /// wait for a lock, or somebody has left a transaction open on it.
-    async fn look(&mut self, once: &PgOnce, op: &Operation, wait: Duration) -> Result<Looked> {
+    async fn look_first(
+        &mut self,
+        once: &PgOnce,
+        op: &Operation,
+        wait: Duration,
+    ) -> Result<Looked> {
         once.look(&mut self.conn, op, wait).await
     }
 
@@ -160,8 +165,8 @@ impl Checkout {
         op: &Operation,
         wait: Duration,
     ) -> Result<Asked> {
-        self.open_transaction().await?;
-        match once.ask(&mut self.conn, op, None, wait).await {
+        self.open_transaction(BEGIN).await.map_err(database)?;
+        match once.ask(&mut self.conn, op, wait).await {
             Ok(Begin::Started(mut claim)) => {
                 claim.settled = true; // as above
                 match self.execute(SAVEPOINT).await {

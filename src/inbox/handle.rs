@@ -6,13 +6,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool};
-use sqlx_core::transaction::TransactionManager;
 
 use super::{FAILED, Inbox, USED_UP, reason};
-use crate::checkout::Manager;
+use crate::checkout::Checkout;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::once::get;
 use crate::operation::{Operation, millis};
+use crate::protocol::procedure;
 use crate::run::{ATTEMPTS_MAX, Done, Failure, RunError, is_contention, jitter};
 use crate::run_leased::redacted;
 use crate::work::Work;
@@ -136,22 +136,17 @@ impl Inbox {
     }
 
     /// Says that the work of a message that was [received](Inbox::receive) has failed, after its transaction was
-    /// rolled back: counts the attempt in a commit of its own. `error` is kept for people (1000 characters); say
+    /// rolled back: counts the attempt, on a connection of the pool, and commits that. `error` is kept for people (1000 characters); say
     /// nothing in it of what the message was about.
     ///
     /// # Errors
-    /// As [`begin`](crate::PgOnce::begin), and [`InvalidInput`](ErrorKind::InvalidInput) while a transaction of sqlx
-    /// is open on `conn`.
+    /// As [`begin`](crate::PgOnce::begin).
     ///
     /// # Cancel safety
     /// Dropped before it returns, the attempt may or may not be counted.
-    pub async fn failed(&self, conn: &mut PgConnection, id: &str, error: &str) -> Result<Verdict> {
+    pub async fn failed(&self, pool: &PgPool, id: &str, error: &str) -> Result<Verdict> {
         let op = self.operation(id)?;
-        // In that transaction the message looks as if it were done.
-        if Manager::get_transaction_depth(conn) > 0 {
-            return Err(Error::invalid("a transaction is open; roll back what has failed first"));
-        }
-        let row = self.count(conn, &op, error).await?;
+        let row = self.count(pool, &op, error).await?;
         self.after(&row)
     }
 
@@ -176,37 +171,37 @@ impl Inbox {
             Err(answer) => answer.to_string(),
         };
         let told = async {
-            let mut conn = pool.acquire().await.map_err(database)?;
             let row = match first {
-                true => self.count(&mut conn, op, &problem).await?,
-                false => self.status(&mut conn, op).await?,
+                true => self.count(pool, op, &problem).await?,
+                false => self.status(pool, op).await?,
             };
             self.after(&row)
         };
         told.await.unwrap_or_else(|_| self.retry(1))
     }
 
-    async fn count(&self, conn: &mut PgConnection, op: &Operation, error: &str) -> Result<PgRow> {
-        sqlx::query(self.once.statements.count_attempt.clone())
-            .bind(self.consumer.as_str())
-            .bind(op.key().as_str())
-            .bind(millis(self.retention))
-            .bind(millis(self.wait))
-            .bind(self.cap())
-            .bind(error)
-            .fetch_one(conn)
-            .await
-            .map_err(database)
+    async fn count(&self, pool: &PgPool, op: &Operation, error: &str) -> Result<PgRow> {
+        procedure::ask(pool, || {
+            sqlx::query(self.once.statements.count_attempt.clone())
+                .bind(self.consumer.as_str())
+                .bind(op.key().as_str())
+                .bind(millis(self.retention))
+                .bind(millis(self.wait))
+                .bind(self.cap())
+                .bind(error)
+        })
+        .await
     }
 
-    async fn status(&self, conn: &mut PgConnection, op: &Operation) -> Result<PgRow> {
-        sqlx::query(self.once.statements.message_status.clone())
+    async fn status(&self, pool: &PgPool, op: &Operation) -> Result<PgRow> {
+        let mut tx = Checkout::look(pool).await?;
+        let asked = sqlx::query(self.once.statements.message_status.clone())
             .bind(self.consumer.as_str())
             .bind(op.key().as_str())
-            .bind(self.cap())
-            .fetch_one(conn)
-            .await
-            .map_err(database)
+            .bind(self.cap());
+        let row = asked.fetch_one(&mut *tx).await.map_err(database);
+        tx.rollback().await;
+        row
     }
 
     /// What to tell the broker after an attempt has failed.

@@ -12,6 +12,7 @@ use crate::key::{Key, Scope};
 use crate::lease::Lease;
 use crate::once::{PgOnce, get, response};
 use crate::operation::{Operation, millis};
+use crate::record::Record;
 use crate::response::Response;
 
 pub use handle::{Handled, Message, Verdict};
@@ -251,7 +252,7 @@ impl Inbox {
     /// # Cancel safety
     /// Cancel safe: it only reads.
     pub async fn remembers(&self, conn: &mut PgConnection) -> Result<Option<Duration>> {
-        let ms: Option<i64> = sqlx::query_scalar(self.once.statements.remembers.clone())
+        let ms: Option<i64> = sqlx::query_scalar(self.once.statements.consumer_retention.clone())
             .bind(self.consumer.as_str())
             .fetch_optional(conn)
             .await
@@ -260,17 +261,19 @@ impl Inbox {
         Ok(ms.map(|ms| Duration::from_millis(ms.unsigned_abs())))
     }
 
-    /// Lets a dead message be handled again, with all its attempts, when somebody delivers it again.
+    /// Lets a dead message be handled again, with all its attempts, when it is delivered again. `seen` is what
+    /// [`inspect`](PgOnce::inspect) or [`list`](PgOnce::list) showed of it.
     ///
     /// # Errors
     /// [`ClaimLost`](ErrorKind::ClaimLost), in words, when it is unknown, forgotten, done, or being handled.
     ///
     /// # Cancel safety
     /// Cancel safe: dropped, it is done or not.
-    pub async fn redrive(&self, conn: &mut PgConnection, id: &str) -> Result<()> {
-        sqlx::query(self.once.statements.redrive.clone())
+    pub async fn redrive(&self, conn: &mut PgConnection, id: &str, seen: &Record) -> Result<()> {
+        sqlx::query(self.once.statements.redrive_message.clone())
             .bind(self.consumer.as_str())
             .bind(Key::new(id)?.as_str())
+            .bind(&seen.seen)
             .execute(conn)
             .await
             .map(drop)

@@ -10,7 +10,6 @@ use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
 use tracing::Instrument;
-use uuid::Uuid;
 
 use super::answer::{Answer, Refusal};
 use super::body::Buffered;
@@ -23,11 +22,11 @@ use super::transactional::undo;
 use super::waiting::Waiting;
 use crate::answer::{Begin, Finished, InProgress};
 use crate::before::before;
-use crate::claim::Claim;
-use crate::error::{Error, ErrorKind, Result, database};
+use crate::checkout::Checkout;
+use crate::claim::{Claim, ClaimId};
+use crate::error::{Error, ErrorKind, Result};
 use crate::heartbeat::Heartbeat;
 use crate::lease::Lease;
-use crate::once::Looked;
 use crate::operation::Operation;
 use crate::response::Response as Stored;
 
@@ -94,11 +93,7 @@ where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    let begun = async {
-        let mut conn = config.pool.acquire().await.map_err(database)?;
-        config.once.begin_leased(&mut conn, &op, lease.length).await
-    };
-    match begun.await {
+    match config.once.begin_leased(&config.pool, &op, lease.length).await {
         Ok(Begin::Started(claim)) => {
             TaskEnd::Ended(run(&config, inner, request, op, lease, claim).await)
         }
@@ -131,7 +126,7 @@ where
         });
         before(&mut lost, perform(config, &mut inner, request, &handle, true)).await
     };
-    let token = claim.token();
+    let id = claim.id();
     let Some((performed, left)) = performed else {
         // Another request holds the key now, so this handler was stopped.
         claim.settled = true;
@@ -150,13 +145,13 @@ where
         (Settle::Complete, Some(checkout)) if !config.observe => {
             match checkout.complete(claim, stored).await {
                 Ok(()) => return Ended::Answered(response, Answer::Performed),
-                Err(error) => return uncommitted(config, &op, token, &error).await,
+                Err(error) => return uncommitted(config, &op, &id, &error).await,
             }
         }
         (Settle::Complete, Some(checkout)) => {
             // Observed only: whatever becomes of the claim, the handler's writes stand.
             if let Err(error) = checkout.commit_probed().await {
-                return uncommitted(config, &op, token, &error).await;
+                return uncommitted(config, &op, &id, &error).await;
             }
             Finished::Completed
         }
@@ -187,8 +182,8 @@ async fn store<R, E>(
     response: Response<Buffered<R>>,
 ) -> Ended<R, E> {
     claim.settled = true;
-    let once = &config.once;
-    match once.finish_patiently(&config.pool, op, &claim, finished, stored).await {
+    let bytes_max = claim.response_bytes_max;
+    match claim.id().finish(&config.pool, finished, &stored, bytes_max).await {
         Ok(()) => Ended::Answered(response, Answer::Performed),
         Err(error) if error.kind() == ErrorKind::ClaimLost && !config.observe => {
             told_by_holder(config, op).await
@@ -205,7 +200,7 @@ async fn store<R, E>(
 async fn uncommitted<R, E>(
     config: &Idempotency,
     op: &Operation,
-    token: Uuid,
+    id: &ClaimId,
     error: &Error,
 ) -> Ended<R, E> {
     if error.kind() == ErrorKind::ClaimLost {
@@ -213,10 +208,8 @@ async fn uncommitted<R, E>(
     }
     tracing::warn!(%error, sqlstate = error.sqlstate(), "a handler's work was not committed");
     // So that the retry need not wait for the lease. Refused if the commit got through after all.
-    if !config.holds_unknown()
-        && let Ok(mut conn) = config.pool.acquire().await
-    {
-        let _ = config.once.release(&mut conn, op.scope(), op.key(), token).await;
+    if !config.holds_unknown() {
+        let _ = id.release(&config.pool).await;
     }
     Ended::Refused(Refusal::uncommitted(error))
 }
@@ -228,11 +221,7 @@ async fn give_back(config: &Idempotency, mut claim: Claim, unknown: bool) {
         claim.settled = true;
         return;
     }
-    let released = async {
-        let mut conn = config.pool.acquire().await.map_err(database)?;
-        claim.release(&mut conn).await
-    };
-    if let Err(error) = released.await {
+    if let Err(error) = claim.release_leased(&config.pool).await {
         tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given back; it lapses");
     }
 }
@@ -241,17 +230,19 @@ async fn give_back(config: &Idempotency, mut claim: Claim, unknown: bool) {
 /// that one's response, or *in progress*. Never its own, which is not the operation's.
 async fn told_by_holder<R, E>(config: &Idempotency, op: &Operation) -> Ended<R, E> {
     tracing::warn!("a handler outlived its lease and another request took its key over");
-    let looked = async {
-        let mut conn = config.pool.acquire().await.map_err(database)?;
-        config.once.look(&mut conn, op, Duration::ZERO).await
+    let asked = async {
+        let mut checkout = Checkout::look(&config.pool).await?;
+        let begin = config.once.ask(&mut checkout, op, Duration::ZERO).await;
+        checkout.rollback().await;
+        begin
     };
-    match looked.await {
-        Ok(Looked::Answered(begin)) => Ended::Told(begin),
-        // Given back and free, so nobody has answered for the operation. It is not begun again here: the client
-        // decides.
-        Ok(Looked::New | Looked::Free) => {
+    match asked.await {
+        // Given back and free. It is not begun again here: the client decides.
+        Ok(Begin::Started(mut claim)) => {
+            claim.settled = true; // it was rolled back
             Ended::Told(Begin::InProgress(InProgress { lease_remaining: None }))
         }
+        Ok(begin) => Ended::Told(begin),
         Err(error) => {
             let mut refusal = Refusal::unasked(&error);
             refusal.detail =

@@ -15,8 +15,8 @@ pub async fn abandon(db: &TestDb, keys: impl IntoIterator<Item = String>) {
         drop(db.lease(&op(&key), MINUTE).await);
         let ago = 3600 - number;
         db.execute(&format!(
-            "update {{}}.idempotency_keys set lease_expires_at = {{}}.clock() - interval '{ago} s' where key = '{key}';
-             update {{}}.unfinished set try_at = {{}}.clock() - interval '{ago} s' where key = '{key}'"
+            "update {{}}.idempotency_keys set lease_expires_at = {{}}._clock() - interval '{ago} s' where key = '{key}';
+             update {{}}.unfinished set try_at = {{}}._clock() - interval '{ago} s' where key = '{key}'"
         ))
         .await;
     }
@@ -47,10 +47,17 @@ async fn abandoned_is_what_nobody_works_on() {
     assert_eq!(abandoned(&db).await, [""; 0]);
     db.advance(MINUTE).await;
     assert_eq!(abandoned(&db).await, ["first", "second"]);
-    // Given back is not finished.
-    let given_back = db.lease(&op("released"), 10 * MINUTE).await;
-    given_back.release(&mut conn).await.unwrap();
-    assert_eq!(abandoned(&db).await, ["first", "second", "released"]);
+    // Given back, there is nothing to go on with, unless steps are recorded.
+    for (key, step) in [("untouched", false), ("begun", true)] {
+        let given_back = db.lease(&op(key), 10 * MINUTE).await;
+        if step {
+            let sql = "select {}.record_step('test/scope', $1, $2, 'charge', null, '1')";
+            let record = sqlx::query(db.sql(sql)).bind(key).bind(given_back.token());
+            record.execute(&mut conn).await.unwrap();
+        }
+        given_back.release(&mut conn).await.unwrap();
+    }
+    assert_eq!(abandoned(&db).await, ["first", "second", "begun"]);
     assert_eq!(db.once.abandoned(&mut conn, 1).await.unwrap().len(), 1);
     assert!(db.once.abandoned(&mut conn, 0).await.unwrap().is_empty());
 }
@@ -68,9 +75,11 @@ async fn a_leased_key_is_unfinished_from_begin_to_its_end() {
     db.advance(ten).await;
     let claim = db.lease(&op("k"), ten).await;
     assert_eq!(db.ask::<i32>("select tries from {}.unfinished").await, 7);
-    // Given back, it may be picked at once, and its tries count anew.
+    // Given back with a step, it may be picked at once, and its tries count anew.
+    let sql = "select {}.record_step('test/scope', 'k', $1, 'charge', null, '1')";
+    sqlx::query(db.sql(sql)).bind(claim.token()).execute(&mut conn).await.unwrap();
     claim.release(&mut conn).await.unwrap();
-    let due = "select tries = 0 and try_at = {}.clock() from {}.unfinished";
+    let due = "select tries = 0 and try_at = {}._clock() from {}.unfinished";
     assert!(db.ask::<bool>(due).await);
     let claim = db.lease(&op("k"), ten).await;
     claim.complete(&mut conn, Response::empty()).await.unwrap();
@@ -106,13 +115,14 @@ async fn the_pause_grows_from_try_to_try() {
     let mut conn = db.conn().await;
     let mut pauses = Vec::new();
     for _ in 0..5 {
-        let pick = "select count(*) from {}.pick_abandoned('test/%', 10, 1000, 6000)";
+        let pick =
+            "select cardinality(keys)::bigint from {}._pick_abandoned('test/%', 10, 1000, 6000)";
         let picked: i64 = sqlx::query_scalar(db.sql(pick)).fetch_one(&mut conn).await.unwrap();
         assert_eq!(picked, 1);
         let picked: i64 = sqlx::query_scalar(db.sql(pick)).fetch_one(&mut conn).await.unwrap();
         assert_eq!(picked, 0, "it is put off");
         let pause: i32 =
-            db.ask("select extract(epoch from try_at - {}.clock())::int from {}.unfinished").await;
+            db.ask("select extract(epoch from try_at - {}._clock())::int from {}.unfinished").await;
         db.advance(Duration::from_secs(pause.unsigned_abs().into())).await;
         pauses.push(pause);
     }
@@ -127,14 +137,14 @@ async fn only_the_scopes_asked_for_are_picked() {
         let op = Operation::new(scope, "k").unwrap();
         drop(db.lease(&op, Duration::from_millis(1)).await);
     }
-    db.until("select bool_and(lease_expires_at < {}.clock()) from {}.idempotency_keys").await;
+    db.until("select bool_and(lease_expires_at < {}._clock()) from {}.idempotency_keys").await;
     for (pattern, wanted) in [
         ("%/orders.checkout", "acme/orders.checkout zeta/orders.checkout"),
         ("acme/orders\\_checkout", "acme/orders_checkout"),
         ("50\\%", "50%"),
         ("orders", ""),
     ] {
-        let sql = "select coalesce(string_agg(scope, ' ' order by scope), '') from {}.pick_abandoned($1, 100)";
+        let sql = "select array_to_string(array(select unnest(scopes) order by 1), ' ') from {}._pick_abandoned($1, 100, 5000, 3600000)";
         let picked: String = sqlx::query_scalar(db.sql(sql))
             .bind(pattern)
             .fetch_one(&mut db.conn().await)
@@ -162,7 +172,7 @@ async fn bad_patterns_and_arguments_are_refused() {
         ("'%', 1, 0", "first_pause_ms is 0; it takes 1 to 86400000"),
         ("'%', 1, 10, 9", "longest_pause_ms is 9; it takes 10 to 86400000"),
     ] {
-        let sql = format!("select from {}.pick_abandoned({arguments})", db.schema);
+        let sql = format!("call {}.pick_abandoned({arguments})", db.schema);
         let error =
             sqlx::query(AssertSqlSafe(sql)).execute(&mut db.conn().await).await.unwrap_err();
         let error = error.into_database_error().unwrap();
@@ -174,7 +184,7 @@ async fn bad_patterns_and_arguments_are_refused() {
 async fn only_unfinished_keys_are_read() {
     let db = TestDb::new().await;
     db.plant_overdue(20_000, 1).await;
-    db.execute("update {}.idempotency_keys set expires_at = {}.clock() + interval '1 day'").await;
+    db.execute("update {}.idempotency_keys set expires_at = {}._clock() + interval '1 day'").await;
     abandon(&db, (0..200).map(|n| format!("k{n}"))).await;
     for analyze in [false, true] {
         if analyze {
@@ -182,8 +192,9 @@ async fn only_unfinished_keys_are_read() {
         }
         let mut tx = db.pool.begin().await.unwrap();
         assert_eq!(db.once.abandoned(&mut tx, 1000).await.unwrap().len(), 200);
-        let pick = db.sql("select from {}.pick_abandoned('test/%', 3)");
-        assert_eq!(sqlx::query(pick).execute(&mut *tx).await.unwrap().rows_affected(), 3);
+        let pick =
+            db.sql("select cardinality(keys) from {}._pick_abandoned('test/%', 3, 5000, 3600000)");
+        assert_eq!(sqlx::query_scalar::<_, i32>(pick).fetch_one(&mut *tx).await.unwrap(), 3);
         let read =
             db.sql("select pg_stat_get_xact_tuples_returned('{}.idempotency_keys'::regclass)");
         let read: i64 = sqlx::query_scalar(read).fetch_one(&mut *tx).await.unwrap();
@@ -195,8 +206,9 @@ async fn only_unfinished_keys_are_read() {
             sqlx::query_scalar::<_, i64>(sql).fetch_one(tx).await.unwrap()
         };
         let before = looked_up(&mut tx).await;
-        let pick = db.sql("select from {}.pick_abandoned('test/%', 2)");
-        assert_eq!(sqlx::query(pick).execute(&mut *tx).await.unwrap().rows_affected(), 2);
+        let pick =
+            db.sql("select cardinality(keys) from {}._pick_abandoned('test/%', 2, 5000, 3600000)");
+        assert_eq!(sqlx::query_scalar::<_, i32>(pick).fetch_one(&mut *tx).await.unwrap(), 2);
         let two = looked_up(&mut tx).await - before;
         assert!(two <= 2, "{two} were looked up for two; analyzed: {analyze}");
         tx.rollback().await.unwrap();
@@ -210,7 +222,7 @@ async fn a_row_that_somebody_has_locked_is_passed_over() {
     let mut other = db.pool.begin().await.unwrap();
     let lock = db.sql("select from {}.unfinished where key = 'first' for update");
     sqlx::query(lock).execute(&mut *other).await.unwrap();
-    let pick = "select key from {}.pick_abandoned('test/%', 1)";
+    let pick = "select keys[1] from {}._pick_abandoned('test/%', 1, 5000, 3600000)";
     let picked = tokio::time::timeout(PATIENCE, db.ask::<String>(pick));
     assert_eq!(picked.await.expect("it does not wait"), "second");
 }
@@ -219,7 +231,7 @@ async fn a_row_that_somebody_has_locked_is_passed_over() {
 async fn what_has_failed_is_due_at_once_unless_a_recovery_has_put_it_off() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    let due = "select try_at <= {}.clock() from {}.unfinished";
+    let due = "select try_at <= {}._clock() from {}.unfinished";
     let fails = async || {
         let hour = Lease::new(60 * MINUTE).unwrap();
         let op = op("k");
@@ -230,7 +242,13 @@ async fn what_has_failed_is_due_at_once_unless_a_recovery_has_put_it_off() {
     };
     fails().await;
     assert!(db.ask::<bool>(due).await);
-    assert_eq!(db.ask::<i64>("select count(*) from {}.pick_abandoned('test/%', 1, 5000)").await, 1);
+    assert_eq!(
+        db.ask::<i64>(
+            "select cardinality(keys)::bigint from {}._pick_abandoned('test/%', 1, 5000, 3600000)"
+        )
+        .await,
+        1
+    );
     fails().await;
     assert!(!db.ask::<bool>(due).await, "its pause is not over");
     db.advance(Duration::from_secs(5)).await;

@@ -160,15 +160,17 @@ async fn a_leased_begin_dropped_at_any_await_has_the_key_or_has_not() {
     let proxy = Proxy::start(&db, None);
     let ends = dropped_everywhere(async |moment| {
         let op = op(&format!("{moment:?}"));
-        let mut conn = proxy.options().connect().await.unwrap();
-        let output = drop_at(moment, &proxy, db.once.begin_leased(&mut conn, &op, LEASE)).await;
+        let pool = pool_of_one(proxy.options());
+        pool.acquire().await.unwrap();
+        let output = drop_at(moment, &proxy, db.once.begin_leased(&pool, &op, LEASE)).await;
+        let mut conn = pool.acquire().await.unwrap();
         conn.ping().await.unwrap(); // what was sent is done
         let row = db.once.inspect(&mut conn, op.scope(), op.key()).await.unwrap();
-        let claim = row.map(|(record, _)| (record.claim, record.attempt, record.token.is_some()));
-        let begin = db.once.begin_leased(&mut db.conn().await, &op, LEASE).await.unwrap();
+        let claim = row.map(|(record, _)| (record.claim, record.attempt));
+        let begin = db.once.begin_leased(&db.pool, &op, LEASE).await.unwrap();
         match word(&begin) {
             "started" => assert_eq!(claim, None, "{moment:?}"),
-            _ => assert_eq!(claim, Some((Some(ClaimState::Live), 1, true)), "{moment:?}"),
+            _ => assert_eq!(claim, Some((Some(ClaimState::Live), 1)), "{moment:?}"),
         }
         (output.is_some(), word(&begin))
     })
@@ -187,7 +189,7 @@ async fn a_complete_dropped_at_any_await_is_stored_or_is_not() {
         let complete = claim.complete(&mut conn, Response::bytes("done"));
         let output = drop_at(moment, &proxy, complete).await;
         conn.ping().await.unwrap();
-        let begin = db.once.begin_leased(&mut conn, &op, LEASE).await.unwrap();
+        let begin = db.once.begin_leased(&db.pool, &op, LEASE).await.unwrap();
         (output.is_some(), word(&begin))
     })
     .await;
@@ -224,7 +226,7 @@ async fn a_migrate_dropped_at_any_await_is_applied_whole_or_not_at_all() {
             };
             once.migrate(&mut conn).await.unwrap();
             once.check(&mut conn).await.unwrap();
-            drop(started(once.begin_leased(&mut conn, &op("k"), LEASE).await.unwrap()));
+            drop(started(once.begin_leased(&db.pool, &op("k"), LEASE).await.unwrap()));
             (output.is_some(), end)
         })
         .await;
@@ -271,20 +273,20 @@ async fn every_call_works_on_a_pool_of_one_connection() {
             assert_eq!(run(&db, &pool, key, work).await.is_ok(), work == Work::Succeeds);
         }
     }
+    let op = op("leased");
+    let mut claim = started(once.begin_leased(&pool, &op, LEASE).await.unwrap());
+    claim.extend(&pool, LEASE).await.unwrap();
+    claim.release_leased(&pool).await.unwrap();
+    let claim = started(once.begin_leased(&pool, &op, LEASE).await.unwrap());
+    let seen = db.seen(&op).await;
+    drop(claim);
     let conn = &mut *pool.acquire().await.unwrap();
     once.migrate(conn).await.unwrap();
     once.check(conn).await.unwrap();
-    let op = op("leased");
-    let mut claim = started(once.begin_leased(conn, &op, LEASE).await.unwrap());
-    claim.extend(conn, LEASE).await.unwrap();
-    claim.release(conn).await.unwrap();
-    let claim = started(once.begin_leased(conn, &op, LEASE).await.unwrap());
-    once.release(conn, op.scope(), op.key(), claim.token()).await.unwrap();
-    let claim = started(once.begin_leased(conn, &op, LEASE).await.unwrap());
-    claim.fail(conn, Response::empty()).await.unwrap();
+    once.revoke_claim(conn, op.scope(), op.key(), &seen).await.unwrap();
     assert!(once.inspect(conn, op.scope(), op.key()).await.unwrap().is_some());
     assert_eq!(once.list(conn, &Filter::default(), 10).await.unwrap().len(), 4);
-    assert_eq!(once.stats(conn).await.unwrap().failed, 2);
+    assert_eq!(once.stats(conn).await.unwrap().failed, 1);
     db.plant_overdue(2, 0).await;
     assert_eq!(once.reap_once(conn, 1).await.unwrap().deleted, 1);
     assert_eq!(Reaper::new(once).pass(conn).await.unwrap().deleted, 1);
@@ -346,14 +348,16 @@ async fn every_future_can_be_spawned() {
         pgonce::commit(tx).await.unwrap();
 
         let op = op("leased");
+        let mut claim = started(once.begin_leased(&pool, &op, LEASE).await.unwrap());
+        claim.extend(&pool, LEASE).await.unwrap();
+        claim.release_leased(&pool).await.unwrap();
+        let claim = started(once.begin_leased(&pool, &op, LEASE).await.unwrap());
         let conn = &mut *pool.acquire().await.unwrap();
-        let mut claim = started(once.begin_leased(conn, &op, LEASE).await.unwrap());
-        claim.extend(conn, LEASE).await.unwrap();
-        claim.release(conn).await.unwrap();
-        let claim = started(once.begin_leased(conn, &op, LEASE).await.unwrap());
-        once.release(conn, op.scope(), op.key(), claim.token()).await.unwrap();
-        let claim = started(once.begin_leased(conn, &op, LEASE).await.unwrap());
-        claim.fail(conn, Response::empty()).await
+        let (seen, _) = once.inspect(conn, op.scope(), op.key()).await.unwrap().unwrap();
+        drop(claim);
+        once.revoke_claim(conn, op.scope(), op.key(), &seen).await.unwrap();
+        let claim = started(once.begin_leased(&pool, &op, LEASE).await.unwrap());
+        claim.fail_leased(&pool, Response::empty()).await
     });
     verbs.await.unwrap().unwrap();
 

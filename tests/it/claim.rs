@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pgonce::{Begin, Claim, Error, ErrorKind, Response};
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, PgPool};
 
 use crate::harness::{TestDb, op, started, word};
 
@@ -12,12 +12,17 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Everything that a holder can do with a claim.
 const VERBS: [&str; 4] = ["complete", "fail", "release", "extend"];
 
-async fn finish(verb: &str, mut claim: Claim, conn: &mut PgConnection) -> Result<(), Error> {
+async fn finish(
+    verb: &str,
+    mut claim: Claim,
+    pool: &PgPool,
+    conn: &mut PgConnection,
+) -> Result<(), Error> {
     match verb {
         "complete" => claim.complete(conn, Response::bytes("stale")).await,
         "fail" => claim.fail(conn, Response::bytes("stale")).await,
         "release" => claim.release(conn).await,
-        _ => claim.extend(conn, MINUTE).await,
+        _ => claim.extend(pool, MINUTE).await,
     }
 }
 
@@ -28,10 +33,10 @@ async fn lose(how: &str, db: &TestDb, key: &str) -> Claim {
     let mut conn = db.conn().await;
     match how {
         "released" => {
-            db.once.release(&mut conn, op.scope(), op.key(), old.token()).await.unwrap();
+            db.release(&op, old.token()).await.unwrap();
         }
         "released and begun again" => {
-            db.once.release(&mut conn, op.scope(), op.key(), old.token()).await.unwrap();
+            db.release(&op, old.token()).await.unwrap();
             drop(db.lease(&op, MINUTE).await);
         }
         "taken over" => {
@@ -77,7 +82,7 @@ async fn an_old_token_is_refused_by_every_verb() {
                 "select coalesce((select k.*::text from {{}}.idempotency_keys k where key = '{key}'), '')"
             );
             let before: String = db.ask(&sql).await;
-            let error = finish(verb, old, &mut conn).await.expect_err(&key);
+            let error = finish(verb, old, &db.pool, &mut conn).await.expect_err(&key);
             assert_eq!(error.kind(), ErrorKind::ClaimLost, "{key}");
             assert!(!error.is_retryable());
             let after: String = db.ask(&sql).await;
@@ -95,14 +100,15 @@ async fn a_finished_claim_cannot_be_finished_again() {
         let claim = db.lease(&op, MINUTE).await;
         let token = claim.token();
         claim.complete(&mut conn, Response::bytes("first")).await.unwrap();
-        let again = format!(
-            "select {{}}.{}",
-            match verb {
-                "release" => format!("release('test/scope', '{verb}', '{token}')"),
-                "extend" => format!("extend('test/scope', '{verb}', '{token}', 1000)"),
-                _ => format!("{verb}('test/scope', '{verb}', '{token}')"),
-            }
-        );
+        if verb == "extend" {
+            let extend = format!(
+                "call {{}}.extend_leases(array['test/scope'], array['extend'], array['{token}'::uuid], array[1000])"
+            );
+            let row = sqlx::query(db.sql(&extend)).fetch_one(&mut conn).await.unwrap();
+            assert_eq!(sqlx::Row::get::<Vec<String>, _>(&row, "answers"), ["lost"]);
+            continue;
+        }
+        let again = format!("select {{}}.{verb}('test/scope', '{verb}', '{token}')");
         let error = sqlx::query(db.sql(&again)).execute(&mut conn).await.expect_err(verb);
         assert_eq!(error.as_database_error().unwrap().code().unwrap(), "IK002");
     }
@@ -116,7 +122,7 @@ async fn a_lapsed_claim_that_nobody_took_is_still_the_holders() {
     for verb in VERBS {
         let claim = db.lease(&op(verb), MINUTE).await;
         db.advance(2 * MINUTE).await;
-        finish(verb, claim, &mut conn).await.expect(verb);
+        finish(verb, claim, &db.pool, &mut conn).await.expect(verb);
     }
 }
 
@@ -126,9 +132,9 @@ async fn extend_pushes_the_lease_and_never_pulls_it_in() {
     db.stop_clock().await;
     let mut conn = db.conn().await;
     let mut claim = db.lease(&op("k"), MINUTE).await;
-    claim.extend(&mut conn, Duration::from_secs(1)).await.unwrap();
+    claim.extend(&db.pool, Duration::from_secs(1)).await.unwrap();
     assert_eq!(remaining(&db, &mut conn).await, MINUTE);
-    claim.extend(&mut conn, 5 * MINUTE).await.unwrap();
+    claim.extend(&db.pool, 5 * MINUTE).await.unwrap();
     assert_eq!(remaining(&db, &mut conn).await, 5 * MINUTE);
     claim.release(&mut conn).await.unwrap();
 }
@@ -141,41 +147,26 @@ async fn remaining(db: &TestDb, conn: &mut PgConnection) -> Duration {
 }
 
 #[tokio::test]
-async fn an_extended_lease_counts_from_after_the_wait_for_the_lock() {
+async fn extending_does_not_wait_for_a_row_that_is_locked() {
     let db = TestDb::new().await;
-    let mut claim = db.lease(&op("k"), MINUTE).await;
     db.stop_clock().await;
-    // Somebody else holds the row, time passes, and only then does extend get through.
-    let mut blocker = db.conn().await;
-    let mut tx = blocker.begin().await.unwrap();
-    sqlx::query(db.sql("select 1 from {}.idempotency_keys for update"))
+    let (mut locked, mut free) =
+        (db.lease(&op("k"), MINUTE).await, db.lease(&op("l"), MINUTE).await);
+    let mut tx = db.pool.begin().await.unwrap();
+    sqlx::query(db.sql("select 1 from {}.idempotency_keys where key = 'k' for update"))
         .execute(&mut *tx)
         .await
         .unwrap();
-    let mut conn = db.conn().await;
-    let extending = tokio::spawn(async move {
-        claim.extend(&mut conn, 10 * MINUTE).await.unwrap();
-        claim.release(&mut conn).await
-    });
-    db.until_waiting(1).await;
+    let error = locked.extend(&db.pool, 10 * MINUTE).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Contention);
+    assert!(error.is_retryable());
+    free.extend(&db.pool, 10 * MINUTE).await.unwrap();
+    tx.rollback().await.unwrap();
     db.advance(5 * MINUTE).await;
-    let lease: String =
-        db.ask("select (at + interval '10 minutes')::text from {}.test_clock").await;
-    sqlx::query(db.sql("create table {}.seen (lease text)"))
-        .execute(&mut db.conn().await)
-        .await
-        .unwrap();
-    db.execute(
-        "create function {}.note() returns trigger language plpgsql as $$
-           begin insert into {}.seen values (new.lease_expires_at::text); return new; end $$;
-         create trigger note after update on {}.idempotency_keys for each row
-           when (new.token is not null) execute function {}.note()",
-    )
-    .await;
-    tx.commit().await.unwrap();
-    extending.await.unwrap().unwrap();
-    let seen: String = db.ask("select lease from {}.seen").await;
-    assert_eq!(seen, lease, "the lease starts when the lock was had");
+    locked.extend(&db.pool, 10 * MINUTE).await.unwrap();
+    assert_eq!(remaining(&db, &mut db.conn().await).await, 10 * MINUTE, "from now");
+    locked.release_leased(&db.pool).await.unwrap();
+    free.release_leased(&db.pool).await.unwrap();
 }
 
 #[tokio::test]

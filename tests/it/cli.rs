@@ -50,7 +50,11 @@ async fn migrate_and_check_bring_the_schema_up_to_date() {
     assert_eq!((created.code, created.json()["from"].as_u64()), (0, Some(0)));
     assert_eq!(pgonce(&db, &["migrate"]).await.code, 0);
     assert_eq!(pgonce(&db, &["check"]).await.code, 0);
-    db.execute("insert into {}.migrations (version, name) values (999, 'future')").await;
+    db.execute(
+        "create or replace function {}.schema_version(out version integer, out serves_from integer, out digest text)
+           language sql as $$ select 999, 999, 'future' $$",
+    )
+    .await;
     let newer = pgonce(&db, &["check"]).await;
     assert_eq!(newer.code, 5);
     assert!(newer.stderr.contains("999") && newer.stderr.lines().count() == 1, "{}", newer.stderr);
@@ -59,10 +63,8 @@ async fn migrate_and_check_bring_the_schema_up_to_date() {
 #[tokio::test]
 async fn the_printed_migration_is_the_librarys() {
     let db = TestDb::new().await;
-    let bare = pgonce(&db, &["migrate", "--print", "--bare"]).await;
-    assert_eq!(bare.stdout, db.once.migration_sql(0));
     let printed = pgonce(&db, &["migrate", "--print"]).await;
-    assert_eq!(printed.stdout, format!("begin;\n{}commit;\n", bare.stdout));
+    assert_eq!(printed.stdout, db.once.migration_sql(0));
 }
 
 #[tokio::test]

@@ -377,7 +377,7 @@ async fn a_process_killed_with_a_lease_is_replaced_when_the_lease_lapses() {
 
     let mut conn = db.conn().await;
     let op = op("k");
-    let mut begin = async || db.once.begin_leased(&mut conn, &op, LEASE).await.unwrap();
+    let begin = async || db.once.begin_leased(&db.pool, &op, LEASE).await.unwrap();
     let Begin::InProgress(wait) = begin().await else { panic!("the lease is live") };
     assert_eq!(wait.lease_remaining(), Some(LEASE));
     db.advance(LEASE - SECOND).await;
@@ -387,9 +387,9 @@ async fn a_process_killed_with_a_lease_is_replaced_when_the_lease_lapses() {
     assert_eq!(claim.attempt(), 2);
     assert_ne!(claim.token(), dead);
 
-    let late = db.once.release(&mut conn, op.scope(), op.key(), dead).await.unwrap_err();
-    assert_eq!(late.kind(), ErrorKind::ClaimLost);
+    let late = db.release(&op, dead).await.unwrap_err();
+    assert_eq!(late.as_database_error().unwrap().code().unwrap(), "IK002");
     claim.complete(&mut conn, Response::empty()).await.unwrap();
-    let late = db.once.release(&mut conn, op.scope(), op.key(), dead).await.unwrap_err();
-    assert_eq!(late.kind(), ErrorKind::ClaimLost);
+    let late = db.release(&op, dead).await.unwrap_err();
+    assert_eq!(late.as_database_error().unwrap().code().unwrap(), "IK002");
 }

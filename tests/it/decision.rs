@@ -115,8 +115,8 @@ async fn begin_answers_as_the_decision_table_says() {
                 }
                 .on_lapse(policy);
                 let before: String = db.ask(&digest(n)).await;
-                let mut conn = db.conn().await;
-                let answer = db.once.begin_leased(&mut conn, &second, MINUTE).await.unwrap();
+                let _conn = db.conn().await;
+                let answer = db.once.begin_leased(&db.pool, &second, MINUTE).await.unwrap();
                 assert_eq!(
                     word(&answer),
                     expected(row, print, policy),
@@ -201,13 +201,13 @@ async fn used_up_attempts_hold_the_key_until_an_operator_releases_it() {
         drop(db.lease(&op, MINUTE).await);
         db.advance(MINUTE).await;
     }
-    let Begin::Held(held) = db.once.begin_leased(&mut conn, &op, MINUTE).await.unwrap() else {
+    let Begin::Held(held) = db.once.begin_leased(&db.pool, &op, MINUTE).await.unwrap() else {
         panic!("expected held");
     };
     assert_eq!((held.attempt(), held.because()), (2, HeldBecause::Attempts));
     let (record, _) =
         db.once.inspect(&mut conn, op.scope(), op.key()).await.unwrap().expect("the key");
-    db.once.release(&mut conn, op.scope(), op.key(), record.token.unwrap()).await.unwrap();
+    db.once.revoke_claim(&mut conn, op.scope(), op.key(), &record).await.unwrap();
     assert_eq!(db.lease(&op, MINUTE).await.attempt(), 3);
 }
 

@@ -150,7 +150,7 @@ impl TestDb {
     pub async fn stop_clock(&self) {
         self.execute(
             "create table {}.test_clock as select clock_timestamp() as at;
-             create or replace function {}.clock() returns timestamptz language sql volatile
+             create or replace function {}._clock() returns timestamptz language sql volatile
                as 'select at from {}.test_clock'",
         )
         .await;
@@ -172,15 +172,31 @@ impl TestDb {
              select at - interval '1 day', at, at, at, gen_random_uuid(), 1, 2, 'planted',
                     'overdue ' || {seconds} || ' ' || n
                from generate_series(1, {count}) n,
-                    lateral (select {{}}.clock() - make_interval(secs => {seconds} + n) as at) t"
+                    lateral (select {{}}._clock() - make_interval(secs => {seconds} + n) as at) t"
         ))
         .await;
     }
 
     /// Begins leased on a connection of its own and expects to hold the claim.
     pub async fn lease(&self, op: &Operation, lease: Duration) -> Claim {
-        let mut conn = self.conn().await;
-        started(self.once.begin_leased(&mut conn, op, lease).await.expect("begin_leased"))
+        started(self.once.begin_leased(&self.pool, op, lease).await.expect("begin_leased"))
+    }
+
+    /// Releases a claim by its token, as its holder would.
+    pub async fn release(&self, op: &Operation, token: sqlx::types::Uuid) -> sqlx::Result<()> {
+        sqlx::query(self.sql("select {}.release($1, $2, $3)"))
+            .bind(op.scope().as_str())
+            .bind(op.key().as_str())
+            .bind(token)
+            .execute(&mut self.conn().await)
+            .await
+            .map(drop)
+    }
+
+    /// What is to be seen of a key now.
+    pub async fn seen(&self, op: &Operation) -> pgonce::Record {
+        let row = self.once.inspect(&mut self.conn().await, op.scope(), op.key()).await;
+        row.expect("inspect").expect("the key is there").0
     }
 
     /// Completes the operation with this body, in a transaction of its own.

@@ -27,20 +27,21 @@ async fn a_heartbeat_that_must_wait_starves_no_other() {
     let blocked = tokio::spawn(work("blocked", Duration::from_secs(2)));
     begun.notified().await;
     // It lapses (its process stood still, say), and an open transaction takes it over: it cannot be seen
-    // yet that the claim is lost, so its next heartbeat waits for that transaction.
+    // yet that the claim is lost, and its heartbeats find the row locked.
     let mut taker = db.pool.begin().await.unwrap();
     let claim = loop {
-        db.execute("update {}.idempotency_keys set lease_expires_at = {}.clock() - interval '1 s'")
-            .await;
+        db.execute(
+            "update {}.idempotency_keys set lease_expires_at = {}._clock() - interval '1 s'",
+        )
+        .await;
         match db.once.begin(&mut taker, &op("blocked")).await.unwrap() {
             pgonce::Begin::InProgress(_) => {}
             begin => break started(begin),
         }
     };
-    db.until_waiting(1).await;
     let other = tokio::spawn(work("other", Duration::from_secs(2)));
     begun.notified().await;
-    // Past its first lease it is still live, although the first heartbeat waits all the while.
+    // Past its first lease it is still live, although the first one's row is locked all the while.
     db.until(
         "select lease_expires_at > created_at + interval '4 s' from {}.keys where key = 'other'",
     )

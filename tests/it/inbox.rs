@@ -70,11 +70,11 @@ async fn bring_about(db: &TestDb, case: &str, id: &str) -> Option<PgConnection> 
         }
         "released" => db.lease(&op(id), MINUTE).await.release(&mut conn).await.unwrap(),
         "attempts left" => {
-            inbox(db).failed(&mut conn, id, "no").await.unwrap();
+            inbox(db).failed(&db.pool, id, "no").await.unwrap();
         }
         "attempts used up" => {
             for _ in 0..3 {
-                inbox(db).failed(&mut conn, id, "no").await.unwrap();
+                inbox(db).failed(&db.pool, id, "no").await.unwrap();
             }
         }
         "in another transaction" => {
@@ -193,7 +193,7 @@ async fn what_is_seen_brings_its_response_and_what_is_dead_its_reason() {
     assert_eq!(response.parse_json::<String>().unwrap(), "shipped");
 
     for _ in 0..3 {
-        inbox.failed(&mut conn, "bad", "no such product").await.unwrap();
+        inbox.failed(&db.pool, "bad", "no such product").await.unwrap();
     }
     let Received::Dead(reason) = inbox.receive(&mut conn, "bad").await.unwrap() else { panic!() };
     assert_eq!(reason, "no such product");

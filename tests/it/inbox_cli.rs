@@ -12,7 +12,7 @@ use crate::harness::{TestDb, effect};
 async fn a_dead_message_is_redriven_from_a_shell() {
     let db = TestDb::new().await;
     let inbox = Inbox::new(&db.once, "orders").unwrap().max_attempts(1);
-    let verdict = inbox.failed(&mut db.conn().await, "m", "no such product").await.unwrap();
+    let verdict = inbox.failed(&db.pool, "m", "no such product").await.unwrap();
     assert_eq!(verdict, Verdict::DeadLetter("no such product".to_owned()));
     let shown = pgonce(&db, &["get", "orders", "m"]).await;
     assert!(shown.stdout.contains("no such product"), "{}", shown.stdout);

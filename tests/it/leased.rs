@@ -20,7 +20,7 @@ fn short() -> Lease {
 
 /// Makes the claim lapse, as if its holder had not been heard of for long.
 async fn lapse(db: &TestDb) {
-    db.execute("update {}.idempotency_keys set lease_expires_at = {}.clock() - interval '1 s'")
+    db.execute("update {}.idempotency_keys set lease_expires_at = {}._clock() - interval '1 s'")
         .await;
 }
 
@@ -244,7 +244,7 @@ async fn a_holder_that_lost_its_claim_can_write_nothing_while_the_next_one_works
         }
         let untouched =
             "select every(status = 1 and attempt = 2 and steps is null and progress is null
-                                  and last_error is null and lease_expires_at > {}.clock())
+                                  and last_error is null and lease_expires_at > {}._clock())
                            from {}.idempotency_keys";
         assert!(db.ask::<bool>(untouched).await, "{act}");
         assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 0, "{act}");
@@ -289,7 +289,7 @@ async fn work_is_stopped_when_its_claim_is_lost() {
     loop {
         lapse(&db).await;
         let begin =
-            db.once.begin_leased(&mut conn, &op("k"), Duration::from_secs(60)).await.unwrap();
+            db.once.begin_leased(&db.pool, &op("k"), Duration::from_secs(60)).await.unwrap();
         if let pgonce::Begin::Started(claim) = begin {
             claim.complete(&mut conn, Response::json(&()).unwrap()).await.unwrap();
             break;

@@ -226,7 +226,7 @@ async fn late_verb(pool: PgPool, mut claim: Claim, verb: &'static str, gate: Gat
     gate.pass().await;
     let mut conn = pool.acquire().await.unwrap();
     let outcome: Result<(), Error> = match verb {
-        "extend" => claim.extend(&mut conn, LONG).await,
+        "extend" => claim.extend(&pool, LONG).await,
         "complete" => claim.complete(&mut conn, Response::bytes("late")).await,
         "fail" => claim.fail(&mut conn, Response::bytes("late")).await,
         _ => claim.release(&mut conn).await,
@@ -260,7 +260,7 @@ pub async fn stall(db: &TestDb, parent: &Parent) {
 async fn take_over(db: &TestDb, key: &str) {
     if LATE_VERBS.contains(&key) {
         let mut conn = db.conn().await;
-        let claim = started(db.once.begin_leased(&mut conn, &op(key), LONG).await.unwrap());
+        let claim = started(db.once.begin_leased(&db.pool, &op(key), LONG).await.unwrap());
         return claim.complete(&mut conn, Response::json("the second's").unwrap()).await.unwrap();
     }
     let lease = Lease::new(LONG).unwrap();
@@ -284,7 +284,7 @@ async fn a_process_stopped_past_its_lease_can_write_nothing_when_it_wakes_up() {
     )
     .await;
     worker.signal("STOP").await;
-    db.until("select every(lease_expires_at < {}.clock()) from {}.idempotency_keys").await;
+    db.until("select every(lease_expires_at < {}._clock()) from {}.idempotency_keys").await;
     let keys = LATE.iter().map(|act| format!("{act:?}"));
     let keys = keys.chain(LATE_VERBS.map(str::to_owned)).collect::<Vec<_>>();
     for key in &keys {

@@ -173,7 +173,7 @@ async fn failed_work_is_given_up_though_the_connection_breaks() {
     let asked = fails(&clear).await;
     for cut in cuts(asked..clear.requests().len()) {
         fails(&Proxy::start_once(&db, cut)).await;
-        let told = "select claim || ': ' || last_error from {}.status('test/scope', 'k')";
+        let told = "select claim || ': ' || last_error from {}.operation_status('test/scope', 'k')";
         assert_eq!(db.ask::<String>(told).await, "lapsed: the work returned an error", "{cut:?}");
     }
 }
@@ -202,8 +202,7 @@ async fn an_end_that_nobody_knows_is_left_to_lapse() {
             "{error:?}"
         );
         assert_eq!(db.effects().await, effects, "{cut:?}");
-        let told =
-            "select concat_ws(', ', status, claim, last_error) from {}.status('test/scope', 'k')";
+        let told = "select concat_ws(', ', status, claim, last_error) from {}.operation_status('test/scope', 'k')";
         assert_eq!(db.ask::<String>(told).await, found, "{cut:?}");
     }
     assert!(ends(&clear).await.unwrap());

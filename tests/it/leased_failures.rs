@@ -136,7 +136,8 @@ async fn a_claim_whose_end_is_refused_is_given_up_at_once() {
             assert!(matches!(error, RunError::Protocol(_)), "{case}: {error:?}");
             db.execute("alter table {}.idempotency_keys drop constraint if exists refused").await;
             assert_eq!(db.effects().await, 1, "{case}");
-            let found = "select claim || ': ' || last_error from {}.status('test/scope', 'k')";
+            let found =
+                "select claim || ': ' || last_error from {}.operation_status('test/scope', 'k')";
             assert_eq!(db.ask::<String>(found).await, format!("{claim}: {told}"), "{case}");
             if policy == OnLapse::Retry {
                 let again = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {

@@ -111,7 +111,7 @@ async fn restarts(server: &mut Restartable, db: &TestDb, progress: &Progress) ->
         }
         server.stop_immediately().await;
         server.start_again().await;
-        up = db.ask("select extract(epoch from {}.clock())::float8").await;
+        up = db.ask("select extract(epoch from {}._clock())::float8").await;
     }
     up
 }

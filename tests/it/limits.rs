@@ -41,7 +41,7 @@ async fn bad_keys_and_scopes_are_refused_in_rust_and_in_sql_alike() {
             assert!(message.contains(field) && message.contains(word), "{message}");
             let (scope, key) =
                 if field == "key" { ("s", name.as_str()) } else { (name.as_str(), "k") };
-            let raised = sqlx::query(db.sql("select {}.begin($1, $2)"))
+            let raised = sqlx::query(db.sql("select {}.begin_operation($1, $2)"))
                 .bind(scope)
                 .bind(key)
                 .execute(&mut conn)
@@ -85,8 +85,10 @@ async fn a_nul_byte_is_refused_before_and_by_the_database() {
     let db = TestDb::new().await;
     assert_eq!(Key::new("a\0b").unwrap_err().kind(), ErrorKind::InvalidInput);
     let mut conn = db.conn().await;
-    let raised =
-        sqlx::query(db.sql("select {}.begin('s', $1)")).bind("a\0b").execute(&mut conn).await;
+    let raised = sqlx::query(db.sql("select {}.begin_operation('s', $1)"))
+        .bind("a\0b")
+        .execute(&mut conn)
+        .await;
     assert_eq!(raised.unwrap_err().as_database_error().unwrap().code().unwrap(), "22021");
 }
 
@@ -120,7 +122,7 @@ async fn durations_outside_their_range_are_refused() {
     for (field, op, lease) in cases {
         let result = match lease {
             None => db.once.begin(&mut conn, &op).await,
-            Some(lease) => db.once.begin_leased(&mut conn, &op, lease).await,
+            Some(lease) => db.once.begin_leased(&db.pool, &op, lease).await,
         };
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{field}");
@@ -128,8 +130,8 @@ async fn durations_outside_their_range_are_refused() {
         assert!(error.to_string().contains(" it takes "), "{error}");
     }
     let mut claim = db.lease(&op("k").retention(minute), SECOND).await;
-    for lease in [Duration::ZERO, minute + Duration::from_millis(1), Duration::MAX] {
-        let error = claim.extend(&mut conn, lease).await.unwrap_err();
+    for lease in [Duration::ZERO, Duration::MAX] {
+        let error = claim.extend(&db.pool, lease).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
     }
     claim.release(&mut conn).await.unwrap();
@@ -149,7 +151,7 @@ async fn the_ends_of_the_ranges_work() {
         (op("longest").retention(10 * YEAR), 10 * YEAR),
     ];
     for (op, lease) in ends {
-        let claim = started(db.once.begin_leased(&mut conn, &op, lease).await.unwrap());
+        let claim = started(db.once.begin_leased(&db.pool, &op, lease).await.unwrap());
         claim.complete(&mut conn, pgonce::Response::empty()).await.unwrap();
         assert_eq!(word(&db.once.begin(&mut conn, &op).await.unwrap()), "replay");
     }
@@ -160,16 +162,19 @@ async fn other_arguments_of_the_sql_functions_are_checked() {
     let db = TestDb::new().await;
     let mut conn = db.conn().await;
     for (call, word) in [
-        ("select {}.begin('s', 'k', on_lapse => 'explode')", "on_lapse"),
-        ("select {}.begin('s', 'k', on_lapse => null)", "on_lapse"),
-        ("select {}.begin('s', 'k', fingerprint => sha256('x'))", "fingerprint has 32 bytes"),
-        ("select {}.begin('s', 'k', retention_ms => null)", "retention_ms is null"),
-        ("select {}.begin('s', 'k', wait_ms => -1)", "wait_ms is -1"),
-        ("select {}.begin('s', 'k', wait_ms => 9223372036854775807)", "wait_ms"),
-        ("select {}.begin('s', 'k', lease_ms => -5)", "lease_ms is -5"),
-        ("select {}.begin(null, 'k')", "scope is empty"),
-        ("select {}.begin('s', null)", "key is empty"),
-        ("select {}.reap(null)", "batch_size is null"),
+        ("select {}.begin_operation('s', 'k', p_on_lapse => 'explode')", "on_lapse"),
+        ("select {}.begin_operation('s', 'k', p_on_lapse => null)", "on_lapse"),
+        (
+            "select {}.begin_operation('s', 'k', p_fingerprint => sha256('x'))",
+            "fingerprint has 32 bytes",
+        ),
+        ("select {}.begin_operation('s', 'k', p_retention_ms => null)", "retention_ms is null"),
+        ("select {}.begin_operation('s', 'k', p_wait_ms => -1)", "wait_ms is -1"),
+        ("select {}.begin_operation('s', 'k', p_wait_ms => 9223372036854775807)", "wait_ms"),
+        ("call {}.begin_leased('s', 'k', gen_random_uuid(), -5)", "lease_ms is -5"),
+        ("select {}.begin_operation(null, 'k')", "scope is empty"),
+        ("select {}.begin_operation('s', null)", "key is empty"),
+        ("call {}.reap(null)", "batch_size is null"),
         ("select {}.fingerprint('a', null, 'b')", "part of the fingerprint is null"),
     ] {
         let error = sqlx::query(db.sql(call)).execute(&mut conn).await.expect_err(call);
@@ -237,7 +242,7 @@ async fn rust_and_sql_agree_on_every_character_and_on_fingerprints() {
     });
     for c in characters {
         let name = c.to_string();
-        let sql = sqlx::query(db.sql("select {}.check_name('key', $1)"))
+        let sql = sqlx::query(db.sql("select {}._check_name('key', $1)"))
             .bind(&name)
             .execute(&mut conn)
             .await;
@@ -279,20 +284,20 @@ async fn begin_takes_the_short_cut_for_what_is_within_the_limits_and_for_nothing
         {
             let mut arguments = USUAL;
             arguments[place] = value;
+            let (before, after) = arguments.split_at(4); // the token comes between them
+            let all = [before, &["null"], after].concat().join(", ");
             let arguments = arguments.join(", ");
             let short: Option<bool> =
-                sqlx::query_scalar(db.sql(&format!("select {{}}.fits_begin({arguments})")))
+                sqlx::query_scalar(db.sql(&format!("select {{}}._fits_begin({arguments})")))
                     .fetch_one(&mut conn)
                     .await
                     .unwrap();
             assert_eq!(short == Some(true), fits, "fits_begin({arguments})");
-            let whole = sqlx::query(db.sql(&format!("select {{}}.check_begin({arguments})")));
+            let whole = sqlx::query(db.sql(&format!("select {{}}._check_begin({arguments})")));
             assert_eq!(whole.execute(&mut conn).await.is_ok(), fits, "check_begin({arguments})");
             // And begin asks both.
-            let begin =
-                sqlx::raw_sql(db.sql(&format!("begin; select {{}}.begin({arguments}); rollback")))
-                    .execute(&mut conn)
-                    .await;
+            let begin = format!("begin; select {{}}._begin({all}, false, false); rollback");
+            let begin = sqlx::raw_sql(db.sql(&begin)).execute(&mut conn).await;
             assert_eq!(begin.is_ok(), fits, "begin({arguments})");
             sqlx::raw_sql("rollback").execute(&mut conn).await.unwrap();
         }
@@ -311,20 +316,22 @@ async fn settings_and_collations_of_the_session_do_not_matter() {
         "create table {}.named (k text collate \"POSIX\"); insert into {}.named values ('k')",
     )
     .await;
-    let answer: String = sqlx::query_scalar(
-        db.sql("select b.answer from {}.named, {}.begin('s', named.k, {}.fingerprint('x')) b"),
-    )
+    let answer: String = sqlx::query_scalar(db.sql(
+        "select b.answer from {}.named, {}.begin_operation('s', named.k, {}.fingerprint('x')) b",
+    ))
     .fetch_one(&mut conn)
     .await
     .unwrap();
     assert_eq!(answer, "started");
     for name in ["a\tb", "\u{a0}"] {
-        let raised =
-            sqlx::query(db.sql("select {}.begin('s', $1)")).bind(name).execute(&mut conn).await;
+        let raised = sqlx::query(db.sql("select {}.begin_operation('s', $1)"))
+            .bind(name)
+            .execute(&mut conn)
+            .await;
         assert_eq!(raised.unwrap_err().as_database_error().unwrap().code().unwrap(), "IK001");
     }
     let keeps: i64 = sqlx::query_scalar(
-        db.sql("select count(*) from {}.inspect('s', (select k from {}.named))"),
+        db.sql("select count(*) from {}.inspect_key('s', (select k from {}.named))"),
     )
     .fetch_one(&mut conn)
     .await

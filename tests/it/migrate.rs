@@ -1,11 +1,13 @@
 //! Bringing the schema up to date.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pgonce::{ErrorKind, PgOnce, SchemaName};
 use sqlx::Connection;
 
-use crate::harness::{PATIENCE, TestDb};
+use crate::harness::{PATIENCE, TestDb, op, started, word};
 
 /// A test database whose schema is gone again.
 async fn bare() -> TestDb {
@@ -47,9 +49,7 @@ async fn ten_that_start_at_once_all_succeed() {
     while let Some(migrated) = tasks.join_next().await {
         migrated.unwrap().unwrap();
     }
-    let once_each: bool =
-        db.ask("select count(*) = max(version) from {}.migrations where version > 0").await;
-    assert!(once_each);
+    db.once.check(&mut db.conn().await).await.unwrap();
     let locks: i64 =
         db.ask("select count(*) from pg_locks l join pg_stat_activity a using (pid) where locktype = 'advisory' and a.application_name = '{}'").await;
     assert_eq!(locks, 0, "no lock outlives its transaction");
@@ -81,133 +81,160 @@ async fn the_printed_sql_is_what_migrate_runs() {
     assert!(!migrated.functions_replaced);
 }
 
+/// Makes the schema say that it is of this version, and serves libraries from that one on.
+async fn pretend(db: &TestDb, version: u32, serves_from: u32, digest: &str) {
+    db.execute(&format!(
+        "create or replace function {{}}.schema_version(out version integer, out serves_from integer, out digest text)
+           language sql stable as $$ select {version}, {serves_from}, '{digest}' $$"
+    ))
+    .await;
+}
+
 #[tokio::test]
 async fn changed_functions_are_replaced_as_a_whole() {
     let db = TestDb::new().await;
     db.execute(
-        "create or replace function {}.extend(scope text, key text, token uuid, lease_ms bigint)
-           returns void language sql as 'select'; update {}.migrations set digest = 'older' where version = 0",
+        "create or replace function {}._finished_by(p_scope text, p_key text, p_token uuid)
+           returns text language sql as 'select null::text'",
     )
     .await;
+    pretend(&db, 1, 1, "older").await;
     let mut conn = db.conn().await;
     assert_eq!(db.once.check(&mut conn).await.unwrap_err().kind(), ErrorKind::SchemaOutdated);
     assert!(db.once.migrate(&mut conn).await.unwrap().functions_replaced);
     let restored: bool =
-        db.ask("select prosrc like '%claim_lost%' from pg_proc where oid = '{}.extend(text, text, uuid, bigint)'::regprocedure").await;
+        db.ask("select prosrc like '%_status_word%' from pg_proc where oid = '{}._finished_by'::regproc").await;
     assert!(restored);
 }
 
 #[tokio::test]
-async fn a_schema_of_version_1_is_brought_up_to_date_with_its_keys() {
-    let db = bare().await;
-    let first = include_str!("../../migrations/0001_idempotency_keys.sql")
-        .replace(":\"schema\"", &format!("\"{}\"", db.schema));
-    db.execute(&format!(
-        "create schema {{}}; {first};
-         create table {{}}.migrations
-           (version integer primary key, name text not null, digest text, applied_at timestamptz default now());
-         insert into {{}}.migrations (version, name) values (1, '0001_idempotency_keys'), (0, 'functions');
-         create function {{}}.release(scope text, key text, token uuid) returns void language sql as 'select';
-         insert into {{}}.idempotency_keys
-           (created_at, expires_at, lease_expires_at, completed_at, token, attempt, status, scope, key, response_body)
-         values (now(), now() + interval '1 day', now(), now(), gen_random_uuid(), 1, 2, 'test/scope', 'k', 'old'),
-                (now(), now() + interval '1 day', now(), null, gen_random_uuid(), 1, 1, 'test/scope', 'left', null),
-                (now(), now() + interval '1 day', now(), null, null, 1, 1, 'test/scope', 'released', null),
-                (now(), now() + interval '1 day', now() + interval '1 day', null, gen_random_uuid(), 1, 1,
-                 'test/scope', 'transactional', null)"
-    ))
-    .await;
+async fn a_renamed_schema_is_noticed_and_mended() {
+    let db = TestDb::new().await;
+    db.complete(&op("k"), "old").await;
+    db.execute("alter schema {} rename to {}_renamed").await;
+    let renamed = format!("{}_renamed", db.schema);
+    let db = TestDb::open(&renamed, db.options.clone(), 4).await;
     let mut conn = db.conn().await;
-    let migrated = db.once.migrate(&mut conn).await.unwrap();
-    assert!(migrated.from == 1 && migrated.functions_replaced);
+    let error = db.once.check(&mut conn).await.unwrap_err();
+    assert!(error.to_string().contains("was it renamed"), "{error}");
+    assert!(db.once.migrate(&mut conn).await.unwrap().functions_replaced);
     db.once.check(&mut conn).await.unwrap();
-    let answer = db.once.begin(&mut conn, &crate::harness::op("k")).await.unwrap();
-    let pgonce::Begin::Replay(replay) = answer else { panic!("{answer:?}") };
-    assert_eq!(replay.response().body(), b"old");
-    assert_eq!(crate::abandoned::abandoned(&db).await, ["left"]);
-    assert_eq!(db.ask::<i64>("select count(*) from {}.unfinished").await, 1);
-    let old: i64 = db.ask(
-        "select count(*) from pg_proc where pronamespace = '{}'::regnamespace and proname = 'release'",
-    )
-    .await;
-    assert_eq!(old, 1, "the old signature is gone");
-    // Its columns are those of a new table, in another order, in which everything works too.
-    let columns = "select string_agg(concat_ws(' ', attname, format_type(atttypid, atttypmod), attnotnull,
-                                               attcollation, attcompression, pg_get_expr(adbin, adrelid)),
-                                     ', ' order by attname)
-                     from pg_attribute a left join pg_attrdef on adrelid = attrelid and adnum = attnum
-                    where attrelid = '{}.idempotency_keys'::regclass and attnum > 0";
-    let new = TestDb::new().await;
-    assert_eq!(db.ask::<String>(columns).await, new.ask::<String>(columns).await);
-    let indexes = "select string_agg(replace(pg_get_indexdef(indexrelid), '{}', ''), ', '
-                                     order by replace(pg_get_indexdef(indexrelid), '{}', ''))
-                     from pg_index where indrelid = '{}.idempotency_keys'::regclass";
-    assert_eq!(db.ask::<String>(indexes).await, new.ask::<String>(indexes).await);
-    db.execute("create table {}.effect (key text)").await;
-    for _ in 0..2 {
-        let work = async |tx: &mut sqlx::PgConnection| {
-            sqlx::query(db.sql("insert into {}.effect values ('k')")).execute(tx).await.map(drop)
-        };
-        db.once.run(&db.pool, &crate::harness::op("run"), work).await.unwrap();
+    assert_eq!(word(&db.once.begin(&mut conn, &op("k")).await.unwrap()), "replay");
+    assert_eq!(word(&db.once.begin(&mut conn, &op("new")).await.unwrap()), "started");
+}
+
+#[tokio::test]
+async fn a_schema_that_no_release_has_made_is_refused() {
+    let db = TestDb::new().await;
+    db.execute("create table {}.migrations (version integer)").await;
+    let mut conn = db.conn().await;
+    for error in
+        [db.once.check(&mut conn).await.unwrap_err(), db.once.migrate(&mut conn).await.unwrap_err()]
+    {
+        assert_eq!(error.kind(), ErrorKind::SchemaOutdated);
+        assert!(error.to_string().contains("unreleased version"), "{error}");
     }
-    assert_eq!(db.effects().await, 1);
-    let claim = db.lease(&crate::harness::op("leased"), Duration::from_secs(60)).await;
-    claim.complete(&mut conn, pgonce::Response::bytes("done")).await.unwrap();
-    let answer = db.once.begin(&mut conn, &crate::harness::op("leased")).await.unwrap();
-    assert_eq!(crate::harness::word(&answer), "replay");
-    db.execute("update {}.idempotency_keys set expires_at = clock_timestamp(), lease_expires_at = clock_timestamp()").await;
-    assert_eq!(db.once.reap_once(&mut conn, 100).await.unwrap().deleted, 6);
-}
-
-// What has been granted on it, and what else was made for it, is not ours to make again.
-#[tokio::test]
-async fn a_table_that_is_there_is_never_made_anew() {
-    let db = TestDb::new().await;
-    let same = "select '{}.idempotency_keys'::regclass::oid::bigint";
-    let before: i64 = db.ask(same).await;
-    let free = "select array_to_string(reloptions, ' ') from pg_class
-                 where oid = '{}.idempotency_keys'::regclass";
-    assert_eq!(db.ask::<String>(free).await, "fillfactor=95");
-    // As version 4 left it, but that somebody has dropped the views.
-    db.execute(
-        "delete from {}.migrations where version >= 5;
-         alter table {}.idempotency_keys set (autovacuum_vacuum_threshold = 5000, fillfactor = 80);
-         drop view {}.keys cascade;
-         drop function {}.bound_locks(timestamptz);
-         create function {}.bound_locks(deadline timestamptz) returns void language sql as 'select';
-         create function {}.take_lock(lock_id bigint, deadline timestamptz) returns void language sql as 'select';
-         create or replace function {}.lock_id(scope text, key text) returns bigint
-           language sql immutable parallel safe as 'select 1::bigint';
-         create or replace function {}.can_open() returns boolean language sql volatile as 'select true'",
-    )
-    .await;
-    let migrated = db.once.migrate(&mut db.conn().await).await.unwrap();
-    assert_eq!((migrated.from, migrated.to), (4, 6));
-    assert_eq!(db.ask::<i64>(same).await, before);
-    assert!(db.ask::<String>(free).await.ends_with("fillfactor=80"), "the owner's choice");
-    let locks = "select count(*) from pg_proc
-                  where pronamespace = '{}'::regnamespace and proname = 'take_lock'";
-    assert_eq!(db.ask::<i64>(locks).await, 1, "the old signature is gone");
+    // The printed script does not ask the library.
+    let sql = sqlx::AssertSqlSafe(db.once.migration_sql(0));
+    let error = sqlx::raw_sql(sql).execute(&mut conn).await.unwrap_err().to_string();
+    assert!(error.contains("unreleased version"), "{error}");
 }
 
 #[tokio::test]
-async fn an_upgrade_does_not_fail_for_a_vacuum() {
+async fn a_database_that_does_not_tell_characters_is_refused() {
+    let options = crate::harness::server().await.connect_options();
+    let mut conn = sqlx::PgConnection::connect_with(&options).await.unwrap();
+    let create = "create database ascii encoding 'SQL_ASCII' locale 'C' template template0";
+    sqlx::raw_sql(create).execute(&mut conn).await.unwrap();
+    let mut conn = sqlx::PgConnection::connect_with(&options.database("ascii")).await.unwrap();
+    let error = PgOnce::new().migrate(&mut conn).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SchemaOutdated);
+    assert!(error.to_string().contains("SQL_ASCII"), "{error}");
+}
+
+/// The script of a made-up next release: a function with another body that calls a new helper, and one that is no
+/// longer called. It serves this release.
+fn next_release(db: &TestDb) -> String {
+    let schema = &db.schema;
+    let helper = format!(
+        "execute $next$create or replace function \"{schema}\"._next_helper() returns integer
+           language sql as $$ select 1 $$$next$;\n"
+    );
+    let last = "    execute $pgonce_file$\n-- public/schema_version";
+    let deadline = "  v_deadline := clock_timestamp()\n";
+    let calls = format!("  perform \"{schema}\"._next_helper();\n{deadline}");
+    let mut sql = db.once.migration_sql(1);
+    for (this, next) in [
+        ("v_version > 1 then", "v_version > 2 then"),
+        ("v_version = 1 and", "v_version = 2 and"),
+        ("select 1, 1,", "select 2, 1,"),
+        (deadline, calls.as_str()),
+        (last, &format!("{helper}{last}")),
+    ] {
+        assert!(sql.contains(this), "{this}");
+        sql = sql.replace(this, next);
+    }
+    sql
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn live_traffic_goes_through_the_next_release_and_old_processes_may_restart() {
     let db = TestDb::new().await;
-    db.execute(
-        "delete from {}.migrations where version = 6;
-         alter table {}.idempotency_keys reset (fillfactor)",
-    )
-    .await;
-    let mut vacuum = db.pool.begin().await.unwrap();
-    let lock = db.sql("lock table {}.idempotency_keys in share update exclusive mode");
-    sqlx::raw_sql(lock).execute(&mut *vacuum).await.unwrap();
-    assert_eq!(db.once.migrate(&mut db.conn().await).await.unwrap().to, 6);
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..4 {
+        let (once, pool, stop) = (db.once.clone(), db.pool.clone(), Arc::clone(&stop));
+        clients.spawn(async move {
+            let mut done = 0;
+            while !stop.load(Ordering::Relaxed) || done == 0 {
+                let key = format!("{client}-{done}");
+                let ran = once.run(&pool, &op(&key), async |_| Ok::<_, sqlx::Error>(1)).await;
+                ran.expect("run");
+                let mut tx = pool.begin().await.expect("begin");
+                let verb = op(&format!("verb {key}"));
+                let claim = started(once.begin(&mut tx, &verb).await.expect("verb"));
+                claim.complete(&mut tx, pgonce::Response::empty()).await.expect("complete");
+                tx.commit().await.expect("commit");
+                let leased = op(&format!("leased {key}"));
+                let minute = Duration::from_secs(60);
+                let claim =
+                    started(once.begin_leased(&pool, &leased, minute).await.expect("leased"));
+                claim.complete_leased(&pool, pgonce::Response::empty()).await.expect("complete");
+                done += 1;
+            }
+            done
+        });
+    }
+    let mut conn = db.conn().await;
+    let sql = next_release(&db);
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut conn).await.unwrap();
+    // They have met the new functions.
+    let before = db.ask::<i64>("select count(*) from {}.idempotency_keys").await;
+    db.until(&format!("select count(*) > {before} + 50 from {{}}.idempotency_keys")).await;
+    stop.store(true, Ordering::Relaxed);
+    while let Some(done) = clients.join_next().await {
+        assert!(done.unwrap() > 0);
+    }
+    // A process of this release that restarts.
+    db.once.check(&mut conn).await.unwrap();
+    let migrated = db.once.migrate(&mut conn).await.unwrap();
+    assert_eq!((migrated.from, migrated.to, migrated.functions_replaced), (2, 2, false));
+    assert_eq!(word(&db.once.begin(&mut conn, &op("verb 0-0")).await.unwrap()), "replay");
+}
+
+#[tokio::test]
+async fn an_old_script_does_not_put_its_functions_back() {
+    let db = TestDb::new().await;
+    pretend(&db, 2, 1, "next").await;
+    let sql = sqlx::AssertSqlSafe(db.once.migration_sql(0));
+    let error = sqlx::raw_sql(sql).execute(&mut db.conn().await).await.unwrap_err().to_string();
+    assert!(error.contains("newer than this script"), "{error}");
 }
 
 #[tokio::test]
 async fn a_schema_of_a_newer_library_is_refused() {
     let db = TestDb::new().await;
-    db.execute("insert into {}.migrations (version, name) values (999, 'from the future')").await;
+    pretend(&db, 999, 998, "future").await;
     let mut conn = db.conn().await;
     for error in
         [db.once.check(&mut conn).await.unwrap_err(), db.once.migrate(&mut conn).await.unwrap_err()]
@@ -232,10 +259,11 @@ async fn a_long_reader_is_not_queued_behind() {
     let mut tx = reader.begin().await.unwrap();
     sqlx::query(db.sql("select 1 from {}.idempotency_keys")).execute(&mut *tx).await.unwrap();
     // A reader in a transaction does not hinder replacing the functions.
-    db.execute("update {}.migrations set digest = 'older' where version = 0").await;
+    pretend(&db, 1, 1, "older").await;
     assert!(db.once.migrate(&mut db.conn().await).await.unwrap().functions_replaced);
     // A migration's DDL cannot have its lock, and everybody else queues behind it ...
-    let limit = "set local lock_timeout = '3s';\n";
+    pretend(&db, 1, 1, "older").await;
+    let limit = "  perform set_config('lock_timeout', '3s', true);\n";
     let ddl = format!("{limit}alter table {}.idempotency_keys add column later text;\n", db.schema);
     let printed = db.once.migration_sql(1);
     let sql = printed.replacen(limit, &ddl, 1);
@@ -256,7 +284,6 @@ async fn a_long_reader_is_not_queued_behind() {
     assert!(took >= Duration::from_secs(2), "it tried: {took:?}");
     assert_eq!(rows, 0);
     tx.commit().await.unwrap();
-    db.once.check(&mut db.conn().await).await.unwrap();
 }
 
 #[tokio::test]
@@ -296,18 +323,25 @@ fn the_schema_name_appears_quoted_and_no_placeholder_is_left() {
 }
 
 #[tokio::test]
-async fn the_bare_sql_can_be_applied_statement_by_statement() {
+async fn the_printed_sql_goes_through_psql_and_a_second_time_does_nothing() {
     let db = bare().await;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, db.once.migration_sql(0)).unwrap();
     let url = crate::harness::server().await.url();
-    let ended = crate::harness::psql()
-        .await
-        .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &url, "-f"])
-        .arg(file.path())
-        .output()
-        .await
-        .unwrap();
-    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let mut said = Vec::new();
+    for _ in 0..2 {
+        let ended = crate::harness::psql()
+            .await
+            .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &url, "-f"])
+            .arg(file.path())
+            .output()
+            .await
+            .unwrap();
+        let stderr = String::from_utf8(ended.stderr).unwrap();
+        assert!(ended.status.success(), "{stderr}");
+        said.push(stderr);
+    }
+    assert_eq!(said[0], "");
+    assert!(said[1].contains("is up to date (version 1); nothing was done"), "{}", said[1]);
     db.once.check(&mut db.conn().await).await.unwrap();
 }

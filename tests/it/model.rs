@@ -166,7 +166,7 @@ impl History<'_> {
                 op = if hold { op.on_lapse(OnLapse::Hold) } else { op };
                 op = max_attempts.map_or(op.clone(), |max| op.max_attempts(max));
                 let answer =
-                    self.db.once.begin_leased(&mut conn, &op, Duration::from_secs(lease)).await;
+                    self.db.once.begin_leased(&self.db.pool, &op, Duration::from_secs(lease)).await;
                 let answer = answer.unwrap();
                 assert_eq!(word(&answer), expected);
                 if let Begin::Started(claim) = answer {
@@ -189,10 +189,10 @@ impl History<'_> {
                 self.db.once.reap_once(&mut conn, 10_000).await.unwrap();
             }
         }
-        // A key is listed as unfinished from its leased begin to its end, and at no other time.
+        // A key is listed as unfinished from its leased begin to its end or release, and at no other time.
         let wrong = "select count(*) from {}.unfinished u
                        full join (select * from {}.idempotency_keys
-                                   where status = 1 and leased) k using (scope, key)
+                                   where status = 1 and leased and token is not null) k using (scope, key)
                       where u.scope is null or k.scope is null";
         let wrong: i64 = sqlx::query_scalar(self.db.sql(wrong)).fetch_one(&mut conn).await.unwrap();
         assert_eq!(wrong, 0, "{step:?}");
@@ -240,7 +240,7 @@ impl History<'_> {
             row.lease_expires = row.lease_expires.max(now + lease);
         }
         let mut conn = self.db.conn().await;
-        let result = claim.extend(&mut conn, Duration::from_secs(lease)).await;
+        let result = claim.extend(&self.db.pool, Duration::from_secs(lease)).await;
         check(result, expected, &mut conn).await;
     }
 

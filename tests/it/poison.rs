@@ -6,7 +6,7 @@ use std::time::Duration;
 use pgonce::{ErrorKind, Failure, Inbox, Lease, Message, Response, RunError, Verdict};
 use sqlx::{Connection, PgConnection};
 
-use crate::harness::{PATIENCE, TestDb, effect};
+use crate::harness::{PATIENCE, TestDb, effect, op};
 use crate::proxy::{Cut, Proxy};
 use crate::worker::{Parent, Worker};
 
@@ -25,6 +25,12 @@ async fn fails(db: &TestDb, inbox: &Inbox, redelivered: bool) -> Verdict {
     let handled = inbox.handle(&db.pool, message, work).await;
     assert!(handled.result.is_err());
     handled.verdict
+}
+
+async fn redrive(db: &TestDb, inbox: &Inbox) -> Result<(), pgonce::Error> {
+    let op = pgonce::Operation::new("orders", "m").unwrap();
+    let seen = db.seen(&op).await;
+    inbox.redrive(&mut db.conn().await, "m", &seen).await
 }
 
 async fn works(db: &TestDb, inbox: &Inbox) -> Verdict {
@@ -63,20 +69,20 @@ async fn a_message_that_failed_a_hundred_times_is_redriven_and_takes_effect_once
         assert_eq!(matches!(verdict, Verdict::DeadLetter(_)), n == 100, "{n}: {verdict:?}");
     }
     // Redriven without having been mended, however often: all its attempts once, and dead again.
-    let mut conn = db.conn().await;
+    let _conn = db.conn().await;
     for _ in 0..3 {
-        inbox.redrive(&mut conn, "m").await.unwrap();
+        redrive(&db, &inbox).await.unwrap();
     }
     for n in 1..=100 {
         let verdict = fails(&db, &inbox, false).await;
         assert_eq!(matches!(verdict, Verdict::DeadLetter(_)), n == 100, "{n}: {verdict:?}");
     }
-    inbox.redrive(&mut conn, "m").await.unwrap();
+    redrive(&db, &inbox).await.unwrap();
     for _ in 0..2 {
         assert_eq!(works(&db, &inbox).await, Verdict::Ack);
     }
     assert_eq!(db.effects().await, 1);
-    let refused = inbox.redrive(&mut conn, "m").await.unwrap_err();
+    let refused = redrive(&db, &inbox).await.unwrap_err();
     assert_eq!(refused.to_string(), "the message is done");
 }
 
@@ -95,7 +101,7 @@ async fn a_failure_that_was_kept_is_dead_at_once_and_can_be_redriven() {
         let Err(RunError::Failed { response, .. }) = handled.result else { panic!() };
         assert_eq!(response.body(), b"no such product");
     }
-    inbox.redrive(&mut db.conn().await, "m").await.unwrap();
+    redrive(&db, &inbox).await.unwrap();
     for _ in 0..2 {
         assert!(matches!(fails(&db, &inbox, false).await, Verdict::Retry(_)));
     }
@@ -109,18 +115,23 @@ async fn only_what_is_dead_or_waits_is_redriven() {
     db.stop_clock().await;
     let inbox = inbox(&db, 3).retention(Duration::from_secs(60));
     let mut conn = db.conn().await;
+    db.complete(&op("another"), "").await;
+    let unseen = db.seen(&op("another")).await;
     let refused = async |conn: &mut PgConnection| {
-        let error = inbox.redrive(conn, "m").await.unwrap_err();
+        let op = pgonce::Operation::new("orders", "m").unwrap();
+        let row = db.once.inspect(conn, op.scope(), op.key()).await.unwrap();
+        let seen = row.map_or(unseen.clone(), |(record, _)| record);
+        let error = inbox.redrive(conn, "m", &seen).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ClaimLost);
         conn.ping().await.unwrap(); // its locks are gone
         error.to_string()
     };
-    assert_eq!(refused(&mut conn).await, "the message is unknown");
+    assert_eq!(refused(&mut conn).await, "the key is unknown");
     let mut other = db.conn().await;
     sqlx::raw_sql("begin").execute(&mut other).await.unwrap();
     let claim = db.once.begin(&mut other, &pgonce::Operation::new("orders", "m").unwrap()).await;
     drop(claim);
-    assert_eq!(refused(&mut conn).await, "the message is being handled");
+    assert_eq!(refused(&mut conn).await, "the key is being worked on");
     sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
     let op = pgonce::Operation::new("orders", "m").unwrap().retention(Duration::from_secs(60));
     drop(db.lease(&op, Duration::from_secs(30)).await);
@@ -130,7 +141,10 @@ async fn only_what_is_dead_or_waits_is_redriven() {
     db.advance(Duration::from_secs(60)).await;
     let forgotten = "the message is forgotten: it is handled as new when it comes again";
     assert_eq!(refused(&mut conn).await, forgotten);
-    assert_eq!(inbox.redrive(&mut conn, "").await.unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(
+        inbox.redrive(&mut conn, "", &unseen).await.unwrap_err().kind(),
+        ErrorKind::InvalidInput
+    );
 }
 
 /// A worker's job: dies of its message.
@@ -252,12 +266,12 @@ async fn counting_waits_for_the_transaction_that_failed_to_be_gone() {
     sqlx::raw_sql("begin").execute(&mut first).await.unwrap();
     let op = pgonce::Operation::new("orders", "m").unwrap();
     drop(db.once.begin(&mut first, &op).await.unwrap());
-    let mut conn = db.conn().await;
+    let _conn = db.conn().await;
     let end = async {
         db.until_waiting(1).await;
         drop(first);
     };
-    let (verdict, ()) = tokio::join!(inbox.failed(&mut conn, "m", "no"), end);
+    let (verdict, ()) = tokio::join!(inbox.failed(&db.pool, "m", "no"), end);
     assert!(matches!(verdict.unwrap(), Verdict::Retry(_)));
     let used = db.ask::<i32>("select used from {}.message_status('orders', 'm', 3)").await;
     assert_eq!(used, 1);
@@ -270,10 +284,11 @@ async fn a_failure_is_not_told_while_its_transaction_is_open() {
     let mut tx = db.pool.begin().await.unwrap();
     let _ = inbox.receive(&mut tx, "m").await.unwrap();
     // There it looks as if it were done, and would be acknowledged.
-    let error = inbox.failed(&mut tx, "m", "no").await.unwrap_err();
-    assert_eq!(error.to_string(), "a transaction is open; roll back what has failed first");
+    let call = db.sql("call {}.count_attempt('orders', 'm')");
+    let error = sqlx::query(call).execute(&mut *tx).await.unwrap_err();
+    assert_eq!(error.as_database_error().unwrap().code().unwrap(), "2D000");
     tx.rollback().await.unwrap();
-    let verdict = inbox.failed(&mut db.conn().await, "m", "no").await.unwrap();
+    let verdict = inbox.failed(&db.pool, "m", "no").await.unwrap();
     assert!(matches!(verdict, Verdict::Retry(_)));
 }
 
@@ -283,8 +298,8 @@ async fn counting_does_not_wait_for_ever_for_an_open_receive() {
     let inbox = inbox(&db, 3);
     let mut open = db.pool.begin().await.unwrap();
     let _ = inbox.receive(&mut open, "m").await.unwrap();
-    let mut conn = db.conn().await;
-    let verdict = tokio::time::timeout(PATIENCE, inbox.failed(&mut conn, "m", "no"));
+    let _conn = db.conn().await;
+    let verdict = tokio::time::timeout(PATIENCE, inbox.failed(&db.pool, "m", "no"));
     assert!(matches!(verdict.await.expect("it is bounded").unwrap(), Verdict::Retry(_)));
 }
 
@@ -317,6 +332,7 @@ async fn only_messages_are_redriven() {
     });
     run.await.unwrap_err();
     let inbox = Inbox::new(&db.once, "acme/payments.create").unwrap();
-    let refused = inbox.redrive(&mut db.conn().await, "order-17").await.unwrap_err();
+    let seen = db.seen(&request).await;
+    let refused = inbox.redrive(&mut db.conn().await, "order-17", &seen).await.unwrap_err();
     assert_eq!(refused.to_string(), "the key is not a message");
 }

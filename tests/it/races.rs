@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgonce::{Begin, Error, ErrorKind, PgOnce, Response, RunError};
+use pgonce::{Begin, Error, PgOnce, Response, RunError};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use tokio::sync::{Barrier, mpsc};
@@ -160,7 +160,7 @@ async fn both(
 }
 
 #[tokio::test]
-async fn keys_taken_in_opposite_order_cost_one_caller_a_retry() {
+async fn keys_taken_in_opposite_order_do_not_deadlock() {
     let db = TestDb::new().await;
     let pool = PgPoolOptions::new()
         .connect_lazy_with(db.options.clone().options([("deadlock_timeout", "20ms")]));
@@ -170,16 +170,13 @@ async fn keys_taken_in_opposite_order_cost_one_caller_a_retry() {
         both(&db.once, &pool, there, Some(&met), &db.schema),
         both(&db.once, &pool, back, Some(&met), &db.schema),
     );
-    let (error, keys) = match results {
-        (Ok(["started", "started"]), Err(error)) => (error, back),
-        (Err(error), Ok(["started", "started"])) => (error, there),
-        other => panic!("expected one winner and one deadlock, got {other:?}"),
-    };
-    assert_eq!(error.kind(), ErrorKind::Contention);
-    assert_eq!(error.sqlstate().as_deref(), Some("40P01"));
-    assert!(error.is_retryable());
-
-    let words = both(&db.once, &pool, keys, None, &db.schema).await.unwrap();
+    // Each has written when it asks for the other's key, and so it does not wait for it.
+    for result in [results.0, results.1] {
+        let [first, second] = result.unwrap();
+        assert_eq!(first, "started");
+        assert!(matches!(second, "in progress" | "replay"), "{second}");
+    }
+    let words = both(&db.once, &pool, there, None, &db.schema).await.unwrap();
     assert_eq!(words, ["replay", "replay"]);
     assert_eq!(db.effects().await, 2);
 }

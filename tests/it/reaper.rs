@@ -55,7 +55,7 @@ async fn a_full_batch_of_live_leases_in_front_does_not_starve_the_rest() {
     db.plant_overdue(5, 1000).await;
     db.execute(
         "update {}.idempotency_keys set status = 1, completed_at = null,
-           lease_expires_at = {}.clock() + interval '1 hour'",
+           lease_expires_at = {}._clock() + interval '1 hour'",
     )
     .await;
     db.plant_overdue(5, 0).await;
@@ -71,7 +71,8 @@ async fn reapers_work_side_by_side_on_different_keys() {
     db.plant_overdue(100, 0).await;
     let mut first = db.conn().await;
     let mut tx = first.begin().await.unwrap();
-    assert_eq!(db.once.reap_once(&mut tx, 60).await.unwrap().deleted, 60);
+    let batch = db.sql("select deleted from {}._reap_batch(60, null)");
+    assert_eq!(sqlx::query_scalar::<_, i64>(batch).fetch_one(&mut *tx).await.unwrap(), 60);
     // The first has not committed; the second takes what is left and does not wait.
     let mut second = db.conn().await;
     assert_eq!(db.once.reap_once(&mut second, 60).await.unwrap().deleted, 40);
@@ -108,19 +109,18 @@ async fn with_an_old_snapshot_open_a_batch_does_not_read_what_earlier_ones_delet
     sqlx::query("select 1").execute(&mut *snapshot).await.unwrap();
     let mut conn = db.conn().await;
     // What the last batch of a pass reads, with and without the watermark of the one before.
-    let mut watermark: Option<String> = None;
+    let mut watermark: Option<i64> = None;
     for _ in 0..39 {
-        let (next, deleted): (Option<String>, i64) = sqlx::query_as(
-            db.sql("select watermark::text, deleted from {}.reap(100, $1::text::timestamptz)"),
-        )
-        .bind(&watermark)
-        .fetch_one(&mut conn)
-        .await
-        .unwrap();
+        let (next, deleted): (Option<i64>, i64) =
+            sqlx::query_as(db.sql("call {}.reap(100, 1, $1)"))
+                .bind(watermark)
+                .fetch_one(&mut conn)
+                .await
+                .unwrap();
         assert_eq!(deleted, 100);
         watermark = next;
     }
-    let with = reads_of_a_batch(&db, 100, watermark.as_deref()).await;
+    let with = reads_of_a_batch(&db, 100, watermark).await;
     let without = reads_of_a_batch(&db, 100, None).await;
     assert!(with * 5 < without, "index entries read: {with} with the watermark, {without} without");
     drop(snapshot);
@@ -136,7 +136,7 @@ async fn a_batch_reads_no_more_than_it_deletes_whatever_the_statistics_say() {
                                               status, scope, key)
              select at - interval '1 day', at, at, at, 1, 2, 'planted', at::text || n
                from generate_series(1, {count}) n,
-                    lateral (select {{}}.clock() + {at} as at) t"
+                    lateral (select {{}}._clock() + {at} as at) t"
         )
     };
     db.execute(&plant(3000, "(n * 7919 % 10007 - 500) * interval '10 s'")).await;
@@ -154,18 +154,26 @@ async fn a_pass_reads_what_it_deletes_once() {
     // In a transaction, nothing that is deleted can be cleared away meanwhile.
     let mut tx = conn.begin().await.unwrap();
     let before = reads(&db, &mut tx).await;
-    let reaped = Reaper::new(&db.once).share(1.0).pass(&mut tx).await.unwrap();
+    let (mut total, mut watermark) = (0, None::<i64>);
+    while total < 7000 {
+        let batch = db.sql("select watermark, deleted from {}._reap_batch(1000, $1)");
+        let (next, deleted): (Option<i64>, i64) =
+            sqlx::query_as(batch).bind(watermark).fetch_one(&mut *tx).await.unwrap();
+        total += deleted;
+        watermark = next;
+    }
+    sqlx::query(db.sql("select {}.reap_backlog()")).execute(&mut *tx).await.unwrap();
     let read = reads(&db, &mut tx).await - before;
-    assert_eq!(reaped.deleted, 7000);
+    assert_eq!(total, 7000);
     // Once more by the question what is left.
     assert!((14_000..15_000).contains(&read), "read {read} to delete 7000");
 }
 
-async fn reads_of_a_batch(db: &TestDb, rows: i32, watermark: Option<&str>) -> i64 {
+async fn reads_of_a_batch(db: &TestDb, rows: i32, watermark: Option<i64>) -> i64 {
     let mut conn = db.conn().await;
     let mut tx = conn.begin().await.unwrap();
     let before = reads(db, &mut tx).await;
-    sqlx::query(db.sql("select {}.reap($1, $2::text::timestamptz)"))
+    sqlx::query(db.sql("select {}._reap_batch($1, $2)"))
         .bind(rows)
         .bind(watermark)
         .execute(&mut *tx)
@@ -189,7 +197,7 @@ async fn between_its_batches_a_reaper_leaves_the_database_its_share() {
     db.plant_overdue(1200, 0).await;
     // Every batch reads the clock once, and so takes a tenth of a second.
     db.execute(
-        "create or replace function {}.clock() returns timestamptz language plpgsql volatile
+        "create or replace function {}._clock() returns timestamptz language plpgsql volatile
            as 'begin perform pg_sleep(0.1); return clock_timestamp(); end'",
     )
     .await;

@@ -144,11 +144,12 @@ type Failed = Box<dyn std::error::Error + Send + Sync>;
 async fn what_an_operator_lets_run_again_is_run_again() {
     let db = TestDb::new().await;
     abandon(&db, ["k".to_owned()]).await;
-    db.execute("update {}.unfinished set tries = 9, try_at = {}.clock() + interval '1 hour'").await;
+    db.execute("update {}.unfinished set tries = 9, try_at = {}._clock() + interval '1 hour'")
+        .await;
     let (scope, key) = (Scope::new("test/scope").unwrap(), Key::new("k").unwrap());
     let mut tx = db.pool.begin().await.unwrap();
     let (seen, _) = db.once.inspect(&mut tx, &scope, &key).await.unwrap().unwrap();
-    let claim = db.once.adopt(&mut tx, &scope, &key, &seen).await.unwrap();
+    let claim = db.once.take_over_claim(&mut tx, &scope, &key, &seen).await.unwrap();
     claim.release(&mut tx).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(abandoned(&db).await, ["k"]);

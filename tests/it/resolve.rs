@@ -149,13 +149,13 @@ async fn attempts_before_a_lapse_count_no_more_either() {
     let db = TestDb::new().await;
     db.stop_clock().await;
     let op = op("k").max_attempts(2);
-    let mut conn = db.conn().await;
+    let _conn = db.conn().await;
     for attempts in [[1, 2], [3, 4]] {
         for attempt in attempts {
             assert_eq!(db.lease(&op, MINUTE).await.attempt(), attempt);
             db.advance(MINUTE).await;
         }
-        let begin = db.once.begin_leased(&mut conn, &op, MINUTE).await.unwrap();
+        let begin = db.once.begin_leased(&db.pool, &op, MINUTE).await.unwrap();
         assert_eq!(word(&begin), "held", "after {attempts:?}");
         assert_eq!(resolve(&db, &["--release"], "").await.0, 0);
     }
@@ -202,7 +202,7 @@ async fn an_operator_who_saw_another_attempt_decides_nothing() {
         async || db.once.inspect(&mut db.conn().await, &scope, &key).await.unwrap().unwrap().0;
     let refused = async |seen: &pgonce::Record, words: &str| {
         let mut conn = db.conn().await;
-        let error = db.once.adopt(&mut conn, &scope, &key, seen).await.unwrap_err();
+        let error = db.once.take_over_claim(&mut conn, &scope, &key, seen).await.unwrap_err();
         assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::ClaimLost, words));
         // The server tells the error before it gives the key's lock back.
         conn.ping().await.unwrap();
@@ -211,7 +211,7 @@ async fn an_operator_who_saw_another_attempt_decides_nothing() {
     db.advance(MINUTE).await;
     let lapsed = seen().await;
     // Its holder was alive after all: it is the same token, and yet nobody's to decide.
-    claim.extend(&mut db.conn().await, MINUTE).await.unwrap();
+    claim.extend(&db.pool, MINUTE).await.unwrap();
     refused(&lapsed, "the claim is live: its holder may be at work").await;
     claim.release(&mut db.conn().await).await.unwrap();
     let released = seen().await;
@@ -224,7 +224,7 @@ async fn an_operator_who_saw_another_attempt_decides_nothing() {
     refused(&released, "the key is being worked on").await;
     claim.complete(&mut tx, Response::empty()).await.unwrap();
     tx.commit().await.unwrap();
-    refused(&released, "the operation is finished").await;
+    refused(&released, "the key has changed since it was looked at").await;
     db.execute("delete from {}.idempotency_keys").await;
     refused(&released, "the key is unknown").await;
 }
@@ -239,7 +239,7 @@ async fn the_last_holder_writes_nothing_after_an_operators_decision() {
     let mut conn = db.conn().await;
     let mut tx = conn.begin().await.unwrap();
     let (seen, _) = db.once.inspect(&mut tx, op.scope(), op.key()).await.unwrap().unwrap();
-    let claim = db.once.adopt(&mut tx, op.scope(), op.key(), &seen).await.unwrap();
+    let claim = db.once.take_over_claim(&mut tx, op.scope(), op.key(), &seen).await.unwrap();
     assert_eq!(claim.attempt(), 1);
     claim.complete(&mut tx, Response::bytes("the operator's")).await.unwrap();
     pgonce::commit(tx).await.unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pgonce::{
     Begin, Failure, Fingerprint, FingerprintSecret, Key, Operation, Reaper, Response, RunError,
 };
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::harness::{TestDb, effect, started};
@@ -78,7 +78,7 @@ async fn exercise(db: &TestDb) -> String {
             .unwrap(),
     );
     let other = Operation::new(format!("scope {CANARY}"), format!("other {CANARY}")).unwrap();
-    drop(started(db.once.begin_leased(&mut conn, &other, Duration::from_millis(1)).await.unwrap()));
+    drop(started(db.once.begin_leased(&db.pool, &other, Duration::from_millis(1)).await.unwrap()));
     show(&db.once.inspect(&mut conn, other.scope(), other.key()).await.unwrap());
     show_failing_work(db, &mut show).await;
     // An error that carries the row in its DETAIL.
@@ -93,8 +93,7 @@ async fn exercise(db: &TestDb) -> String {
     let error = db.once.run(&db.pool, &refused, async |_| Ok::<u32, Failure>(1)).await.unwrap_err();
     show(&error);
     show(&format!("{error}"));
-    let mut tx = conn.begin().await.unwrap();
-    let _ = Reaper::new(&db.once).pass(&mut tx).await.unwrap();
+    let _ = Reaper::new(&db.once).pass(&mut conn).await.unwrap();
     shown
 }
 
@@ -154,7 +153,7 @@ async fn nothing_secret_is_logged_or_shown() {
     shown.push_str(&crate::web::secrets::exercise(&TestDb::new().await, CANARY).await);
     let logged = log.close();
     assert!(logged.contains("claim dropped unfinished"), "the log was captured: {logged}");
-    assert!(logged.contains(".begin("), "down to the driver's statements");
+    assert!(logged.contains(".begin_leased("), "down to the driver's statements");
     // As a derived `Debug` of its bytes would show it.
     let bytes = format!("{:?}", CANARY.as_bytes());
     let bytes = bytes.trim_matches(['[', ']']);

@@ -7,7 +7,7 @@ use sqlx::{Connection, Executor, PgConnection, Row};
 use crate::harness::TestDb;
 
 const MINUTE: Duration = Duration::from_secs(60);
-const BEGIN: &str = "select token::text from {}.begin('test/scope', 'k', lease_ms => 60000)";
+const BEGIN: &str = "select token::text from {}._begin('test/scope', 'k', null, 86400000, null, 60000, 0, 'retry', null, false, false)";
 
 /// Begins the key `k` with a lease of a minute; the token as text.
 async fn begin(db: &TestDb) -> String {
@@ -42,7 +42,7 @@ async fn recorded(db: &TestDb, token: &str) -> String {
 
 async fn status(db: &TestDb, column: &str) -> Option<String> {
     let mut conn = db.conn().await;
-    let sql = format!("select ({column})::text from {{}}.status('test/scope', 'k')");
+    let sql = format!("select ({column})::text from {{}}.operation_status('test/scope', 'k')");
     sqlx::query_scalar(db.sql(&sql)).fetch_optional(&mut conn).await.unwrap().flatten()
 }
 
@@ -53,7 +53,7 @@ async fn steps_come_back_to_the_next_holder_in_their_order() {
     let first = begin(&db).await;
     record(&db, &first, "b", "1").await;
     record(&db, &first, "a", "2").await;
-    db.execute(&call("note", &first, r#"'{"half": true}'"#)).await;
+    db.execute(&call("_report_progress", &first, r#"'{"half": true}'"#)).await;
     db.advance(MINUTE).await;
     let second = begin(&db).await;
     assert_eq!(recorded(&db, &second).await, "b=1 a=2");
@@ -64,7 +64,8 @@ async fn steps_come_back_to_the_next_holder_in_their_order() {
     for (function, rest) in [
         ("record_step", "'c', null, '3'"),
         ("recorded_steps", ""),
-        ("note", "'1', 'no'"),
+        ("_report_progress", "'1'"),
+        ("_lapse", "'no', false"),
         ("release", "'no'"),
     ] {
         assert_eq!(refused(&db, &call(function, &first, rest)).await.0, "IK002", "{function}");
@@ -73,7 +74,7 @@ async fn steps_come_back_to_the_next_holder_in_their_order() {
     assert_eq!(status(&db, "last_error").await, None);
     db.execute(&call("complete", &second, "")).await;
     for (function, rest) in
-        [("record_step", "'c', null, '3'"), ("note", "'1'"), ("release", "'no'")]
+        [("record_step", "'c', null, '3'"), ("_report_progress", "'1'"), ("release", "'no'")]
     {
         let told = refused(&db, &call(function, &second, rest)).await;
         assert_eq!(told.0, "IK002", "{function} after complete");
@@ -128,12 +129,12 @@ async fn outputs_and_progress_have_a_limit_that_is_checked_before_any_lock() {
     // Whoever came to the lock would be told that this claim is not there.
     let mut conn = db.conn().await;
     let mut holder = conn.begin().await.unwrap();
-    let lock = db.sql("select pg_advisory_xact_lock({}.lock_id('test/scope', 'k'))");
+    let lock = db.sql("select pg_advisory_xact_lock({}._lock_id('test/scope', 'k'))");
     holder.execute(lock).await.unwrap();
     let nobody = "00000000-0000-0000-0000-000000000000";
     for (function, rest, words) in [
         ("record_step", output(1_048_577), "output has 1048577 bytes; the limit is 1048576"),
-        ("note", progress(65_537), "progress has 65537 bytes; the limit is 65536"),
+        ("_report_progress", progress(65_537), "progress has 65537 bytes; the limit is 65536"),
     ] {
         let (code, told) = refused(&db, &call(function, nobody, &rest)).await;
         assert_eq!((code.as_str(), told.as_str()), ("IK001", words));
@@ -142,7 +143,7 @@ async fn outputs_and_progress_have_a_limit_that_is_checked_before_any_lock() {
     }
     holder.rollback().await.unwrap();
     db.execute(&call("record_step", &token, &output(1_048_576))).await;
-    db.execute(&call("note", &token, &progress(65_536))).await;
+    db.execute(&call("_report_progress", &token, &progress(65_536))).await;
     let kept = status(&db, "octet_length(progress)").await.unwrap();
     assert_eq!((kept.as_str(), recorded(&db, &token).await.len()), ("65536", 1_048_578));
 }
@@ -150,14 +151,14 @@ async fn outputs_and_progress_have_a_limit_that_is_checked_before_any_lock() {
 #[tokio::test]
 async fn an_error_too_long_to_keep_is_cut_and_releases_all_the_same() {
     let db = TestDb::new().await;
-    for function in ["note", "release"] {
+    for function in ["_lapse", "release"] {
         db.execute("delete from {}.idempotency_keys").await;
         let token = begin(&db).await;
-        let rest = if function == "note" { "null, " } else { "" };
+        let rest = if function == "_lapse" { ", false" } else { "" };
         // In letters of three bytes: cut between letters, never inside one.
-        db.execute(&call(function, &token, &format!("{rest}repeat('€', 5000)"))).await;
+        db.execute(&call(function, &token, &format!("repeat('€', 5000){rest}"))).await;
         assert_eq!(status(&db, "last_error").await.unwrap(), "€".repeat(1000), "{function}");
-        let claim = if function == "note" { "live" } else { "released" };
+        let claim = if function == "_lapse" { "live" } else { "released" };
         assert_eq!(status(&db, "claim").await.as_deref(), Some(claim));
     }
 }
@@ -167,8 +168,8 @@ async fn an_error_that_was_kept_stays_until_there_is_another() {
     let db = TestDb::new().await;
     let token = begin(&db).await;
     record(&db, &token, "charge", "1").await;
-    db.execute(&call("note", &token, "'1', 'first'")).await;
-    db.execute(&call("note", &token, "'2'")).await;
+    db.execute(&call("_lapse", &token, "'first', false")).await;
+    db.execute(&call("_report_progress", &token, "'2'")).await;
     assert_eq!(status(&db, "last_error").await.unwrap(), "first");
     db.execute(&call("release", &token, "")).await;
     assert_eq!(
@@ -193,7 +194,7 @@ async fn nothing_of_a_former_life_is_visible_in_the_next() {
         let token = begin(&db).await;
         record(&db, &token, "charge", "former").await;
         record(&db, &token, "mail", "former").await;
-        db.execute(&call("note", &token, "'1', 'former'")).await;
+        db.execute(&call("_lapse", &token, "\'former\', false")).await;
         db.advance(25 * 60 * MINUTE).await; // forgotten
         if by_hand {
             db.execute("delete from {}.idempotency_keys").await;
@@ -215,8 +216,7 @@ async fn nothing_of_a_former_life_is_visible_in_the_next() {
 async fn the_reaper_takes_the_steps_with_their_keys_and_no_others() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    let begin =
-        "select token::text from {}.begin('test/scope', 'KEY', lease_ms => 1, retention_ms => MS)";
+    let begin = "select token::text from {}._begin('test/scope', 'KEY', null, MS, null, 1, 0, 'retry', null, false, false)";
     for (key, ms) in [("a", 1000), ("b", 1000), ("c", 90_000_000)] {
         let token: String = db.ask(&begin.replace("KEY", key).replace("MS", &ms.to_string())).await;
         for name in ["one", "two"] {
@@ -231,11 +231,11 @@ async fn the_reaper_takes_the_steps_with_their_keys_and_no_others() {
     // In one transaction: rolled back, both are there again.
     let mut conn = db.conn().await;
     let mut tx = conn.begin().await.unwrap();
-    tx.execute(db.sql("select {}.reap()")).await.unwrap();
+    tx.execute(db.sql("select {}._reap_batch(1000, null)")).await.unwrap();
     assert_eq!(tx.fetch_one(db.sql(left)).await.unwrap().get::<String, _>(0), "c2");
     tx.rollback().await.unwrap();
     assert_eq!(db.ask::<String>(left).await, "abc6");
-    db.execute("select {}.reap()").await;
+    db.execute("call {}.reap()").await;
     assert_eq!(db.ask::<String>(left).await, "c2");
 }
 
@@ -245,7 +245,7 @@ async fn steps_notes_and_releases_are_hot_updates() {
     let token = begin(&db).await;
     for n in 0..10 {
         record(&db, &token, &format!("step {n}"), "1").await;
-        db.execute(&call("note", &token, &format!("'{n}'"))).await;
+        db.execute(&call("_report_progress", &token, &format!("'{n}'"))).await;
     }
     db.execute(&call("release", &token, "'no'")).await;
     let token = begin(&db).await; // released with steps: the same row goes on
@@ -283,19 +283,21 @@ async fn roles_have_just_the_rights_that_leased_work_needs() {
     for (function, rest) in [
         ("record_step", "'charge', null, '1'"),
         ("recorded_steps", ""),
-        ("note", "'1', 'no'"),
+        ("_report_progress", "'1'"),
+        ("_lapse", "'no', false"),
         ("release", "'no'"),
     ] {
         app.execute(db.sql(&call(function, &token, rest))).await.expect(function);
     }
-    app.execute(db.sql("select from {}.status('test/scope', 'k')")).await.unwrap();
+    app.execute(db.sql("select from {}.operation_status('test/scope', 'k')")).await.unwrap();
     let mut auditor = connect("auditor").await;
-    for sql in ["select output from {}.steps", "select from {}.status('test/scope', 'k')"] {
+    for sql in ["select output from {}.steps", "select from {}.operation_status('test/scope', 'k')"]
+    {
         let error = auditor.execute(db.sql(sql)).await.unwrap_err();
         assert_eq!(error.as_database_error().unwrap().code().unwrap(), "42501", "{sql}");
     }
     db.advance(25 * 60 * MINUTE).await;
-    connect("reaper").await.execute(db.sql("select {}.reap()")).await.unwrap();
+    connect("reaper").await.execute(db.sql("call {}.reap()")).await.unwrap();
     assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 0);
     // Forgotten and begun anew in the old row, its steps go too.
     let token: String = sqlx::query_scalar(db.sql(BEGIN)).fetch_one(&mut app).await.unwrap();

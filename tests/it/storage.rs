@@ -59,7 +59,7 @@ async fn extending_a_lease_is_a_hot_update() {
     let mut claim = db.lease(&op("k"), minute).await;
     let mut conn = db.conn().await;
     for n in 2..20 {
-        claim.extend(&mut conn, n * minute).await.unwrap();
+        claim.extend(&db.pool, n * minute).await.unwrap();
     }
     claim.complete(&mut conn, Response::empty()).await.unwrap();
     conn.close().await.unwrap();

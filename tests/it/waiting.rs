@@ -93,7 +93,7 @@ async fn a_finished_key_is_replayed_while_its_lock_is_held() {
     let db = TestDb::new().await;
     db.complete(&op("k"), "7").await;
     let mut holder = db.pool.begin().await.unwrap();
-    sqlx::query(db.sql("select pg_advisory_xact_lock({}.lock_id('test/scope', 'k'))"))
+    sqlx::query(db.sql("select pg_advisory_xact_lock({}._lock_id('test/scope', 'k'))"))
         .execute(&mut *holder)
         .await
         .unwrap();
@@ -113,7 +113,7 @@ async fn a_collision_of_locks_costs_a_false_in_progress_and_never_a_double() {
     let db = TestDb::new().await;
     // Every key has the same lock.
     db.execute(
-        "create or replace function {}.lock_id(scope text, key text) returns bigint
+        "create or replace function {}._lock_id(p_scope text, p_key text) returns bigint
            language sql immutable as 'select 42::bigint'",
     )
     .await;
@@ -131,7 +131,7 @@ async fn the_primary_key_decides_even_without_the_lock() {
     let db = TestDb::new().await;
     // Every caller has its own lock: the lock guards nothing.
     db.execute(
-        "create or replace function {}.lock_id(scope text, key text) returns bigint
+        "create or replace function {}._lock_id(p_scope text, p_key text) returns bigint
            language sql volatile as 'select pg_backend_pid()::bigint'",
     )
     .await;
@@ -159,7 +159,8 @@ async fn a_row_that_vanishes_between_two_looks_is_looked_for_again() {
     // A reaper has deleted the row and not yet committed: begin sees the row, and then it is gone.
     let mut reaper = db.conn().await;
     let mut tx = reaper.begin().await.unwrap();
-    assert_eq!(db.once.reap_once(&mut tx, 10).await.unwrap().deleted, 1);
+    let batch = db.sql("select deleted from {}._reap_batch(10, null)");
+    assert_eq!(sqlx::query_scalar::<_, i64>(batch).fetch_one(&mut *tx).await.unwrap(), 1);
     let mut hasty = db.conn().await;
     let answer = db.once.begin(&mut hasty, &op("k")).await.unwrap();
     assert_eq!(word(&answer), "in progress", "without a wait nothing is waited for");
@@ -210,10 +211,11 @@ async fn a_replay_locks_its_row_only_when_asked_to() {
 #[tokio::test]
 async fn an_answer_after_a_wait_leaves_the_holder_alone() {
     let db = TestDb::new().await;
-    let minute = Duration::from_secs(60);
     let mut holder = db.pool.begin().await.unwrap();
-    let begun = db.once.begin_leased(&mut holder, &op("k"), minute).await.unwrap();
-    let mut claim = started(begun);
+    // A leased begin that has not committed yet.
+    let begin = "select token from {}._begin('test/scope', 'k', null, 86400000, null, 60000, 0, 'retry', null, false, false)";
+    let token: sqlx::types::Uuid =
+        sqlx::query_scalar(db.sql(begin)).fetch_one(&mut *holder).await.unwrap();
     let waiter = tokio::spawn({
         let (once, pool) = (db.once.clone(), db.pool.clone());
         async move {
@@ -229,8 +231,14 @@ async fn an_answer_after_a_wait_leaves_the_holder_alone() {
     // The holder's heartbeat and its end do not wait for that transaction.
     let mut conn = db.conn().await;
     sqlx::raw_sql("set lock_timeout = '5s'").execute(&mut conn).await.unwrap();
-    claim.extend(&mut conn, minute).await.unwrap();
-    claim.complete(&mut conn, Response::empty()).await.unwrap();
+    for call in [
+        "select a[1] = 'extended' from _extend_leases(array['test/scope'], array['k'], array[$1], array[60000]) a",
+        "select complete('test/scope', 'k', $1) is not null",
+    ] {
+        let call =
+            db.sql(&call.replace("_extend", "{}._extend").replace("complete(", "{}.complete("));
+        sqlx::query(call).bind(token).execute(&mut conn).await.unwrap();
+    }
     drop(open);
 }
 

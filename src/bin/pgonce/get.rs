@@ -79,6 +79,22 @@ pub(crate) async fn find(
     })
 }
 
+/// The key as an operator has seen it: now, or when it was shown this `seen`.
+pub(crate) async fn find_seen(
+    session: &mut Session,
+    scope: &str,
+    key: &str,
+    seen: Option<&str>,
+) -> Result<Record, CliError> {
+    let (record, _) = find(session, scope, key).await?;
+    match seen {
+        Some(seen) if seen != record.seen => {
+            Err(CliError::refused("the key has changed since it was looked at"))
+        }
+        _ => Ok(record),
+    }
+}
+
 fn stored_body<'r>(record: &Record, response: &'r Response) -> Result<&'r [u8], CliError> {
     match record.status {
         Status::Completed | Status::Failed if response.is_omitted() => {
@@ -95,9 +111,7 @@ fn lines(record: &Record, response: &Response) -> Vec<(&'static str, String)> {
         lines.push(("claim", claim.as_str().to_owned()));
         lines.push(("lease expires at", at_second(record.lease_expires_at)));
     }
-    if let Some(token) = record.token {
-        lines.push(("token", token.to_string()));
-    }
+    lines.push(("seen", record.seen.clone()));
     lines.push(("attempt", record.attempt.to_string()));
     lines.push(("fingerprinted", if record.fingerprinted { "yes" } else { "no" }.to_owned()));
     lines.push(("created at", at_second(record.created_at)));

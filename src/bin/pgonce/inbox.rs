@@ -2,11 +2,12 @@
 
 use clap::Subcommand;
 use pgonce::Inbox;
+use pgonce::sqlx::Connection;
 use serde_json::json;
 
 use crate::exit::CliError;
-use crate::output;
 use crate::session::Session;
+use crate::{get, output};
 
 /// Look after the messages of a consumer
 #[derive(clap::Args)]
@@ -30,13 +31,19 @@ Example:
         consumer: String,
         /// The message's id
         id: String,
+        /// Refuse unless the message is as `pgonce get` showed it, with this value of `seen`
+        #[arg(long, value_name = "SEEN")]
+        seen: Option<String>,
     },
 }
 
 pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliError> {
-    let Command::Redrive { consumer, id } = &args.command;
+    let Command::Redrive { consumer, id, seen } = &args.command;
     let inbox = Inbox::new(&session.once, consumer.as_str())?;
-    inbox.redrive(&mut session.conn, id).await?;
+    let record = get::find_seen(session, consumer, id, seen.as_deref()).await?;
+    let mut tx = session.conn.begin().await?;
+    inbox.redrive(&mut tx, id, &record).await?;
+    pgonce::commit(tx).await?;
     match session.json {
         true => output::json(&json!({ "redriven": true, "consumer": consumer, "id": id })),
         false => output::line("redriven; it is handled when it is delivered again"),

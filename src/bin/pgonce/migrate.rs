@@ -12,7 +12,7 @@ use crate::session::{Global, Session};
 Examples:
   pgonce migrate
   pgonce migrate --print | psql -v ON_ERROR_STOP=1 mydb
-  pgonce migrate --print --bare --from 1 > migrations/20270101_pgonce.sql")]
+  pgonce migrate --print > migrations/20270101_pgonce.sql")]
 pub(crate) struct Args {
     /// Print the SQL for your own migration tool instead of running it; needs no database
     #[arg(long)]
@@ -20,15 +20,10 @@ pub(crate) struct Args {
     /// The schema version to start from; 0 when there is none yet
     #[arg(long, value_name = "N", default_value_t = 0, requires = "print")]
     from: u32,
-    /// Leave out `begin` and `commit`, for a tool that opens its own transaction
-    #[arg(long, requires = "print")]
-    bare: bool,
 }
 
 pub(crate) fn print(global: &Global, args: &Args) -> Result<(), CliError> {
     let sql = global.once()?.migration_sql(args.from);
-    // Statement by statement, a failure half way would leave a schema that no later run can mend.
-    let sql = if args.bare { sql } else { format!("begin;\n{sql}commit;\n") };
     if global.json {
         return output::json(&json!({ "schema": global.schema(), "from": args.from, "sql": sql }));
     }

@@ -56,7 +56,7 @@ pub(crate) fn record(scope: &str, key: &str, record: &Record) -> Value {
         "status": record.status.as_str(),
         "claim": record.claim.map(|claim| claim.as_str()),
         "attempt": record.attempt,
-        "token": record.token.map(|token| token.to_string()),
+        "seen": record.seen,
         "fingerprinted": record.fingerprinted,
         "created_at": at(record.created_at),
         "completed_at": record.completed_at.map(at),

@@ -2,16 +2,16 @@
 
 use std::io::{self, IsTerminal};
 
+use pgonce::sqlx::Connection;
 use pgonce::{ClaimState, Key, Record, Scope, Status};
 use serde_json::json;
 use time::OffsetDateTime;
-use uuid::Uuid;
 
 use crate::exit::CliError;
 use crate::session::Session;
 use crate::{get, output};
 
-/// Give back the claim on a key whose holder is gone, so that it can be begun again at once
+/// Take the claim from a holder that is gone, so that the key can be begun again at once
 #[derive(clap::Args)]
 #[command(after_help = "\
 Only a key in progress has a claim. What is released is the claim that was shown: if it changes
@@ -24,38 +24,42 @@ pub(crate) struct Args {
     scope: String,
     /// The key within the scope
     key: String,
+    /// Refuse unless the key is as `pgonce get` showed it, with this value of `seen`
+    #[arg(long, value_name = "SEEN")]
+    seen: Option<String>,
     /// Do not ask
     #[arg(long)]
     yes: bool,
 }
 
 pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliError> {
-    let (record, _) = get::find(session, &args.scope, &args.key).await?;
-    let token = claim(&record)?;
+    let record = get::find_seen(session, &args.scope, &args.key, args.seen.as_deref()).await?;
+    refuse_without_claim(&record)?;
     if !args.yes {
         confirm(args, &record)?;
     }
     let (scope, key) = (Scope::new(args.scope.as_str())?, Key::new(args.key.as_str())?);
-    session.once.release(&mut session.conn, &scope, &key, token).await?;
+    let mut tx = session.conn.begin().await?;
+    session.once.revoke_claim(&mut tx, &scope, &key, &record).await?;
+    pgonce::commit(tx).await?;
     if session.json {
         return output::json(&json!({
             "released": true,
             "scope": args.scope,
             "key": args.key,
-            "token": token.to_string(),
             "attempt": record.attempt,
         }));
     }
     output::line(format!("released attempt {}; the key can be begun again", record.attempt))
 }
 
-/// The token of a claim that can be released.
-fn claim(record: &Record) -> Result<Uuid, CliError> {
-    match (record.status, record.token) {
-        (Status::InProgress, Some(token)) => Ok(token),
-        (Status::InProgress, None) => {
+/// Refuses what has no claim to release. `revoke_claim` looks again, under the key's lock.
+fn refuse_without_claim(record: &Record) -> Result<(), CliError> {
+    match (record.status, record.claim) {
+        (Status::InProgress, Some(ClaimState::Released)) => {
             Err(CliError::refused("nothing to release: the claim was released before"))
         }
+        (Status::InProgress, _) => Ok(()),
         (status, _) => {
             let status = status.as_str();
             Err(CliError::refused(format!("nothing to release: the operation is {status}")))

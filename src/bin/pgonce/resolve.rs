@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// It may run again, without the steps that are done and with all its attempts
     #[arg(long, group = "decision")]
     release: bool,
+    /// Refuse unless the key is as `pgonce get` showed it, with this value of `seen`
+    #[arg(long, value_name = "SEEN")]
+    seen: Option<String>,
     /// The code of the response, such as an HTTP status
     #[arg(long, value_name = "N", conflicts_with = "release")]
     code: Option<i32>,
@@ -48,7 +51,7 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
     let (scope, key) = (Scope::new(args.scope.as_str())?, Key::new(args.key.as_str())?);
     // What an operator gives is kept, whatever its size.
     let once = session.once.clone().response_bytes_max(u32::MAX);
-    let (seen, _) = get::find(session, &args.scope, &args.key).await?;
+    let seen = get::find_seen(session, &args.scope, &args.key, args.seen.as_deref()).await?;
     waits(&seen)?;
     let mut response = match args.complete.as_deref().or(args.fail.as_deref()) {
         Some(file) => Response::bytes(read(file)?),
@@ -59,7 +62,7 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
     }
     let bytes = response.body().len();
     let mut tx = session.conn.begin().await?;
-    let claim = once.adopt(&mut tx, &scope, &key, &seen).await?;
+    let claim = once.take_over_claim(&mut tx, &scope, &key, &seen).await?;
     let decision = match (&args.complete, &args.fail) {
         (Some(_), _) => claim.complete(&mut tx, response).await.map(|()| "completed"),
         (_, Some(_)) => claim.fail(&mut tx, response).await.map(|()| "failed"),
@@ -83,7 +86,7 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
     })
 }
 
-/// Refuses what does not wait for an operator. `adopt` looks again, under the key's lock.
+/// Refuses what does not wait for an operator. `take_over_claim` looks again, under the key's lock.
 fn waits(seen: &Record) -> Result<(), CliError> {
     match (seen.status, seen.claim) {
         (Status::InProgress, Some(ClaimState::Live)) => Err(CliError::refused(format!(

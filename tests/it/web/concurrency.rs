@@ -244,9 +244,9 @@ async fn a_begin_that_lost_a_race_is_sent_again_a_few_times() {
             let db = TestDb::new().await;
             db.execute(&format!(
                 "create sequence {{}}.begins;
-                 create or replace function {{}}.fits_begin(
-                   scope text, key text, fingerprint bytea, retention_ms bigint, lease_ms bigint,
-                   wait_ms bigint, on_lapse text, max_attempts integer)
+                 create or replace function {{}}._fits_begin(
+                   p_scope text, p_key text, p_fingerprint bytea, p_retention_ms bigint, p_lease_ms bigint,
+                   p_wait_ms bigint, p_on_lapse text, p_max_attempts integer)
                    returns boolean language plpgsql as $$ begin
                      if nextval('{{}}.begins') <= {losses} then
                        raise exception 'lost' using errcode = '40001';

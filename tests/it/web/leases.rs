@@ -18,7 +18,7 @@ const SHORT: Duration = Duration::from_millis(200);
 
 /// Makes the claim lapse, as if its holder had not been heard of for long.
 async fn lapse(db: &TestDb) {
-    db.execute("update {}.idempotency_keys set lease_expires_at = {}.clock() - interval '1 s'")
+    db.execute("update {}.idempotency_keys set lease_expires_at = {}._clock() - interval '1 s'")
         .await;
 }
 
@@ -27,7 +27,7 @@ async fn release(db: &TestDb) {
     let mut conn = db.conn().await;
     let (scope, key) = (pgonce::Scope::new("acme/test").unwrap(), Key::new("k").unwrap());
     let (record, _) = db.once.inspect(&mut conn, &scope, &key).await.unwrap().unwrap();
-    db.once.release(&mut conn, &scope, &key, record.token.unwrap()).await.unwrap();
+    db.once.revoke_claim(&mut conn, &scope, &key, &record).await.unwrap();
 }
 
 // Trap 32.
@@ -77,7 +77,7 @@ async fn a_claim_is_renewed_when_the_pool_is_used_up() {
 
 /// Sends the same request again until it is no longer told that the first is at work.
 async fn taken_over(db: &TestDb, app: &App) -> super::Got {
-    db.until("select lease_expires_at < {}.clock() from {}.idempotency_keys").await;
+    db.until("select lease_expires_at < {}._clock() from {}.idempotency_keys").await;
     patient(send(&app.router, post("k", ""))).await
 }
 
@@ -107,7 +107,7 @@ async fn a_loser_is_told_in_progress_while_the_winner_is_at_work() {
     let winner = gated(&db, layer(&db).leased(LEASE), &winners_gate);
     let first = sent(&hanging, "k", "");
     gate.entered().await;
-    db.until("select lease_expires_at < {}.clock() from {}.idempotency_keys").await;
+    db.until("select lease_expires_at < {}._clock() from {}.idempotency_keys").await;
     let second = sent(&winner, "k", "");
     winners_gate.entered().await;
     gate.open();

@@ -83,7 +83,7 @@ async fn an_observing_route_keeps_a_loser_its_answer_and_its_writes() {
     let quick = app(&db, idempotency, numbered);
     let first = sent(&slow, "k", "");
     gate.entered().await;
-    db.until("select lease_expires_at < {}.clock() from {}.idempotency_keys").await;
+    db.until("select lease_expires_at < {}._clock() from {}.idempotency_keys").await;
     assert_eq!(send(&quick.router, post("k", "")).await.answer, Some(Answer::Performed));
     gate.open();
     let late = patient(first).await.unwrap();

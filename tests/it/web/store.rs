@@ -108,7 +108,7 @@ async fn without_the_schema_nothing_runs() {
     for mode in MODES {
         let db = TestDb::new().await;
         let app = app(&db, mode.layer(&db), numbered);
-        db.execute("drop function {}.begin; drop function {}.open_once").await;
+        db.execute("drop function {}._begin; drop function {}._open_once").await;
         is_refused(&send(&app.router, post("k", "")).await);
         assert_eq!((app.calls(), db.effects().await), (0, 0));
     }
@@ -121,7 +121,7 @@ async fn a_route_that_fails_open_runs_unprotected() {
         let db = TestDb::new().await;
         let idempotency = mode.layer(&db).fail_open();
         let app = app(&db, idempotency.clone(), numbered);
-        db.execute("drop function {}.begin; drop function {}.open_once").await;
+        db.execute("drop function {}._begin; drop function {}._open_once").await;
         for call in 1..=2 {
             let got = send(&app.router, post("k", "")).await;
             assert_eq!((got.status, got.answer), (StatusCode::CREATED, Some(Answer::Unprotected)));
@@ -179,7 +179,7 @@ async fn planted(mode: Mode, finish: &str) -> (TestDb, App) {
     let app = app(&db, mode.layer(&db), numbered);
     let op = pgonce::Operation::new("acme/test", "k").unwrap();
     let mut conn = db.conn().await;
-    let claim = started(db.once.begin_leased(&mut conn, &op, super::kit::LEASE).await.unwrap());
+    let claim = started(db.once.begin_leased(&db.pool, &op, super::kit::LEASE).await.unwrap());
     claim.complete(&mut conn, pgonce::Response::empty()).await.unwrap();
     db.execute(&format!("update {{}}.idempotency_keys set {finish}")).await;
     (db, app)

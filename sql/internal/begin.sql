@@ -1,0 +1,124 @@
+-- begin_operation and begin_leased. The answer is told there; beside their arguments:
+-- p_lease_ms null: transactional, and p_token is null too. p_token: a new random one, from the caller.
+-- p_ask_only: writes nothing and keeps no lock. `started` has no token then; attempt is 1 when _open_once may be
+-- tried, and null otherwise.
+create or replace function :"schema"._begin(
+  p_scope text, p_key text, p_fingerprint bytea, p_retention_ms bigint, p_token uuid, p_lease_ms bigint,
+  p_wait_ms bigint, p_on_lapse text, p_max_attempts integer, p_lock_replay boolean, p_ask_only boolean,
+  out answer             text,
+  out token              uuid,
+  out attempt            integer,
+  out lease_remaining_ms bigint,
+  out held_because       text,
+  out status             text,
+  out response_code      integer,
+  out response_headers   bytea,
+  out response_body      bytea,
+  out response_omitted   boolean)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $pgonce$
+declare
+  v_lock_id      constant bigint := :"schema"._lock_id(p_scope, p_key);
+  v_lock_timeout constant text := current_setting('lock_timeout');
+  v_deadline     timestamptz;
+  v_at           timestamptz;
+  v_row          :"schema".idempotency_keys;
+begin
+  if :"schema"._fits_begin(p_scope, p_key, p_fingerprint, p_retention_ms, p_lease_ms, p_wait_ms, p_on_lapse,
+                           p_max_attempts) is not true then
+    perform :"schema"._check_begin(p_scope, p_key, p_fingerprint, p_retention_ms, p_lease_ms, p_wait_ms, p_on_lapse,
+                                   p_max_attempts);
+  end if;
+  -- Who has written already holds locks of its work: waiting for the key then could be a deadlock with the key's
+  -- holder. It is told in_progress at once.
+  v_deadline := clock_timestamp()
+    + case when pg_current_xact_id_if_assigned() is null then p_wait_ms else 0 end * interval '1 millisecond';
+
+  -- A row that vanishes or changes between two looks means: look again. The bound is for a row that stands in the
+  -- way of the insert and yet cannot be seen.
+  for v_look in 1 .. 100 loop
+    select k.* into v_row from :"schema".idempotency_keys k
+     where k.scope = p_scope collate "C" and k.key = p_key collate "C";
+    v_at := :"schema"._clock(); -- after every wait, never before
+    answer := :"schema"._decide(v_row.status, v_row.token, v_row.fingerprint, v_row.expires_at, v_row.lease_expires_at,
+                                v_row.steps, v_row.attempt, v_row.attempts_uncounted,
+                                v_at, p_fingerprint, p_token, p_on_lapse, p_max_attempts);
+
+    if answer is null or answer = 'started' then
+      -- Nothing decides yet, so the right to write is needed. This block is a subtransaction: leaving it by an error
+      -- gives the locks back, so that a caller who does not write keeps no other one waiting.
+      begin
+        perform :"schema"._take_lock(v_lock_id, v_deadline, p_ask_only);
+        -- A look of its own: a snapshot taken before the lock would miss what its last holder committed.
+        select k.* into v_row from :"schema".idempotency_keys k
+         where k.scope = p_scope collate "C" and k.key = p_key collate "C";
+        v_at := :"schema"._clock();
+        answer := :"schema"._decide(v_row.status, v_row.token, v_row.fingerprint, v_row.expires_at,
+                                    v_row.lease_expires_at, v_row.steps, v_row.attempt, v_row.attempts_uncounted,
+                                    v_at, p_fingerprint, p_token, p_on_lapse, p_max_attempts);
+        if answer <> 'started' then
+          raise exception 'give the locks back' using errcode = 'IK000';
+        elsif p_ask_only then
+          answer := 'started';
+          attempt := case when v_row.status is null and :"schema"._can_open() then 1 end;
+          return;
+        end if;
+        -- Others hold a row without the key's lock: receive, a reaper, an operator. Not less than 250 ms, because it
+        -- bounds the wait for a page at the end of the table as well.
+        perform :"schema"._bound_waits(v_deadline, 250);
+        if v_row.status is null then
+          select i.token into token
+            from :"schema"._insert_row(p_scope, p_key, p_fingerprint, p_retention_ms, p_token, p_lease_ms, v_at) i;
+          attempt := 1;
+        else
+          select o.token, o.attempt into token, attempt
+            from :"schema"._overwrite_row(p_scope, p_key, v_row.status, v_row.token, v_row.expires_at, v_row.lease_expires_at,
+                                         p_fingerprint, p_retention_ms, p_token, p_lease_ms) o;
+        end if;
+        if token is null then
+          raise exception 'look again' using errcode = 'IK000';
+        end if;
+        perform set_config('lock_timeout', v_lock_timeout, true);
+        answer := 'started';
+        return;
+      exception
+        when sqlstate 'IK000' then
+          continue when answer is null or answer = 'started';
+        when lock_not_available then
+          answer := 'in_progress'; -- in another open transaction: there is no lease to tell
+          return;
+      end;
+    end if;
+
+    if answer = 'replay' then
+      if p_lock_replay then
+        begin
+          if not :"schema"._lock_replay(p_scope, p_key, v_row.token, v_deadline) then
+            answer := null;
+          end if;
+        exception when lock_not_available then
+          answer := 'in_progress';
+          return;
+        end;
+        continue when answer is null;
+      end if;
+      status := :"schema"._status_word(v_row.status);
+      response_code := v_row.response_code;
+      response_headers := v_row.response_headers;
+      response_body := v_row.response_body;
+      response_omitted := v_row.response_omitted;
+    elsif answer = 'in_progress' then
+      lease_remaining_ms := ceil(extract(epoch from v_row.lease_expires_at - v_at) * 1000);
+    elsif answer = 'held' then
+      held_because := case when p_on_lapse = 'hold' and v_row.token is not null then 'lapsed' else 'attempts' end;
+    elsif answer = 'corrupt' then
+      perform :"schema"._raise_corrupt();
+    end if;
+    attempt := coalesce(v_row.attempt, 1);
+    return;
+  end loop;
+  raise exception 'the key is there but cannot be read or written; is there a row-level security policy?'
+    using errcode = 'IK003';
+end
+$pgonce$;

@@ -1,0 +1,13 @@
+-- Raises unless p_lowest <= p_value <= p_highest. Null is outside.
+create or replace function :"schema"._check_range(
+  p_field text, p_value bigint, p_lowest bigint, p_highest bigint)
+returns void
+language plpgsql immutable parallel safe
+as $pgonce$
+begin
+  if p_value is null or p_value < p_lowest or p_value > p_highest then
+    raise exception '% is %; it takes % to %', p_field, coalesce(p_value::text, 'null'), p_lowest, p_highest
+      using errcode = 'IK001';
+  end if;
+end
+$pgonce$;

@@ -1,0 +1,23 @@
+-- count_attempt. The claim lapses at once: the next attempt takes it over, until the attempts are used up.
+create or replace function :"schema"._count_attempt(
+  p_consumer text, p_message_id text, p_retention_ms bigint, p_wait_ms bigint, p_max_attempts integer, p_error text,
+  out status text, out used integer, out last_error text)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $pgonce$
+declare
+  v_begun record;
+begin
+  select b.answer, b.token into v_begun
+    from :"schema"._begin(p_consumer, p_message_id, null, p_retention_ms, null, null, p_wait_ms, 'retry',
+                          p_max_attempts, false, false) b;
+  if v_begun.answer = 'started' then
+    perform :"schema"._lapse(p_consumer, p_message_id, v_begun.token, p_error, true);
+  end if;
+  select s.status, s.used, s.last_error into status, used, last_error
+    from :"schema".message_status(p_consumer, p_message_id, p_max_attempts) s;
+  if status = 'new' and v_begun.answer = 'in_progress' then
+    status := 'in_progress'; -- in another open transaction, which this one does not see
+  end if;
+end
+$pgonce$;

@@ -1,0 +1,22 @@
+-- complete for a leased claim without business writes: commits by itself. Refused inside a transaction (2D000).
+create or replace procedure :"schema".complete_leased(
+  p_scope              text,
+  p_key                text,
+  p_token              uuid,
+  p_response_code      integer default null,
+  p_response_headers   bytea   default null,
+  p_response_body      bytea   default null,
+  p_omit               boolean default false,
+  p_response_bytes_max bigint  default 1048576)
+language plpgsql
+as $pgonce$
+begin
+  commit;
+  set transaction isolation level read committed;
+  perform :"schema"._finish(p_scope, p_key, p_token, 2::smallint, p_response_code, p_response_headers, p_response_body,
+                            p_omit, p_response_bytes_max);
+  commit;
+end
+$pgonce$;
+comment on procedure :"schema".complete_leased is
+  'Finishes a leased claim with the response of a success, and commits.';

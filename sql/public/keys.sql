@@ -1,0 +1,33 @@
+-- The table for people, as two views of one text: status in words, no token and no response. `claim` says what an
+-- unfinished key waits for: `live` (its holder), `lapsed` (the next begin takes it over, or an operator decides) or
+-- `released`. `seen` is what operators' functions take.
+--   keys        with the rights of its reader where the server can (security_invoker, PostgreSQL 15): row-level
+--               security holds for it. On 14, and after a pg_upgrade from 14 until migrate has run, it shows all rows.
+--   audit_keys  for auditors, with the rights of its owner: its reader needs none on the table, and sees all rows, also
+--               those that row-level security hides from others.
+do $pgonce$
+declare
+  v_view text;
+begin
+  foreach v_view in array array['keys', 'audit_keys'] loop
+    execute format('create or replace view %I.%I as', :'schema', v_view) || $view$
+      select k.scope, k.key, :"schema"._status_word(k.status) as status, c.claim,
+             coalesce(k.attempt, 1) as attempt,
+             :"schema"._seen(k.status, k.token, k.attempt, k.created_at) as seen,
+             k.fingerprint is not null as fingerprinted,
+             k.created_at, case when k.status <> 1 then coalesce(k.completed_at, k.created_at) end as completed_at,
+             coalesce(k.lease_expires_at, k.expires_at) as lease_expires_at, k.expires_at,
+             k.response_code, k.response_omitted,
+             octet_length(k.response_headers) as response_headers_bytes,
+             octet_length(k.response_body) as response_body_bytes
+        from :"schema".idempotency_keys k
+       cross join lateral (
+         select :"schema"._claim_word(k.status, k.token, k.lease_expires_at, :"schema"._clock()) as claim) c
+    $view$;
+  end loop;
+end
+$pgonce$;
+comment on view :"schema".keys is
+  'One row per key, in words, without tokens and responses.';
+comment on view :"schema".audit_keys is
+  'The view keys for auditors: all rows, whatever row-level security says.';

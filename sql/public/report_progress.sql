@@ -1,0 +1,14 @@
+-- Stores what a claim's holder says of its work, for callers who poll: up to 64 KiB. Commits by itself. Refused
+-- inside a transaction (2D000). Raises IK001 for more, and IK002 when the claim is lost.
+create or replace procedure :"schema".report_progress(p_scope text, p_key text, p_token uuid, p_progress bytea)
+language plpgsql
+as $pgonce$
+begin
+  commit;
+  set transaction isolation level read committed;
+  perform :"schema"._report_progress(p_scope, p_key, p_token, p_progress);
+  commit;
+end
+$pgonce$;
+comment on procedure :"schema".report_progress is
+  'Stores what a claim''s holder says of its work, and commits.';

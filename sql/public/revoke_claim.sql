@@ -1,0 +1,24 @@
+-- Takes a claim from a holder that the operator knows to be gone: the key can be begun again at once, as after release.
+-- p_seen: what the operator was shown in `keys`. Raises IK002, in words, when the claim has changed since or the key has
+-- none, and does not wait for another transaction.
+create or replace function :"schema".revoke_claim(p_scope text, p_key text, p_seen text) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $pgonce$
+declare
+  v_row record;
+begin
+  select l.* into v_row from :"schema"._lock_for_operator(p_scope, p_key, p_seen) l;
+  if v_row.status <> 1 then
+    raise exception 'the operation is finished' using errcode = 'IK002';
+  elsif v_row.token is null then
+    raise exception 'the claim was released before' using errcode = 'IK002';
+  end if;
+  -- A recovery may go on with it, and the attempts so far no longer count.
+  update :"schema".idempotency_keys k set attempts_uncounted = coalesce(k.attempt, 1)
+   where k.scope = p_scope collate "C" and k.key = p_key collate "C";
+  perform :"schema".release(p_scope, p_key, v_row.token);
+end
+$pgonce$;
+comment on function :"schema".revoke_claim is
+  'Takes a claim from a holder that is gone: the key can be begun again at once.';

@@ -1,0 +1,30 @@
+-- Gives an operator the claim on a key that nobody works on, lapsed or released, and returns its token: to be used
+-- with complete, fail or release in the same transaction. The last holder, should it still live, is fenced off. The
+-- attempts so far no longer count against a cap, so that a release lets the key run again. p_seen: what the operator
+-- was shown in `keys`. Raises IK002, in words, when it is not so, and does not wait for another transaction.
+create or replace function :"schema".take_over_claim(p_scope text, p_key text, p_seen text) returns uuid
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $pgonce$
+declare
+  v_row   record;
+  v_at    timestamptz;
+  v_token constant uuid := gen_random_uuid();
+begin
+  select l.* into v_row from :"schema"._lock_for_operator(p_scope, p_key, p_seen) l;
+  v_at := :"schema"._clock();
+  if v_row.status <> 1 then
+    raise exception 'the operation is finished' using errcode = 'IK002';
+  elsif :"schema"._is_live(v_row.status, v_row.token, v_row.lease_expires_at, v_at) then
+    raise exception 'the claim is live: its holder may be at work' using errcode = 'IK002';
+  elsif :"schema"._is_forgotten(v_row.status, v_row.expires_at, v_row.lease_expires_at, v_at) then
+    raise exception 'the key is forgotten: the next begin runs it anew' using errcode = 'IK002';
+  end if;
+  update :"schema".idempotency_keys k
+     set token = v_token, attempts_uncounted = coalesce(k.attempt, 1)
+   where k.scope = p_scope collate "C" and k.key = p_key collate "C";
+  return v_token;
+end
+$pgonce$;
+comment on function :"schema".take_over_claim is
+  'Gives an operator the claim on a key that nobody works on. Returns its token.';

@@ -1,0 +1,3 @@
+//! Work that leaves the database, under a lease.
+
+mod begin;

@@ -1,0 +1,3 @@
+//! How the protocol's statements are sent.
+
+pub(crate) mod procedure;
