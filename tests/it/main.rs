@@ -41,6 +41,7 @@ mod run;
 mod run_lost;
 mod run_together;
 mod run_waiting;
+mod scope;
 mod search_path;
 mod secrets;
 mod sql;
