@@ -226,17 +226,15 @@ impl Reaper {
                         true => pass.pause,
                         false => self.interval.mul_f64(0.9 + fastrand::f64() / 5.0),
                     };
-                    if reaped.deleted > 0 || reaped.backlog > 0 {
-                        tracing::info!(
-                            deleted = reaped.deleted,
-                            keys_per_second = reaped.keys_per_second(),
-                            cut_short = reaped.cut_short,
-                            backlog = reaped.backlog,
-                            oldest_overdue_seconds =
-                                reaped.oldest_overdue.unwrap_or_default().as_secs(),
-                            "reaped"
-                        );
-                    }
+                    tracing::info!(
+                        deleted = reaped.deleted,
+                        keys_per_second = reaped.keys_per_second(),
+                        cut_short = reaped.cut_short,
+                        backlog = reaped.backlog,
+                        oldest_overdue_seconds =
+                            reaped.oldest_overdue.unwrap_or_default().as_secs(),
+                        "reaped"
+                    );
                 }
                 Err(error) => {
                     failures += 1;

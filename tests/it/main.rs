@@ -39,6 +39,7 @@ mod resolve;
 mod restartable;
 mod run;
 mod run_lost;
+mod reaper_log;
 mod run_together;
 mod run_waiting;
 mod scope;
