@@ -20,6 +20,7 @@ mod inbox_cli;
 mod isolation;
 mod leased;
 mod leased_crash;
+mod large_responses;
 mod leased_cuts;
 mod leased_failures;
 mod leased_restarts;
