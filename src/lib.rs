@@ -13,6 +13,7 @@ mod heartbeat;
 mod inbox;
 mod key;
 mod lease;
+mod limits;
 mod literal;
 mod migrate;
 mod once;

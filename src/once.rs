@@ -13,6 +13,7 @@ use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::heartbeat::Beside;
 use crate::key::{Key, Scope};
+use crate::limits::check_lease;
 use crate::operation::{OnLapse, Operation, attempts, millis};
 use crate::response::Response;
 use crate::schema::SchemaName;
@@ -230,6 +231,10 @@ impl PgOnce {
         lease: Option<Duration>,
         wait: Duration,
     ) -> Result<Begin> {
+        op.check(self.retention)?;
+        if let Some(lease) = lease {
+            check_lease(lease, op.retention.unwrap_or(self.retention))?;
+        }
         let row = self.call(conn, op, lease, wait, false).await?;
         self.answer(op, &row)
     }

@@ -140,13 +140,13 @@ impl PgOnce {
         E: Into<Failure>,
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
     {
-        let deadline = Instant::now() + op.wait.min(Duration::from_secs(86_400));
+        op.check(self.retention)?;
+        let deadline = Instant::now() + op.wait;
         let mut attempt = 1;
         let mut looks = 0;
         loop {
             let left = || deadline.saturating_duration_since(Instant::now());
-            // A wait beyond the limit is refused by begin, so the first one goes through as given.
-            let wait = if looks == 0 && attempt == 1 { op.wait } else { left() };
+            let wait = left();
             // What has lost once has its row written before its work is run again.
             let round_trips = if attempt == 1 { self.round_trips } else { RoundTrips::Five };
             let pause = match self.run_once(pool, op, wait, round_trips, work.clone()).await {

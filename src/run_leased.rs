@@ -148,7 +148,8 @@ impl PgOnce {
 
     /// Begins, and waits out a claim that another process holds, without a connection.
     async fn begin_patiently(&self, pool: &PgPool, op: &Operation, lease: Lease) -> Result<Begin> {
-        let deadline = Instant::now() + op.wait.min(Duration::from_secs(86_400));
+        op.check(self.retention)?;
+        let deadline = Instant::now() + op.wait;
         let mut looks = 0_u32;
         loop {
             let mut conn = pool.acquire().await.map_err(database)?;

@@ -187,6 +187,7 @@ impl Inbox {
     }
 
     async fn count(&self, conn: &mut PgConnection, op: &Operation, error: &str) -> Result<PgRow> {
+        self.check()?;
         sqlx::query(self.once.statements.count_attempt.clone())
             .bind(self.consumer.as_str())
             .bind(op.key().as_str())

@@ -96,7 +96,7 @@ where
 {
     let begun = async {
         let mut conn = config.pool.acquire().await.map_err(database)?;
-        config.once.begin_leased(&mut conn, &op, lease.length).await
+        config.once.ask(&mut conn, &op, Some(lease.length), Duration::ZERO).await
     };
     match begun.await {
         Ok(Begin::Started(claim)) => {
