@@ -15,7 +15,7 @@
 --
 -- Rows and locks: `started` writes one row version (leased: also one in `unfinished`) and keeps the key's advisory
 -- lock until the transaction ends. Every other answer writes nothing and keeps no lock (lock_replay apart).
--- Raises IK001 (bad argument), IK003 (corrupt row); 40001 or 40P01 mean: run the transaction again.
+-- Raises IK001 (bad argument), IK003 (corrupt row), IK005 (too many keys begun in this transaction); 40001 or 40P01 mean: run the transaction again.
 create or replace function :"schema".begin(
   scope        text,
   key          text,
@@ -65,6 +65,10 @@ begin
       -- it by an error gives the locks back, so that whoever does not write keeps nobody waiting.
       begin
         perform :"schema".take_lock(lock_id, deadline, ask_only);
+        -- The insert below needs room for one more lock, for a moment, and cannot tell why there is none. So see here.
+        if pg_try_advisory_lock_shared(~lock_id) then
+          perform pg_advisory_unlock_shared(~lock_id);
+        end if;
         -- A look of its own: a snapshot taken before the lock would miss what its last holder committed.
         seen := :"schema".look(scope, key);
         at := :"schema".clock();
@@ -87,6 +91,9 @@ begin
         when lock_not_available then
           answer := 'in_progress'; -- in another open transaction: there is no lease to tell
           return;
+        when out_of_memory then
+          perform :"schema".check_locks();
+          raise;
       end;
     end if;
 

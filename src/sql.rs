@@ -32,6 +32,7 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
     ("lock_replay", include_str!("../sql/lock_replay.sql")),
     ("enlist", include_str!("../sql/enlist.sql")),
     ("write_over", include_str!("../sql/write_over.sql")),
+    ("check_locks", include_str!("../sql/check_locks.sql")),
     ("wait_for", include_str!("../sql/wait_for.sql")),
     ("can_open", include_str!("../sql/can_open.sql")),
     ("begin", include_str!("../sql/begin.sql")),
