@@ -8,7 +8,7 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::answer::Finished;
-use crate::error::{Result, database};
+use crate::error::{Result, database, of_claim};
 use crate::fingerprint::Fingerprint;
 use crate::key::{Key, Scope, log_hash};
 use crate::literal::{self, Literal};
@@ -126,7 +126,7 @@ impl Claim {
             .execute(conn)
             .await
             .map(drop)
-            .map_err(database)
+            .map_err(of_claim)
     }
 
     /// The statement that ends an unwritten claim, with its values in it; none for other claims, and for responses
@@ -207,7 +207,7 @@ impl ClaimId {
             .execute(conn)
             .await
             .map(drop)
-            .map_err(database)
+            .map_err(of_claim)
     }
 
     pub(crate) async fn note(
@@ -280,7 +280,7 @@ pub(crate) async fn release(
         .execute(conn)
         .await
         .map(drop)
-        .map_err(database)
+        .map_err(of_claim)
 }
 
 impl Drop for Claim {

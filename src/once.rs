@@ -273,7 +273,7 @@ impl PgOnce {
             .bind(op.fingerprint.as_ref().map(|fingerprint| fingerprint.as_bytes()))
             .fetch_one(conn)
             .await
-            .map_err(database)?;
+            .map_err(|error| database(error).in_schema(&self.schema))?;
         if get::<Option<&str>>(&row, "answer")? == Some("replay") {
             return Ok(Some(Looked::Answered(Begin::Replay(replay(&row)?))));
         }
@@ -324,7 +324,7 @@ impl PgOnce {
             .bind(ask_only)
             .fetch_one(conn)
             .await
-            .map_err(database)
+            .map_err(|error| database(error).in_schema(&self.schema))
     }
 
     fn answer(&self, op: &Operation, row: &PgRow) -> Result<Begin> {

@@ -153,7 +153,6 @@ impl PgOnce {
         let mut looks = 0_u32;
         loop {
             let mut conn = pool.acquire().await.map_err(database)?;
-            // A wait beyond the limit is refused by begin, so the first one goes through as given.
             let wait = if looks == 0 { op.wait } else { Duration::ZERO };
             let begin = self.ask(&mut conn, op, Some(lease.length), wait).await?;
             drop(conn);
@@ -248,7 +247,7 @@ where
 /// An error of ours that the work handed on, or its own.
 fn told(error: BoxError) -> RunError {
     match error.downcast::<Error>() {
-        Ok(error) => RunError::Protocol(*error),
+        Ok(error) => RunError::of_end(*error),
         Err(error) => RunError::Work(error),
     }
 }
