@@ -102,7 +102,7 @@ impl Claim {
         finished: Finished,
         response: Response,
     ) -> Result<()> {
-        let response = response.as_stored(self.response_bytes_max);
+        let response = response.omitted_over(self.response_bytes_max);
         let statement = match (&self.unwritten, finished) {
             (Some(_), _) => &self.statements.insert_finished,
             (None, Finished::Completed) => &self.statements.complete,
