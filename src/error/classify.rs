@@ -133,9 +133,15 @@ fn of_raised(kind: ErrorKind, raised: &PgDatabaseError) -> String {
 
 /// The SQLSTATE, and the objects that the error is about.
 fn objects(raised: &PgDatabaseError) -> String {
-    /// Where the server looks up names and rights: what it says there names objects, and no value.
-    const NAMES_ONLY: [&str; 5] =
-        ["aclchk.c", "namespace.c", "parse_func.c", "parse_relation.c", "parse_type.c"];
+    /// Where the server looks up names, rights and policies: what it says there names objects, and no value.
+    const NAMES_ONLY: [&str; 6] = [
+        "aclchk.c",
+        "execMain.c",
+        "namespace.c",
+        "parse_func.c",
+        "parse_relation.c",
+        "parse_type.c",
+    ];
     let mut words = vec![format!("SQLSTATE {}", raised.code())];
     if raised.file().is_some_and(|file| NAMES_ONLY.contains(&file)) {
         words.push(raised.message().to_owned());

@@ -45,7 +45,7 @@ proptest! {
     ) {
         let long = |parts: &[String], tail: usize| {
             let filler = "x".repeat(filler);
-            let parts = [&[filler.clone()], parts, &[filler[..filler.len() - tail].to_owned()]];
+            let parts = [std::slice::from_ref(&filler), parts, &[filler[..filler.len() - tail].to_owned()]];
             parts.concat()
         };
         let (left, right) = (long(&a, 0), long(&b, cut));
