@@ -63,7 +63,7 @@ async fn handle(request: Request<Buffered<Incoming>>) -> Result<Response<Full<By
 pub async fn serve(listener: TcpListener, pool: PgPool, once: PgOnce) -> Result<(), Error> {
     let idempotency = Idempotency::new(once, pool, |request: &Parts| {
         let Tenant(name) = request.extensions.get()?;
-        Scope::new(format!("{name}/payments.create")).ok()
+        Some(Scope::of([name, "payments.create"]))
     });
     let payments = idempotency.layer(service_fn(handle));
     let service = service_fn(move |mut request: Request<Incoming>| {

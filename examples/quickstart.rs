@@ -5,7 +5,7 @@
 #![allow(missing_docs, missing_debug_implementations, reason = "a program, not an API")]
 
 use pgonce::throwaway::{Database, Options};
-use pgonce::{Fingerprint, Key, Operation, PgOnce, RunError};
+use pgonce::{Fingerprint, Key, Operation, PgOnce, RunError, Scope};
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
 
@@ -36,8 +36,8 @@ pub async fn pay(
     key: &str,
     request: &Request,
 ) -> Result<Payment, RunError> {
-    let op =
-        Operation::new("acme/payments.create", key)?.fingerprint(Fingerprint::of_json(request)?);
+    let scope = Scope::of(["acme", "payments.create"]); // tenant, operation
+    let op = Operation::new(scope, key)?.fingerprint(Fingerprint::of_json(request)?);
     let payment = once.run(pool, &op, async |tx| charge(tx, request).await).await?;
     Ok(payment.into_inner())
 }

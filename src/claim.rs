@@ -9,7 +9,7 @@ use sqlx::{PgConnection, PgPool, Postgres, Row, SqlStr};
 use uuid::Uuid;
 
 use crate::answer::Finished;
-use crate::error::{Error, ErrorKind, Result, database};
+use crate::error::{Error, ErrorKind, Result, database, of_claim, of_claims_call};
 use crate::fingerprint::Fingerprint;
 use crate::key::{Key, Scope, log_hash};
 use crate::literal::{self, Literal};
@@ -104,6 +104,7 @@ impl Claim {
         finished: Finished,
         response: Response,
     ) -> Result<()> {
+        let response = response.omitted_over(self.response_bytes_max);
         let statement = match (&self.unwritten, finished) {
             (Some(_), _) => &self.statements.insert_finished,
             (None, Finished::Completed) => &self.statements.complete,
@@ -127,7 +128,7 @@ impl Claim {
             .execute(conn)
             .await
             .map(drop)
-            .map_err(database)
+            .map_err(of_claim)
     }
 
     /// The statement that ends an unwritten claim, with its values in it; none for other claims, and for responses
@@ -171,7 +172,7 @@ impl Claim {
             .execute(conn)
             .await
             .map(drop)
-            .map_err(database)
+            .map_err(of_claim)
     }
 
     /// As [`complete`](Claim::complete) for a leased claim, when nothing else is to be written with it: takes a
@@ -192,7 +193,7 @@ impl Claim {
     /// Dropped before it returns, it may be completed.
     pub async fn complete_leased(mut self, pool: &PgPool, response: Response) -> Result<()> {
         self.settled = true;
-        self.id().finish(pool, Finished::Completed, &response, self.response_bytes_max).await
+        self.id().finish(pool, Finished::Completed, response, self.response_bytes_max).await
     }
 
     /// As [`fail`](Claim::fail) for a leased claim, when nothing else is to be written with it; see
@@ -205,7 +206,7 @@ impl Claim {
     /// Dropped before it returns, it may be failed.
     pub async fn fail_leased(mut self, pool: &PgPool, response: Response) -> Result<()> {
         self.settled = true;
-        self.id().finish(pool, Finished::Failed, &response, self.response_bytes_max).await
+        self.id().finish(pool, Finished::Failed, response, self.response_bytes_max).await
     }
 
     /// As [`release`](Claim::release) for a leased claim; see [`complete_leased`](Claim::complete_leased). For work that
@@ -260,9 +261,10 @@ impl ClaimId {
         &self,
         pool: &PgPool,
         finished: Finished,
-        response: &Response,
+        response: Response,
         response_bytes_max: i64,
     ) -> Result<()> {
+        let response = response.omitted_over(response_bytes_max);
         let statement = match finished {
             Finished::Completed => &self.statements.complete_leased,
             Finished::Failed => &self.statements.fail_leased,
@@ -283,19 +285,19 @@ impl ClaimId {
                 let status: Option<&str> = row.try_get(0).map_err(database)?;
                 if status == Some(finished.as_str()) { Ok(()) } else { Err(error) }
             }
-            result => result.map(drop),
+            result => result.map(drop).map_err(of_claims_call),
         }
     }
 
     pub(crate) async fn release(&self, pool: &PgPool) -> Result<()> {
         let query = || self.named(&self.statements.release_leased);
-        procedure::call_patiently(pool, query).await.0.map(drop)
+        procedure::call_patiently(pool, query).await.0.map(drop).map_err(of_claims_call)
     }
 
     /// Gives the claim up; its key stays bound to its request. `error`: how the work ended, without what it was about.
     pub(crate) async fn lapse(&self, pool: &PgPool, error: &str, at_once: bool) -> Result<()> {
         let query = || self.named(&self.statements.lapse_leased).bind(error).bind(at_once);
-        procedure::call_patiently(pool, query).await.0.map(drop)
+        procedure::call_patiently(pool, query).await.0.map(drop).map_err(of_claims_call)
     }
 
     pub(crate) async fn extend(&self, pool: &PgPool, lease: Duration) -> Result<()> {
@@ -306,7 +308,8 @@ impl ClaimId {
                 .bind(vec![self.token])
                 .bind(vec![millis(lease)])
         })
-        .await?;
+        .await
+        .map_err(of_claims_call)?;
         let answers: Vec<String> = row.try_get("answers").map_err(database)?;
         match answers.first().map(String::as_str) {
             Some("extended") => Ok(()),
@@ -323,7 +326,7 @@ impl ClaimId {
 
     pub(crate) async fn report_progress(&self, pool: &PgPool, progress: &[u8]) -> Result<()> {
         let query = || self.named(&self.statements.report_progress).bind(progress);
-        procedure::call_patiently(pool, query).await.0.map(drop)
+        procedure::call_patiently(pool, query).await.0.map(drop).map_err(of_claims_call)
     }
 
     /// Records a step in the caller's transaction.
@@ -350,7 +353,7 @@ impl ClaimId {
         output: &[u8],
     ) -> Result<()> {
         let query = || self.step(&self.statements.commit_step, name, definition, output);
-        procedure::call_patiently(pool, query).await.0.map(drop)
+        procedure::call_patiently(pool, query).await.0.map(drop).map_err(of_claims_call)
     }
 
     /// Reads the recorded steps; it locks the claim's row in the caller's transaction.

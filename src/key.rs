@@ -1,4 +1,4 @@
-//! Keys and scopes: what names an operation.
+//! Keys: what names an operation in its scope.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -10,9 +10,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+pub(crate) use crate::scope::Scope;
 
 /// The longest scope or key, in bytes. The table has the same limit.
-const NAME_BYTES_MAX: usize = 255;
+pub(crate) const NAME_BYTES_MAX: usize = 255;
 
 /// The caller's identifier of an operation, unique within a [`Scope`].
 ///
@@ -28,18 +29,6 @@ const NAME_BYTES_MAX: usize = 255;
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Key(String);
-
-/// A server-chosen namespace of keys: tenant and operation, such as `acme/payments.create`.
-///
-/// The same limits as a [`Key`]. Never take it from the client alone: two tenants in one scope can
-/// replay each other's responses.
-///
-/// ```
-/// let scope = pgonce::Scope::new("acme/payments.create")?;
-/// # Ok::<(), pgonce::Error>(())
-/// ```
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Scope(String);
 
 impl Key {
     /// Takes a key as the caller sent it.
@@ -117,23 +106,6 @@ impl Key {
     }
 }
 
-impl Scope {
-    /// Takes a scope.
-    ///
-    /// # Errors
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) when it is empty, blank, over 255 bytes or
-    /// contains a control character.
-    pub fn new(scope: impl Into<String>) -> Result<Self> {
-        checked("scope", scope.into()).map(Self)
-    }
-
-    /// The scope as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
 /// The rule of `sql/check_name.sql`, here for an answer before a connection is needed.
 pub(crate) fn checked(field: &str, name: String) -> Result<String> {
     if name.is_empty() {
@@ -177,12 +149,6 @@ pub(crate) fn log_hash(scope: &str, key: &str) -> String {
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key({} bytes)", self.0.len())
-    }
-}
-
-impl fmt::Debug for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Scope({} bytes)", self.0.len())
     }
 }
 

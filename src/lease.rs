@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::limits::{outside, spelled};
 
 /// How long a claim outlives its holder, how often its holder says that it lives, and for how long at most.
 ///
@@ -33,7 +34,7 @@ impl Lease {
     /// operation's retention.
     pub fn new(length: Duration) -> Result<Self> {
         if length < LENGTH_MIN {
-            return Err(Error::invalid("lease is shorter than 1 ms"));
+            return Err(outside("lease", &spelled(length), "1 ms up to the retention"));
         }
         Ok(Self { length, heartbeat: length / 3, renewed_for: RENEWED_FOR_DEFAULT })
     }

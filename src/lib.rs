@@ -14,6 +14,7 @@ mod inbox;
 mod key;
 mod lease;
 mod leased;
+mod limits;
 mod literal;
 mod migrate;
 mod once;
@@ -27,6 +28,7 @@ mod response;
 mod run;
 mod run_leased;
 mod schema;
+mod scope;
 mod sql;
 #[cfg(feature = "throwaway")]
 pub mod throwaway;
@@ -40,7 +42,7 @@ pub use claim::Claim;
 pub use error::{Error, ErrorKind, Result};
 pub use fingerprint::{Fingerprint, FingerprintSecret};
 pub use inbox::{Handled, Inbox, Message, Receipt, Received, Verdict};
-pub use key::{Key, Scope};
+pub use key::Key;
 pub use lease::Lease;
 pub use migrate::Migrated;
 pub use once::{PgOnce, RoundTrips};
@@ -52,6 +54,7 @@ pub use recovery::Recovery;
 pub use response::Response;
 pub use run::{Done, Failure, RunError};
 pub use schema::SchemaName;
+pub use scope::Scope;
 pub use work::{Step, Work};
 
 /// sqlx's types are part of this API; use the same version.

@@ -57,7 +57,7 @@ begin
 
   if getdatabaseencoding() = 'SQL_ASCII' then
     raise exception 'the encoding of this database is SQL_ASCII, which does not tell characters; pgonce needs another one'
-      using errcode = 'IK005';
+      using errcode = 'IK006';
   end if;
   -- Not `create schema if not exists`, which asks for rights on the database even when it exists.
   if to_regnamespace(quote_ident(:'schema')) is null then
@@ -65,13 +65,13 @@ begin
   end if;
   if to_regclass(':"schema".migrations') is not null then
     raise exception 'schema % was made by an unreleased version of pgonce; drop it, and migrate again', :'schema'
-      using errcode = 'IK005';
+      using errcode = 'IK006';
   end if;
   if to_regprocedure(':"schema".schema_version()') is not null then
     select version, digest into v_version, v_digest from :"schema".schema_version();
   end if;
   if v_version > :version then
-    raise exception 'schema % has version %, which is newer than this script', :'schema', v_version using errcode = 'IK005';
+    raise exception 'schema % has version %, which is newer than this script', :'schema', v_version using errcode = 'IK006';
   elsif v_version = :version and v_digest = :digest then
     perform set_config('client_min_messages', v_messages, true);
     raise notice 'schema % is up to date (version %); nothing was done', :'schema', v_version;

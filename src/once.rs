@@ -194,6 +194,7 @@ impl PgOnce {
         op: &Operation,
         wait: Duration,
     ) -> Result<Begin> {
+        op.check(self.retention)?;
         let row = self.call(conn, op, wait, false).await?;
         self.answer(op, &row, None)
     }
@@ -232,7 +233,7 @@ impl PgOnce {
             .bind(op.fingerprint.as_ref().map(|fingerprint| fingerprint.as_bytes()))
             .fetch_one(conn)
             .await
-            .map_err(database)?;
+            .map_err(|error| database(error).in_schema(&self.schema))?;
         if get::<Option<&str>>(&row, "answer")? == Some("replay") {
             return Ok(Some(Looked::Answered(Begin::Replay(replay(&row)?))));
         }
@@ -278,7 +279,7 @@ impl PgOnce {
             .bind(ask_only)
             .fetch_one(conn)
             .await
-            .map_err(database)
+            .map_err(|error| database(error).in_schema(&self.schema))
     }
 
     /// `token`: the caller's, which a leased begin does not repeat.

@@ -5,10 +5,11 @@ use std::time::Duration;
 use crate::error::Result;
 use crate::fingerprint::Fingerprint;
 use crate::key::{Key, Scope};
+use crate::limits;
 
 /// An effect that must happen once: scope, key, fingerprint and policy.
 ///
-/// Limits of the durations are checked by `begin`, in the database.
+/// Whatever begins it refuses durations outside their limits, before anything runs.
 ///
 /// ```
 /// use std::time::Duration;
@@ -109,7 +110,7 @@ impl Operation {
         self
     }
 
-    /// After this many claims a lapsed key is [`Held`](crate::Begin::Held) instead of taken over.
+    /// After this many claims, at least one, a lapsed key is [`Held`](crate::Begin::Held) instead of taken over.
     #[must_use]
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = Some(attempts);
@@ -147,6 +148,11 @@ impl Operation {
     #[must_use]
     pub fn derived_key(&self, name: &str) -> Key {
         Key::derive(["derived key", self.scope.as_str(), self.key.as_str(), name])
+    }
+
+    /// Refuses what is outside the limits. `retention` is the one of operations that have none of their own.
+    pub(crate) fn check(&self, retention: Duration) -> Result<()> {
+        limits::check(self.retention.unwrap_or(retention), self.wait, self.max_attempts)
     }
 
     /// The scope.

@@ -7,6 +7,7 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::before::before;
 use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
+use crate::limits::outside;
 use crate::once::{PgOnce, get};
 
 /// What reaping did and what is left to do.
@@ -65,6 +66,8 @@ const INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
 const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
 const BATCH_BUDGET_DEFAULT: Duration = Duration::from_millis(100);
 const BATCH_ROWS_FIRST: u32 = 1000;
+/// The largest batch that [`PgOnce::reap_once`] takes.
+const BATCH_ROWS_MAX: u32 = 100_000;
 const BATCH_ROWS: std::ops::RangeInclusive<u32> = 100..=10_000;
 /// A batch that takes longer hangs on a dead connection.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(60);
@@ -102,6 +105,10 @@ impl PgOnce {
     /// # Cancel safety
     /// Cancel safe: dropped, the batch is deleted whole or not at all.
     pub async fn reap_once(&self, conn: &mut PgConnection, limit: u32) -> Result<Reaped> {
+        if limit == 0 || limit > BATCH_ROWS_MAX {
+            let takes = format!("1 to {BATCH_ROWS_MAX}");
+            return Err(outside("limit", &limit.to_string(), &takes));
+        }
         let mut pass = Pass::new(limit);
         self.reap_batch(conn, &mut pass).await?;
         self.reaped(conn, &pass).await
@@ -228,17 +235,15 @@ impl Reaper {
                         true => pass.pause,
                         false => self.interval.mul_f64(0.9 + fastrand::f64() / 5.0),
                     };
-                    if reaped.deleted > 0 || reaped.backlog > 0 {
-                        tracing::info!(
-                            deleted = reaped.deleted,
-                            keys_per_second = reaped.keys_per_second(),
-                            cut_short = reaped.cut_short,
-                            backlog = reaped.backlog,
-                            oldest_overdue_seconds =
-                                reaped.oldest_overdue.unwrap_or_default().as_secs(),
-                            "reaped"
-                        );
-                    }
+                    tracing::info!(
+                        deleted = reaped.deleted,
+                        keys_per_second = reaped.keys_per_second(),
+                        cut_short = reaped.cut_short,
+                        backlog = reaped.backlog,
+                        oldest_overdue_seconds =
+                            reaped.oldest_overdue.unwrap_or_default().as_secs(),
+                        "reaped"
+                    );
                 }
                 Err(error) => {
                     failures += 1;

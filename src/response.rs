@@ -101,6 +101,16 @@ impl Response {
         self.omitted
     }
 
+    /// The response as it is stored: without headers and body when they are over the limit together, or secret. What
+    /// is not stored is not sent either.
+    pub(crate) fn omitted_over(self, bytes_max: i64) -> Self {
+        let bytes = self.headers().len() + self.body().len();
+        if !self.omitted && i64::try_from(bytes).is_ok_and(|bytes| bytes <= bytes_max) {
+            return self;
+        }
+        Self { code: self.code, omitted: true, ..Self::default() }
+    }
+
     /// Reads the body as JSON.
     ///
     /// # Errors

@@ -45,8 +45,8 @@ pub(crate) enum Ending {
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
-    /// The work failed. Everything was rolled back and nothing is remembered: the same key runs
-    /// again. The error is the closure's own; downcast it to get its type back (one that came in an
+    /// The work failed, or a deferred constraint of it refused the COMMIT. Everything was rolled back and nothing is
+    /// remembered: the same key runs again. The error is the closure's own; downcast it to get its type back (one that came in an
     /// `anyhow::Error` shows only its text and its sources, and a pool's time-out in it is not recognised
     /// as retryable).
     #[error("the work failed; nothing was kept")]
@@ -140,13 +140,13 @@ impl PgOnce {
         E: Into<Failure>,
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
     {
-        let deadline = Instant::now() + op.wait.min(Duration::from_secs(86_400));
+        op.check(self.retention)?;
+        let deadline = Instant::now() + op.wait;
         let mut attempt = 1;
         let mut looks = 0;
         loop {
             let left = || deadline.saturating_duration_since(Instant::now());
-            // A wait beyond the limit is refused by begin, so the first one goes through as given.
-            let wait = if looks == 0 && attempt == 1 { op.wait } else { left() };
+            let wait = left();
             // What has lost once has its row written before its work is run again.
             let round_trips = if attempt == 1 { self.round_trips } else { RoundTrips::Five };
             let pause = match self.run_once(pool, op, wait, round_trips, work.clone()).await {
@@ -192,7 +192,7 @@ impl PgOnce {
                     }
                 };
                 response.omitted = op.secret;
-                checkout.complete(claim, response).await?;
+                checkout.complete(claim, response).await.map_err(RunError::of_end)?;
                 Ok(Done { value, replayed: false })
             }
             Err(Ending::Keep(response)) => {
@@ -342,6 +342,11 @@ impl fmt::Debug for Failure {
 }
 
 impl RunError {
+    /// What an error at the end of the work's transaction is: its own failure, when a constraint of it refused.
+    pub(crate) fn of_end(error: Error) -> Self {
+        error.into_works_own().map_or_else(Self::Protocol, Self::Work)
+    }
+
     /// Whether the same call with the same key may succeed later. A lost claim is among them
     /// ([`ClaimLost`](ErrorKind::ClaimLost)): the next call gets the new holder's response, or is told that it is
     /// in progress. For the work's own errors: whether a database error that may pass is among their causes.

@@ -103,7 +103,7 @@ impl PgOnce {
             Err(Ending::Keep(response)) => {
                 rollback(tx).await;
                 let failed = Finished::Failed;
-                match id.finish(pool, failed, &response, claim.response_bytes_max).await {
+                match id.finish(pool, failed, response.clone(), claim.response_bytes_max).await {
                     Ok(()) => return Err(RunError::Failed { response, replayed: false }),
                     Err(error) => error.into(),
                 }
@@ -139,17 +139,17 @@ impl PgOnce {
             Some(tx) => tx.complete(claim, response).await,
             None => {
                 let bytes_max = claim.response_bytes_max;
-                claim.id().finish(pool, Finished::Completed, &response, bytes_max).await
+                claim.id().finish(pool, Finished::Completed, response, bytes_max).await
             }
         }
     }
 
     /// Begins, and waits out a claim that another process holds, without a connection.
     async fn begin_patiently(&self, pool: &PgPool, op: &Operation, lease: Lease) -> Result<Begin> {
-        let deadline = Instant::now() + op.wait.min(Duration::from_secs(86_400));
+        op.check(self.retention)?;
+        let deadline = Instant::now() + op.wait;
         let mut looks = 0_u32;
         loop {
-            // A wait beyond the limit is refused by begin, so the first one goes through as given.
             let wait = if looks == 0 { op.wait } else { Duration::ZERO };
             let begin = self.ask_leased(pool, op, lease.length, wait).await?;
             let left = deadline.saturating_duration_since(Instant::now());
@@ -184,7 +184,7 @@ async fn rollback(tx: Option<Checkout>) {
 /// An error of ours that the work handed on, or its own.
 fn told(error: BoxError) -> RunError {
     match error.downcast::<Error>() {
-        Ok(error) => RunError::Protocol(*error),
+        Ok(error) => RunError::of_end(*error),
         Err(error) => RunError::Work(error),
     }
 }

@@ -31,6 +31,7 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "internal/raise_corrupt"
     "internal/bound_waits"
     "internal/take_lock"
+    "internal/check_locks"
     "internal/list_unfinished"
     "internal/insert_row"
     "internal/overwrite_row"

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::middleware::{self, Next};
@@ -55,10 +55,12 @@ pub fn router(app: App, idempotency: &Idempotency) -> Router {
 }
 
 /// Whose request it is and what it does. A key means something only within this: the same key of
-/// another tenant, or for the other route, is another operation.
+/// another tenant, or for the other route, is another operation. The route is the one that matched: a
+/// client could write the path of a request in several ways.
 pub fn scope(request: &Parts) -> Option<Scope> {
     let Tenant(name) = request.extensions.get()?;
-    Scope::new(format!("{name}{}", request.uri.path())).ok() // "acme/payments"
+    let route = request.extensions.get::<MatchedPath>()?.as_str().trim_start_matches('/');
+    Some(Scope::of([name, route])) // acme/payments
 }
 
 /// Who sent a request, once `authenticate` has seen to it.
@@ -66,8 +68,7 @@ pub fn scope(request: &Parts) -> Option<Scope> {
 pub struct Tenant(pub String);
 
 impl Tenant {
-    /// A real service would look the token up. Here it is the tenant's name, and cannot hold a `/`,
-    /// so that no tenant's scope is another's.
+    /// A real service would look the token up. Here it is the tenant's name.
     fn of(token: &str) -> Option<Self> {
         let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let named = (1..=64).contains(&token.len()) && token.chars().all(fits);

@@ -88,6 +88,9 @@ begin
         when lock_not_available then
           answer := 'in_progress'; -- in another open transaction: there is no lease to tell
           return;
+        when out_of_memory then
+          perform :"schema"._check_locks();
+          raise;
       end;
     end if;
 

@@ -12,7 +12,7 @@
 --
 -- Rows and locks: `started` writes one row version and keeps the key's advisory lock until the transaction ends.
 -- Every other answer writes nothing and keeps no lock (p_lock_replay apart). Raises IK001 (bad argument), IK003
--- (corrupt row); 40001 or 40P01 mean: run the transaction again.
+-- (corrupt row), IK005 (too many keys begun in this transaction); 40001 or 40P01 mean: run the transaction again.
 create or replace function :"schema".begin_operation(
   p_scope        text,
   p_key          text,

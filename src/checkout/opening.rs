@@ -40,8 +40,8 @@ impl Checkout {
         mut wait: Duration,
         round_trips: RoundTrips,
     ) -> Result<Asked> {
-        // A longer wait is for the database to refuse.
-        let waits = !wait.is_zero() && wait <= WAIT_MAX;
+        op.check(once.retention)?;
+        let waits = !wait.is_zero();
         let id = once.flights.id(pool, op);
         let enter = || if waits { once.flights.enter(id) } else { None };
         let mut flight = enter();

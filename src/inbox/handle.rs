@@ -181,6 +181,7 @@ impl Inbox {
     }
 
     async fn count(&self, pool: &PgPool, op: &Operation, error: &str) -> Result<PgRow> {
+        self.check()?;
         procedure::ask(pool, || {
             sqlx::query(self.once.statements.count_attempt.clone())
                 .bind(self.consumer.as_str())

@@ -10,6 +10,7 @@ use sqlx::postgres::PgRow;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::key::{Key, Scope};
 use crate::lease::Lease;
+use crate::limits;
 use crate::once::{PgOnce, get, response};
 use crate::operation::{Operation, millis};
 use crate::record::Record;
@@ -212,6 +213,7 @@ impl Inbox {
         conn: &mut PgConnection,
         ids: &[S],
     ) -> Result<Vec<Received>> {
+        self.check()?;
         let ops: Vec<_> = ids.iter().map(|id| self.operation(id.as_ref())).collect();
         let asked: Vec<&str> = ops.iter().flatten().map(|op| op.key.as_str()).collect();
         let rows = sqlx::query(self.once.statements.receive.clone())
@@ -284,6 +286,11 @@ impl Inbox {
     fn operation(&self, id: &str) -> Result<Operation> {
         let op = Operation::new(&self.consumer, id)?;
         Ok(op.retention(self.retention).wait(self.wait).max_attempts(self.max_attempts))
+    }
+
+    /// Refuses what is outside the limits: for all messages, none of which is to blame.
+    fn check(&self) -> Result<()> {
+        limits::check(self.retention, self.wait, Some(self.max_attempts))
     }
 
     fn cap(&self) -> i32 {

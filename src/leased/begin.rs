@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::answer::Begin;
 use crate::error::Result;
+use crate::limits::check_lease;
 use crate::once::PgOnce;
 use crate::operation::{Operation, attempts, millis};
 use crate::protocol::procedure;
@@ -53,6 +54,8 @@ impl PgOnce {
         lease: Duration,
         wait: Duration,
     ) -> Result<Begin> {
+        op.check(self.retention)?;
+        check_lease(lease, op.retention.unwrap_or(self.retention))?;
         let token = Uuid::new_v4();
         let row = procedure::ask_again(pool, || {
             sqlx::query(self.statements.begin_leased.clone())
@@ -67,7 +70,8 @@ impl PgOnce {
                 .bind(op.max_attempts.map(attempts))
                 .bind(op.lock_replay)
         })
-        .await?;
+        .await
+        .map_err(|error| error.in_schema(&self.schema))?;
         self.answer(op, &row, Some(token))
     }
 }

@@ -42,7 +42,7 @@ type AuthorizeFn = Arc<dyn Fn(Parts) -> Authorized + Send + Sync>;
 ///
 /// let idempotency = Idempotency::new(PgOnce::new(), pool, |request: &Parts| {
 ///     let Tenant(name) = request.extensions.get()?; // put there by the authentication, outside
-///     Scope::new(format!("{name}/payments.create")).ok()
+///     Some(Scope::of([name, "payments.create"]))
 /// });
 /// let leased = idempotency.clone().leased(Duration::from_secs(30));
 /// # Ok(())
@@ -97,9 +97,11 @@ impl Idempotency {
     /// A layer over this pool, for the scope that `scope` finds in a request: its authenticated tenant or
     /// user, and the operation. The same key in another scope is another operation.
     ///
-    /// `None` means that the request belongs to nobody, or that the scope breaks the limits of
-    /// [`Scope`]. It is answered with 500, because authentication has to come first: put this layer
-    /// inside of it. Never take the scope from the client's word alone.
+    /// Build it with [`Scope::of`] from the tenant and the operation's name or the matched route, never from the
+    /// client's word alone, nor from the request's path: a client can write one path in several ways.
+    ///
+    /// `None` means that the request belongs to nobody. It is answered with 500, because authentication has to come
+    /// first: put this layer inside of it.
     #[must_use]
     pub fn new<F>(once: PgOnce, pool: PgPool, scope: F) -> Self
     where
@@ -239,8 +241,8 @@ impl Idempotency {
         self
     }
 
-    /// How long a duplicate of a request in progress waits for its answer; zero by default: 409 at
-    /// once. It holds no connection while it waits, and looks at least four times a second.
+    /// How long a duplicate of a request in progress waits for its answer: zero (the default, 409 at once) to one
+    /// hour. It holds no connection while it waits, and looks at least four times a second.
     #[must_use]
     pub fn wait(mut self, bound: Duration) -> Self {
         self.wait = bound;

@@ -93,7 +93,7 @@ where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    match config.once.begin_leased(&config.pool, &op, lease.length).await {
+    match config.once.ask_leased(&config.pool, &op, lease.length, Duration::ZERO).await {
         Ok(Begin::Started(claim)) => {
             TaskEnd::Ended(run(&config, inner, request, op, lease, claim).await)
         }
@@ -183,7 +183,7 @@ async fn store<R, E>(
 ) -> Ended<R, E> {
     claim.settled = true;
     let bytes_max = claim.response_bytes_max;
-    match claim.id().finish(&config.pool, finished, &stored, bytes_max).await {
+    match claim.id().finish(&config.pool, finished, stored, bytes_max).await {
         Ok(()) => Ended::Answered(response, Answer::Performed),
         Err(error) if error.kind() == ErrorKind::ClaimLost && !config.observe => {
             told_by_holder(config, op).await

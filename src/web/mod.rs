@@ -14,7 +14,7 @@
 //! fn router(pool: sqlx::PgPool) -> Router {
 //!     let idempotency = Idempotency::new(PgOnce::new(), pool, |request: &Parts| {
 //!         let Tenant(name) = request.extensions.get()?;
-//!         Scope::new(format!("{name}/payments.create")).ok()
+//!         Some(Scope::of([name, "payments.create"]))
 //!     });
 //!     Router::new().route("/payments", post(create_payment).layer(idempotency))
 //! }

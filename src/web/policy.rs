@@ -107,7 +107,7 @@ impl Idempotency {
             key,
             fingerprint: Some(self.fingerprint.of(request, body)),
             retention: self.retention,
-            wait: Duration::ZERO, // the layer waits without a connection
+            wait: self.wait, // the layer waits by itself, without a connection
             on_lapse: self.on_lapse,
             max_attempts: self.max_attempts,
             lock_replay: self.lock_replay,

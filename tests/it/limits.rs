@@ -104,41 +104,16 @@ async fn the_longest_names_work() {
 }
 
 #[tokio::test]
-async fn durations_outside_their_range_are_refused() {
+async fn an_extension_outside_its_range_is_refused() {
     let db = TestDb::new().await;
     let mut conn = db.conn().await;
     let minute = 60 * SECOND;
-    let cases = [
-        ("retention_ms", op("k").retention(Duration::ZERO), None),
-        ("retention_ms", op("k").retention(11 * YEAR), None),
-        ("retention_ms", op("k").retention(Duration::MAX), None),
-        ("lease_ms", op("k"), Some(Duration::ZERO)),
-        ("lease_ms", op("k"), Some(Duration::MAX)),
-        ("lease_ms", op("k").retention(minute), Some(minute + Duration::from_millis(1))),
-        ("wait_ms", op("k").wait(Duration::from_secs(3601)), None),
-        ("wait_ms", op("k").wait(Duration::MAX), None),
-        ("max_attempts", op("k").max_attempts(0), None),
-    ];
-    for (field, op, lease) in cases {
-        let result = match lease {
-            None => db.once.begin(&mut conn, &op).await,
-            Some(lease) => db.once.begin_leased(&db.pool, &op, lease).await,
-        };
-        let error = result.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{field}");
-        assert!(error.to_string().starts_with(&format!("{field} is ")), "{error}");
-        assert!(error.to_string().contains(" it takes "), "{error}");
-    }
     let mut claim = db.lease(&op("k").retention(minute), SECOND).await;
     for lease in [Duration::ZERO, Duration::MAX] {
         let error = claim.extend(&db.pool, lease).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
     }
     claim.release(&mut conn).await.unwrap();
-    for limit in [0, 100_001, u32::MAX] {
-        let error = db.once.reap_once(&mut conn, limit).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::InvalidInput);
-    }
 }
 
 #[tokio::test]
@@ -147,7 +122,7 @@ async fn the_ends_of_the_ranges_work() {
     db.stop_clock().await;
     let mut conn = db.conn().await;
     let ends = [
-        (op("shortest").retention(Duration::from_nanos(1)), Duration::from_nanos(1)),
+        (op("shortest").retention(Duration::from_millis(1)), Duration::from_millis(1)),
         (op("longest").retention(10 * YEAR), 10 * YEAR),
     ];
     for (op, lease) in ends {

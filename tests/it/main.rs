@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
 mod abandoned;
+mod bad_arguments;
 #[cfg(all(feature = "bench", unix))]
 mod bench_cli;
 mod cancel;
@@ -9,6 +10,7 @@ mod checkout;
 mod claim;
 #[cfg(feature = "cli")]
 mod cli;
+mod commit_errors;
 mod consumers;
 mod crash;
 mod decision;
@@ -18,6 +20,7 @@ mod inbox;
 #[cfg(feature = "cli")]
 mod inbox_cli;
 mod isolation;
+mod large_responses;
 mod leased;
 mod leased_crash;
 mod leased_cuts;
@@ -25,14 +28,18 @@ mod leased_failures;
 mod leased_restarts;
 mod limits;
 mod migrate;
+mod missing_objects;
 mod model;
+mod out_of_resources;
 mod poison;
+mod pooler_errors;
 mod program;
 mod progress;
 mod proxy;
 mod races;
 mod readme;
 mod reaper;
+mod reaper_log;
 mod recovery;
 #[cfg(feature = "cli")]
 mod resolve;
@@ -41,6 +48,7 @@ mod run;
 mod run_lost;
 mod run_together;
 mod run_waiting;
+mod scope;
 mod search_path;
 mod secrets;
 mod sql;

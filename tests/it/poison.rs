@@ -217,7 +217,7 @@ async fn work_that_fails_at_its_commit_is_counted() {
     db.execute("insert into {}.effect (key) values ('m')").await;
     let inbox = inbox(&db, 2);
     assert!(matches!(works(&db, &inbox).await, Verdict::Retry(_)));
-    let dead = Verdict::DeadLetter("the database refused (SQLSTATE 23505)".to_owned());
+    let dead = Verdict::DeadLetter("a database error (SQLSTATE 23505)".to_owned());
     assert_eq!(works(&db, &inbox).await, dead);
 }
 

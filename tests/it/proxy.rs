@@ -6,6 +6,7 @@
 
 use std::io::Result;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
@@ -29,6 +30,8 @@ pub struct Proxy {
     options: PgConnectOptions,
     /// The text of every request so far; `execute` for what is prepared, and nothing for a ping.
     requests: Arc<Mutex<Vec<String>>>,
+    /// How much clients have sent so far.
+    bytes_sent: Arc<AtomicU64>,
     listening: AbortHandle,
     _socket_dir: tempfile::TempDir,
 }
@@ -50,19 +53,26 @@ impl Proxy {
         let listener = UnixListener::bind(socket(socket_dir.path())).unwrap();
         let server = socket(db.options.get_socket().expect("the server listens on a socket"));
         let requests = Arc::<Mutex<Vec<String>>>::default();
-        let seen = Arc::clone(&requests);
+        let bytes_sent = Arc::<AtomicU64>::default();
+        let (seen, counted) = (Arc::clone(&requests), Arc::clone(&bytes_sent));
         let listening = tokio::spawn(async move {
             let mut connections = JoinSet::new(); // aborted together with this task
             let mut cut = first;
             while let Ok((client, _)) = listener.accept().await {
                 let server = UnixStream::connect(&server).await.unwrap();
-                connections.spawn(relay(client, server, cut, Arc::clone(&seen)));
+                connections.spawn(relay(
+                    client,
+                    server,
+                    cut,
+                    Arc::clone(&seen),
+                    Arc::clone(&counted),
+                ));
                 cut = later;
             }
         });
         let options = db.options.clone().socket(socket_dir.path()).ssl_mode(PgSslMode::Disable);
         let listening = listening.abort_handle();
-        Self { options, requests, listening, _socket_dir: socket_dir }
+        Self { options, requests, bytes_sent, listening, _socket_dir: socket_dir }
     }
 
     /// How to connect through the proxy.
@@ -73,6 +83,11 @@ impl Proxy {
     /// What clients have asked so far.
     pub fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
+    }
+
+    /// How many bytes clients have sent so far.
+    pub fn bytes_sent(&self) -> u64 {
+        self.bytes_sent.load(Ordering::Relaxed)
     }
 
     /// Whether a client has sent COMMIT, even if it was cut there.
@@ -93,6 +108,7 @@ async fn relay(
     server: UnixStream,
     cut: Option<Cut>,
     seen: Arc<Mutex<Vec<String>>>,
+    counted: Arc<AtomicU64>,
 ) {
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
@@ -103,7 +119,7 @@ async fn relay(
     };
     // An error here is one side hanging up, which ends the relay like a cut.
     tokio::select! {
-        _ = requests(from_client, to_server, before, &seen) => {}
+        _ = requests(from_client, to_server, before, &seen, &counted) => {}
         _ = answers(from_server, to_client, after) => {}
     }
 }
@@ -114,6 +130,7 @@ async fn requests(
     mut server: impl AsyncWrite + Unpin,
     cut: usize,
     seen: &Mutex<Vec<String>>,
+    counted: &AtomicU64,
 ) -> Result<()> {
     let startup_length = client.read_u32().await?;
     let mut startup = vec![0; startup_length as usize - 4];
@@ -124,6 +141,7 @@ async fn requests(
     let mut executes = false;
     loop {
         let (kind, message) = message(&mut client).await?;
+        counted.fetch_add(message.len() as u64, Ordering::Relaxed);
         executes |= kind == b'E';
         if matches!(kind, b'Q' | b'S') {
             count += 1;

@@ -184,9 +184,9 @@ async fn a_commit_that_the_server_refuses_is_not_unknown() {
         })
         .await
         .unwrap_err();
-    let RunError::Protocol(error) = error else { panic!("{error:?}") };
-    assert_eq!(error.kind(), ErrorKind::Database);
-    assert_eq!(error.sqlstate().as_deref(), Some("23505"));
+    let RunError::Work(error) = error else { panic!("{error:?}") };
+    let error = error.downcast_ref::<sqlx::Error>().unwrap().as_database_error().unwrap();
+    assert_eq!(error.code().unwrap(), "23505");
     assert_eq!(db.effects().await, 0);
     // The same key is free, and the pool's connection is fine.
     db.once.run(&db.pool, &op("k"), async |tx| effect(tx, &db.schema, "once").await).await.unwrap();

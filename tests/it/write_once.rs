@@ -93,8 +93,8 @@ async fn bad_arguments_are_refused_before_the_work() {
     for round_trips in [RoundTrips::Two, RoundTrips::Three, RoundTrips::Five] {
         let once = db.once.clone().round_trips(round_trips);
         for (op, field) in [
-            (op("k").retention(Duration::ZERO), "retention_ms"),
-            (op("k").wait(Duration::from_secs(3601)), "wait_ms"),
+            (op("k").retention(Duration::ZERO), "retention"),
+            (op("k").wait(Duration::from_secs(3601)), "wait"),
             (op("k").max_attempts(0), "max_attempts"),
         ] {
             let refused = once.run(&db.pool, &op, async |_| Ok::<_, Failure>(7)).await.unwrap_err();

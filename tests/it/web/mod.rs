@@ -9,7 +9,7 @@ mod hangups;
 mod hyper;
 mod keys;
 mod kill;
-mod kit;
+pub mod kit;
 mod layers;
 mod leases;
 mod loose_ends;

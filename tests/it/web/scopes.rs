@@ -1,12 +1,13 @@
 //! Whose key it is, and what stands before the layer.
 
+use axum::extract::MatchedPath;
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, StatusCode};
 use pgonce::Scope;
-use pgonce::web::{Answer, Idempotency};
+use pgonce::web::{Answer, Idempotency, OnceTx};
 
 use super::kit::{MODES, app, keys, numbered};
 use super::{post, send};
@@ -97,4 +98,25 @@ async fn nested_routes_are_kept_apart_by_their_scopes() {
         assert_eq!(*request.method(), Method::POST);
         assert_eq!(send(&router, request).await.body, operation);
     }
+}
+
+#[tokio::test]
+async fn no_path_of_a_client_is_an_error_or_an_operation_of_its_own() {
+    let db = TestDb::new().await;
+    let idempotency = Idempotency::new(db.once.clone(), db.pool.clone(), |request: &Parts| {
+        let route = request.extensions.get::<MatchedPath>()?.as_str();
+        Some(Scope::of(["acme", route]))
+    });
+    let handler = async |_: OnceTx| StatusCode::CREATED;
+    let router = axum::Router::new()
+        .route("/orders/{id}/pay", axum::routing::post(handler).layer(idempotency));
+    let pay = async |id: &str, key: &str| {
+        let mut request = post(key, "100");
+        *request.uri_mut() = format!("/orders/{id}/pay").parse().unwrap();
+        send(&router, request).await.answer.unwrap()
+    };
+    assert_eq!(pay(&"7".repeat(500), "long").await, Answer::Performed);
+    assert_eq!(pay("a%20b", "k").await, Answer::Performed);
+    assert_eq!(pay("%61%20b", "k").await, Answer::Mismatch);
+    assert_eq!(keys(&db).await, 2);
 }
