@@ -223,8 +223,8 @@ impl Idempotency {
         self
     }
 
-    /// The methods that are covered; POST and PATCH by default. Others, and requests to upgrade the
-    /// connection, pass untouched; so do GET, HEAD, OPTIONS, TRACE and CONNECT in any case.
+    /// The methods that are covered; POST and PATCH by default. Others pass untouched; so do GET, HEAD,
+    /// OPTIONS, TRACE and CONNECT in any case, and with them every upgrade of a connection.
     #[must_use]
     pub fn methods(mut self, methods: impl IntoIterator<Item = Method>) -> Self {
         let passing = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::CONNECT];

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, Request, StatusCode};
+use http::{HeaderName, Request, StatusCode};
 use serde_json::{Value, json};
 use tower_layer::Layer;
 
@@ -38,9 +37,9 @@ impl<S> Layer<S> for Idempotency {
 }
 
 impl Idempotency {
-    /// Whether the layer has anything to do with this request.
+    /// Whether the layer has anything to do with this request. An upgrade is a GET or CONNECT, which it never covers.
     pub(crate) fn covers<B>(&self, request: &Request<B>) -> bool {
-        self.methods.contains(request.method()) && !upgrades(request.headers())
+        self.methods.contains(request.method())
     }
 
     pub(crate) fn is_transactional(&self) -> bool {
@@ -162,20 +161,4 @@ impl Idempotency {
             "docs": &*self.docs,
         })
     }
-}
-
-/// Whether the connection is asked to become something else (RFC 9110, section 7.8). An offer to go on in
-/// HTTP/2 does not count: some clients make it with any request, and the request stays what it is.
-fn upgrades(headers: &HeaderMap) -> bool {
-    let names = |name: HeaderName| {
-        let values = headers.get_all(name).into_iter();
-        values
-            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-            .map(<[u8]>::trim_ascii)
-    };
-    let same = |name: &[u8], other: &[u8]| name.eq_ignore_ascii_case(other);
-    names(CONNECTION).any(|option| same(option, b"upgrade"))
-        && names(UPGRADE).any(|protocol| {
-            !protocol.is_empty() && !same(protocol, b"h2c") && !same(protocol, b"HTTP/2.0")
-        })
 }
