@@ -12,8 +12,13 @@ use super::answer::{Answer, Refusal};
 use super::layer::Idempotency;
 use super::service::IdempotencyService;
 use super::settle::Settle;
+use crate::answer::InProgress;
 use crate::key::{Key, Scope};
 use crate::operation::{OnLapse, Operation};
+
+/// The shortest and the longest pause that a duplicate of a request in progress is told.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -59,6 +64,15 @@ impl Idempotency {
     /// may have been made.
     pub(crate) fn holds_unknown(&self) -> bool {
         !self.is_transactional() && self.on_lapse == OnLapse::Hold
+    }
+
+    /// When to ask again for the response of a request in progress. Soon at first; then after about as long as its
+    /// claim is known to live, since its begin or its last renewal; never after its lease.
+    pub(crate) fn pause_for(&self, wait: &InProgress) -> Duration {
+        let (Mode::Leased(length), Some(rest)) = (self.mode, wait.lease_remaining()) else {
+            return PAUSE_MIN;
+        };
+        length.saturating_sub(rest).clamp(PAUSE_MIN, PAUSE_MAX).min(wait.retry_after())
     }
 
     pub(crate) fn response_limit(&self) -> u64 {

@@ -319,7 +319,7 @@ async fn tell<R, E>(config: &Idempotency, begin: Begin, asked_by: Option<Parts>)
         Begin::Replay(replay) => return replay_to(config, replay.into_response(), asked_by).await,
         Begin::InProgress(wait) => {
             let detail = "Wait, and send the same request with the same key again.";
-            Refusal::new(answer, detail).retry_after(wait.retry_after())
+            Refusal::new(answer, detail).retry_after(config.pause_for(&wait))
         }
         Begin::Mismatch(_) => Refusal::new(
             answer,
