@@ -91,8 +91,8 @@ pub(crate) struct Handle(Arc<Shared>);
 struct Shared {
     pool: PgPool,
     leased: bool,
-    /// `None`: the request has no key.
-    operation: Option<Operation>,
+    /// A random one without a key.
+    operation: Operation,
     attempt: u32,
     /// Whether the handler has begun to act: it has used the transaction or the claim.
     used: AtomicBool,
@@ -125,7 +125,7 @@ impl Handle {
     pub(crate) fn lend(
         pool: &PgPool,
         leased: bool,
-        operation: Option<Operation>,
+        operation: Operation,
         attempt: u32,
         checkout: Option<Checkout>,
     ) -> Lent {
@@ -219,14 +219,12 @@ impl OnceClaim {
 
     /// A key for a remote that takes idempotency keys itself: the same one in every attempt at this
     /// operation, another one for every other `name` and operation. See [`Operation::derived_key`].
-    /// A request without a key gets a random one.
+    /// It is the same one where the layer ignores keys, observes only or fails open. A request without a key, or
+    /// whose key is malformed or without a scope on a route that lets it pass, gets a random one.
     #[must_use]
     pub fn derived_key(&self, name: &str) -> Key {
         self.0.use_it();
-        match &self.0.0.operation {
-            Some(operation) => operation.derived_key(name),
-            None => Key::generate(),
-        }
+        self.0.0.operation.derived_key(name)
     }
 
     /// How many claims the key has had, this one included; 0 without a key.

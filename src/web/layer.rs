@@ -176,7 +176,8 @@ impl Idempotency {
         self
     }
 
-    /// Keys are ignored; a response to a request with one says `Idempotency-Status: ignored`.
+    /// Keys are ignored; a response to a request with one says `Idempotency-Status: ignored`. Keys for remotes
+    /// are still derived from it.
     #[must_use]
     pub fn off(mut self) -> Self {
         self.presence = Presence::Off;

@@ -17,9 +17,10 @@ use super::body::Buffered;
 use super::handle::Handle;
 use super::layer::Idempotency;
 use super::perform::{Answered, perform};
-use super::service::{Ended, NotBegun, not_begun, unkeyed};
+use super::service::Ended;
 use super::settle::Settle;
 use super::transactional::undo;
+use super::unkeyed::{NotBegun, not_begun, unkeyed};
 use super::waiting::Waiting;
 use crate::answer::{Begin, Finished, InProgress};
 use crate::before::before;
@@ -78,7 +79,7 @@ where
         return match not_begun(config, begun) {
             NotBegun::Told(begin) => Ended::Told(begin),
             NotBegun::Refused(refusal) => Ended::Refused(refusal),
-            NotBegun::Run(run) => unkeyed(config, inner, request, run).await,
+            NotBegun::Run(run) => unkeyed(config, inner, request, Some(op), run).await,
         };
     }
 }
@@ -119,7 +120,7 @@ where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    let handle = Handle::lend(&config.pool, true, Some(op.clone()), claim.attempt(), None);
+    let handle = Handle::lend(&config.pool, true, op.clone(), claim.attempt(), None);
     // Beats until the claim is settled: storing a response may have to wait for a connection.
     let mut heartbeat = Heartbeat::start(&config.once.beside, &config.pool, &claim, lease);
     let performed = {

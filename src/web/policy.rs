@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderName, Request, StatusCode};
 use serde_json::{Value, json};
@@ -79,15 +78,15 @@ impl Idempotency {
         u64::from(self.once.response_bytes_max)
     }
 
-    /// The operation a request names, or why it may not run.
-    pub(crate) fn name(&self, request: &Parts) -> Result<Option<(Scope, Key)>, Refusal> {
+    /// The operation a request names, or why it may not run. Where keys are ignored too: what remotes are handed
+    /// is made from it.
+    pub(crate) fn name(&self, request: &Parts) -> Result<Option<Operation>, Refusal> {
+        let key = self.key_rules.key_in(&request.headers);
         if self.presence == Presence::Off {
-            return Ok(None);
+            let named = key.ok().flatten().zip((self.scope)(request));
+            return Ok(named.map(|(key, scope)| self.operation(scope, key)));
         }
-        let key = self
-            .key_rules
-            .key_in(&request.headers)
-            .map_err(|detail| Refusal::new(Answer::KeyMalformed, format!("{detail}.")))?;
+        let key = key.map_err(|detail| Refusal::new(Answer::KeyMalformed, format!("{detail}.")))?;
         let Some(key) = key else {
             if self.presence == Presence::Optional {
                 return Ok(None);
@@ -104,21 +103,15 @@ impl Idempotency {
                 "The service could not tell whose request this is; its operators must look.";
             return Err(Refusal::new(Answer::NoScope, detail));
         };
-        Ok(Some((scope, key)))
+        Ok(Some(self.operation(scope, key)))
     }
 
-    /// The operation of a request that has been read in full.
-    pub(crate) fn operation(
-        &self,
-        scope: Scope,
-        key: Key,
-        request: &Parts,
-        body: &Bytes,
-    ) -> Operation {
+    /// Without a fingerprint: the request has not been read.
+    fn operation(&self, scope: Scope, key: Key) -> Operation {
         Operation {
             scope,
             key,
-            fingerprint: Some(self.fingerprint.of(request, body)),
+            fingerprint: None,
             retention: self.retention,
             wait: Duration::ZERO, // the layer waits without a connection
             on_lapse: self.on_lapse,

@@ -14,16 +14,12 @@ use tracing::{Instrument, Span};
 
 use super::answer::{Answer, Refusal, takes_json};
 use super::body::{BoxError, Buffered, Read, read};
-use super::handle::Handle;
 use super::layer::Idempotency;
-use super::perform::{Answered, Panic, perform};
+use super::perform::Panic;
 use super::policy::{Mode, Presence};
-use super::settle::Settle;
-use super::transactional::undo;
+use super::unkeyed::{Unkeyed, unkeyed};
 use super::{leased, replay, transactional};
 use crate::answer::Begin;
-use crate::checkout::Checkout;
-use crate::error::{ErrorKind, Result};
 use crate::key::log_hash;
 use crate::response::Response as Stored;
 
@@ -154,27 +150,31 @@ where
     R::Data: Send,
 {
     let (parts, body) = request.into_parts();
-    let named = match config.name(&parts) {
-        Ok(named) => named,
+    let mut op = match config.name(&parts) {
+        Ok(op) => op,
         Err(refusal) if config.observe => {
             config.counters.observe(refusal.answer);
             None
         }
         Err(refusal) => return Ended::Refused(refusal),
     };
-    if named.is_none() && !config.is_transactional() {
+    let mut begins = op.is_some() && config.presence != Presence::Off;
+    if !begins && !config.is_transactional() {
         let request = Request::from_parts(parts, Buffered::untouched(body));
-        return unkeyed(config, inner, request, Unkeyed::USUAL).await;
+        return unkeyed(config, inner, request, op, Unkeyed::USUAL).await;
     }
     // Read before any connection is taken, and before the key is begun: half a request is none.
-    let (op, body) = match read(body, config.request_bytes_max).await {
+    let body = match read(body, config.request_bytes_max).await {
         Read::Whole(bytes, trailers) => {
-            let op = named.map(|(scope, key)| config.operation(scope, key, &parts, &bytes));
-            (op, Buffered::whole(bytes, trailers))
+            if begins && let Some(op) = &mut op {
+                op.fingerprint = Some(config.fingerprint.of(&parts, &bytes));
+            }
+            Buffered::whole(bytes, trailers)
         }
         Read::TooLarge(body) if config.observe => {
             config.counters.observe(Answer::RequestTooLarge);
-            (None, body)
+            begins = false;
+            body
         }
         // Without a key too: a connection must not wait for a client that sends slowly.
         Read::TooLarge(_) => return Ended::Refused(config.too_large()),
@@ -196,11 +196,13 @@ where
     let asked_by = config.authorize_replay.as_ref().map(|_| parts.clone());
     let request = Request::from_parts(parts, body);
     let ended = match (op, &config.mode) {
-        (None, _) => unkeyed(config, inner, request, Unkeyed::USUAL).await,
-        (Some(op), Mode::Transactional) => transactional::respond(config, inner, request, op).await,
-        (Some(op), Mode::Leased(lease)) => {
+        (Some(op), Mode::Transactional) if begins => {
+            transactional::respond(config, inner, request, op).await
+        }
+        (Some(op), Mode::Leased(lease)) if begins => {
             leased::respond(config, inner, request, op, config.lease(*lease)).await
         }
+        (op, _) => unkeyed(config, inner, request, op, Unkeyed::USUAL).await,
     };
     match ended {
         Ended::Told(begin) => tell(config, begin, asked_by).await,
@@ -208,100 +210,7 @@ where
     }
 }
 
-/// Runs the handler without a key. What it writes through the layer is one transaction all the same.
-pub(crate) async fn unkeyed<S, B, R>(
-    config: &Idempotency,
-    mut inner: S,
-    request: Request<Buffered<B>>,
-    run: Unkeyed,
-) -> Ended<R, S::Error>
-where
-    S: Service<Request<Buffered<B>>, Response = Response<R>>,
-    R: Body,
-{
-    let mut checkout = None;
-    if config.is_transactional() && run.connected {
-        checkout = match Checkout::begin(&config.pool).await {
-            Ok(checkout) => Some(checkout),
-            // It may do without: OnceTx says so if it does not.
-            Err(_) if config.observe || config.fail_open => None,
-            Err(error) => return Ended::Refused(Refusal::unasked(&error)),
-        };
-    }
-    let handle = Handle::lend(&config.pool, !config.is_transactional(), None, 0, checkout);
-    let (performed, left) = perform(config, &mut inner, request, &handle, false).await;
-    let Answered { response, settle, .. } = match performed.answered(left.kept) {
-        Ok(answered) => answered,
-        Err(ended) => {
-            undo(left.checkout).await;
-            return ended;
-        }
-    };
-    match (settle, left.checkout) {
-        (_, None) => {}
-        (Settle::Complete, Some(checkout)) => {
-            if let Err(error) = checkout.commit_probed().await {
-                return Ended::Refused(Refusal::uncommitted(&error).without_key());
-            }
-        }
-        (_, checkout) => undo(checkout).await,
-    }
-    Ended::Answered(response, run.called)
-}
-
-/// What to do with a request whose key was not begun.
-pub(crate) enum NotBegun {
-    Told(Begin),
-    Refused(Refusal),
-    /// Run it all the same.
-    Run(Unkeyed),
-}
-
-/// A run without a key.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Unkeyed {
-    pub(crate) called: Answer,
-    /// Whether a connection may be had; another wait for none would only hold the request up.
-    pub(crate) connected: bool,
-}
-
-impl Unkeyed {
-    pub(crate) const USUAL: Self = Self { called: Answer::Unkeyed, connected: true };
-}
-
-/// A begin that did not start the operation.
-pub(crate) fn not_begun(config: &Idempotency, begun: Result<Begin>) -> NotBegun {
-    let error = match begun {
-        Ok(begin) if config.observe => {
-            config.counters.observe(answer_to(&begin));
-            return NotBegun::Run(Unkeyed::USUAL);
-        }
-        Ok(begin) => return NotBegun::Told(begin),
-        Err(error) => error,
-    };
-    tracing::error!(%error, sqlstate = error.sqlstate(), "an idempotency key could not be begun");
-    let refusal = Refusal::unasked(&error);
-    let connected = error.kind() != ErrorKind::Connection;
-    if config.observe {
-        config.counters.observe(refusal.answer);
-        return NotBegun::Run(Unkeyed { called: Answer::Unkeyed, connected });
-    }
-    // After anything else the database has been asked and may have answered: it may be done or at work.
-    let unasked = matches!(
-        error.kind(),
-        ErrorKind::Connection
-            | ErrorKind::ReadOnly
-            | ErrorKind::SchemaOutdated
-            | ErrorKind::Database
-    );
-    if config.fail_open && unasked {
-        tracing::warn!("a request runs without idempotency protection");
-        return NotBegun::Run(Unkeyed { called: Answer::Unprotected, connected });
-    }
-    NotBegun::Refused(refusal)
-}
-
-fn answer_to(begin: &Begin) -> Answer {
+pub(crate) fn answer_to(begin: &Begin) -> Answer {
     match begin {
         Begin::Started(_) => Answer::Performed,
         Begin::Replay(replay) if replay.response().is_omitted() => Answer::Omitted,

@@ -11,8 +11,9 @@ use super::body::Buffered;
 use super::handle::Handle;
 use super::layer::Idempotency;
 use super::perform::{Answered, perform};
-use super::service::{Ended, NotBegun, not_begun, unkeyed};
+use super::service::Ended;
 use super::settle::Settle;
+use super::unkeyed::{NotBegun, not_begun, unkeyed};
 use super::waiting::Waiting;
 use crate::checkout::{Asked, Checkout};
 use crate::claim::Claim;
@@ -48,7 +49,7 @@ where
         return match not_begun(config, begun) {
             NotBegun::Told(begin) => Ended::Told(begin),
             NotBegun::Refused(refusal) => Ended::Refused(refusal),
-            NotBegun::Run(run) => unkeyed(config, inner, request, run).await,
+            NotBegun::Run(run) => unkeyed(config, inner, request, Some(op), run).await,
         };
     }
 }
@@ -66,7 +67,7 @@ where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    let handle = Handle::lend(&config.pool, false, Some(op), claim.attempt(), Some(checkout));
+    let handle = Handle::lend(&config.pool, false, op, claim.attempt(), Some(checkout));
     let (performed, left) = perform(config, &mut inner, request, &handle, true).await;
     let answered = performed.answered(left.kept);
     let (Answered { response, settle, stored }, checkout) = match (answered, left.checkout) {

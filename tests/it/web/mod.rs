@@ -3,6 +3,7 @@
 mod bodies;
 mod commits;
 mod concurrency;
+mod derived;
 mod example;
 mod fingerprints;
 mod hangups;
