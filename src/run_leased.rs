@@ -119,7 +119,7 @@ impl PgOnce {
             }
         };
         drop(heartbeat); // a late beat would bring the lapsed claim back to life
-        give_up(pool, op, &id, &error).await;
+        give_up(pool, op, &id, &redacted(error.as_ref())).await;
         Err(told(error))
     }
 
@@ -194,10 +194,9 @@ impl PgOnce {
     }
 }
 
-/// Lets the claim of failed work lapse at once, or leaves it to an operator. Best effort: it lapses with
-/// its lease otherwise.
-async fn give_up(pool: &PgPool, op: &Operation, id: &ClaimId, error: &BoxError) {
-    let told = &redacted(error.as_ref());
+/// Lets the claim of failed work lapse at once, or leaves it to an operator, and notes how it ended. Best effort:
+/// it lapses with its lease otherwise.
+pub(crate) async fn give_up(pool: &PgPool, op: &Operation, id: &ClaimId, told: &str) {
     // Not released: a remote may have been called, so it stays the operation of this request.
     let lapse = op.on_lapse == OnLapse::Retry;
     let given_up =

@@ -21,7 +21,8 @@ use crate::error::{Error, ErrorKind};
 pub enum Answer {
     /// The handler ran under the key and its response was kept.
     Performed,
-    /// The handler ran under the key, nothing was kept, and the key is free.
+    /// The handler ran under the key, nothing was kept, and the same request may begin again at once. So may another
+    /// one with this key, unless a remote may have been called.
     Released,
     /// The handler ran under the key and does not know whether its work took effect
     /// ([`Settle::Lapse`](super::Settle::Lapse)); the claim is left to lapse.

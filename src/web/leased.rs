@@ -10,7 +10,6 @@ use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
 use tracing::Instrument;
-use uuid::Uuid;
 
 use super::answer::{Answer, Refusal};
 use super::body::Buffered;
@@ -24,13 +23,14 @@ use super::unkeyed::{NotBegun, not_begun, unkeyed};
 use super::waiting::Waiting;
 use crate::answer::{Begin, Finished, InProgress};
 use crate::before::before;
-use crate::claim::Claim;
+use crate::claim::{Claim, ClaimId};
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::heartbeat::Heartbeat;
 use crate::lease::Lease;
 use crate::once::Looked;
-use crate::operation::Operation;
+use crate::operation::{OnLapse, Operation, millis};
 use crate::response::Response as Stored;
+use crate::run_leased::{give_up, redacted};
 
 /// How a task ended: with the request, or before the handler had it.
 #[allow(clippy::large_enum_variant, reason = "moved once")]
@@ -132,32 +132,40 @@ where
         });
         before(&mut lost, perform(config, &mut inner, request, &handle, true)).await
     };
-    let token = claim.token();
     let Some((performed, left)) = performed else {
         // Another request holds the key now, so this handler was stopped.
         claim.settled = true;
         undo(handle.finish().checkout).await;
         return told_by_holder(config, &op).await;
     };
+    let given_up = GivenUp { config, op: &op, lease, acted: left.used };
+    let ended_as = performed.ended_as();
     let Answered { response, settle, stored } = match performed.answered(left.kept) {
         Ok(answered) => answered,
         Err(ended) => {
             undo(left.checkout).await;
-            give_back(config, claim, config.holds_unknown()).await;
+            drop(heartbeat);
+            given_up.end(claim, config.holds_unknown(), &ended_as).await;
             return ended;
         }
     };
+    let id = claim.id();
     let finished = match (settle, left.checkout) {
         (Settle::Complete, Some(checkout)) if !config.observe => {
             match checkout.complete(claim, stored).await {
                 Ok(()) => return Ended::Answered(response, Answer::Performed),
-                Err(error) => return uncommitted(config, &op, token, &error).await,
+                Err(error) => {
+                    drop(heartbeat);
+                    return uncommitted(config, &op, &id, &error).await;
+                }
             }
         }
         (Settle::Complete, Some(checkout)) => {
             // Observed only: whatever becomes of the claim, the handler's writes stand.
             if let Err(error) = checkout.commit_probed().await {
-                return uncommitted(config, &op, token, &error).await;
+                drop(heartbeat);
+                claim.settled = true;
+                return uncommitted(config, &op, &id, &error).await;
             }
             Finished::Completed
         }
@@ -168,9 +176,8 @@ where
         }
         (settle @ (Settle::Release | Settle::Lapse), checkout) => {
             undo(checkout).await;
-            let unknown = settle == Settle::Lapse;
-            give_back(config, claim, unknown).await;
-            let answer = if unknown { Answer::Unknown } else { Answer::Released };
+            drop(heartbeat); // a late beat would bring the lapsed claim back to life
+            let answer = given_up.end(claim, settle == Settle::Lapse, &ended_as).await;
             return Ended::Answered(response, answer);
         }
     };
@@ -206,7 +213,7 @@ async fn store<R, E>(
 async fn uncommitted<R, E>(
     config: &Idempotency,
     op: &Operation,
-    token: Uuid,
+    id: &ClaimId,
     error: &Error,
 ) -> Ended<R, E> {
     if error.kind() == ErrorKind::ClaimLost {
@@ -214,27 +221,63 @@ async fn uncommitted<R, E>(
     }
     tracing::warn!(%error, sqlstate = error.sqlstate(), "a handler's work was not committed");
     // So that the retry need not wait for the lease. Refused if the commit got through after all.
-    if !config.holds_unknown()
-        && let Ok(mut conn) = config.pool.acquire().await
-    {
-        let _ = config.once.release(&mut conn, op.scope(), op.key(), token).await;
-    }
+    give_up(&config.pool, op, id, &redacted(error)).await;
     Ended::Refused(Refusal::uncommitted(error))
 }
 
-/// Gives the claim back so that a retry may run at once; or leaves it to lapse, when it is unknown
-/// whether the outside work took effect.
-async fn give_back(config: &Idempotency, mut claim: Claim, unknown: bool) {
-    if unknown {
-        claim.settled = true;
-        return;
+/// How a claim ends whose handler came to nothing.
+struct GivenUp<'a> {
+    config: &'a Idempotency,
+    op: &'a Operation,
+    lease: Lease,
+    /// Whether the handler has asked for a derived key, or opened its last transaction.
+    acted: bool,
+}
+
+impl GivenUp<'_> {
+    /// Gives the claim back, when nothing can have happened outside. Otherwise its key stays with its request,
+    /// which may begin again at once; or, where it is `unknown` what has happened, when the lease has run out. Where
+    /// an operator decides, the claim is left to lapse.
+    async fn end(&self, mut claim: Claim, unknown: bool, told: &str) -> Answer {
+        let Self { config, op, .. } = self;
+        let hold = op.on_lapse == OnLapse::Hold;
+        if unknown && !hold {
+            claim.settled = true;
+            return Answer::Unknown;
+        }
+        if unknown || self.acted || self.continues(&claim).await {
+            claim.settled = true;
+            give_up(&config.pool, op, &claim.id(), told).await;
+            return if hold { Answer::Unknown } else { Answer::Released };
+        }
+        let released = async {
+            let mut conn = config.pool.acquire().await.map_err(database)?;
+            claim.release(&mut conn).await
+        };
+        if let Err(error) = released.await {
+            tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given back; it lapses");
+        }
+        Answer::Released
     }
-    let released = async {
-        let mut conn = config.pool.acquire().await.map_err(database)?;
-        claim.release(&mut conn).await
-    };
-    if let Err(error) = released.await {
-        tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given back; it lapses");
+
+    /// Whether an earlier attempt may have acted: the claim was taken over when it had lapsed. A key that was given
+    /// back is begun anew, so it is as old as its claim; but for a claim that was renewed this cannot be told.
+    async fn continues(&self, claim: &Claim) -> bool {
+        if claim.attempt() == 1 {
+            return false;
+        }
+        let Self { config, op, lease, .. } = self;
+        let found = async {
+            let mut conn = config.pool.acquire().await.map_err(database)?;
+            config.once.inspect(&mut conn, op.scope(), op.key()).await
+        };
+        match found.await {
+            Ok(Some((record, _))) => {
+                let length = Duration::from_millis(millis(lease.length).unsigned_abs());
+                record.lease_expires_at - record.created_at > length
+            }
+            _ => true,
+        }
     }
 }
 

@@ -34,6 +34,18 @@ pub(crate) enum Performed<R, E> {
 }
 
 impl<R, E> Performed<R, E> {
+    /// How it ended, for operators. It quotes nothing of the handler's.
+    pub(crate) fn ended_as(&self) -> String {
+        match self {
+            Self::Answered(answered) => {
+                format!("the handler answered {}", answered.response.status().as_u16())
+            }
+            Self::Failed(_) => "the service failed".to_owned(),
+            Self::Panicked(_) => "the handler panicked".to_owned(),
+            Self::Unreadable => "the handler's response broke off".to_owned(),
+        }
+    }
+
     /// The handler's answer, or how the request ends without one. `kept`: somebody still holds its
     /// transaction, so nothing can be committed.
     #[allow(clippy::result_large_err, reason = "moved once, into the answer")]

@@ -23,7 +23,9 @@ pub enum Settle {
     /// handler's own, but not for 401, 403, 405, 408, 413, 415 and 429.
     Fail,
     /// Undo the writes and store nothing: the key is free, and a retry runs the handler again. The
-    /// rule for 5xx, for what an extractor rejects, and for the statuses above.
+    /// rule for 5xx, for what an extractor rejects, and for the statuses above. On a leased route whose handler has
+    /// asked for a derived key or opened its transaction, now or in an earlier attempt, the key is not free: it stays
+    /// with its request, which may begin again at once; with `OnLapse::Hold` it waits for an operator.
     Release,
     /// The handler does not know whether its outside work took effect. On a leased route the claim is
     /// left to lapse, and then taken over or held, as [`on_lapse`](super::Idempotency::on_lapse)

@@ -1,6 +1,7 @@
 //! The HTTP layer. Most tests call the router in process; `sockets` and what follows go over TCP.
 
 mod bodies;
+mod bound;
 mod commits;
 mod concurrency;
 mod derived;
