@@ -58,6 +58,9 @@ pub enum Answer {
     StoreRefused,
     /// The handler ran, but its work could not be committed; nothing was kept.
     NotCommitted,
+    /// The same, and committing it again would be refused again: for example because the handler has
+    /// overlooked an error of the database, or a deferred constraint stands against it.
+    CommitRefused,
     /// The connection broke during COMMIT; the same key finds out.
     CommitUnknown,
     /// The handler did not give its transaction back, or lost it; its code must be looked at.
@@ -80,7 +83,12 @@ pub(crate) struct Refusal {
     pub(crate) retry_after: Option<Duration>,
     /// Whether the same request with the same key may succeed later.
     pub(crate) retryable: bool,
+    /// Whether there is a key to send again.
+    keyed: bool,
 }
+
+/// The pause when nothing says how long it will take.
+const SOON: Duration = Duration::from_secs(1);
 
 impl Answer {
     /// All of them.
@@ -103,6 +111,7 @@ impl Answer {
         Self::Unavailable,
         Self::StoreRefused,
         Self::NotCommitted,
+        Self::CommitRefused,
         Self::CommitUnknown,
         Self::TransactionLost,
         Self::ResponseUnreadable,
@@ -168,6 +177,9 @@ impl Answer {
             Self::NotCommitted => {
                 ("not_committed", "Nothing was kept", S::SERVICE_UNAVAILABLE, true)
             }
+            Self::CommitRefused => {
+                ("commit_refused", "Nothing was kept", S::INTERNAL_SERVER_ERROR, false)
+            }
             Self::CommitUnknown => {
                 ("commit_unknown", "The outcome is unknown", S::SERVICE_UNAVAILABLE, true)
             }
@@ -184,7 +196,7 @@ impl Answer {
 impl Refusal {
     pub(crate) fn new(answer: Answer, detail: impl Into<String>) -> Self {
         let (.., status, retryable) = answer.describe();
-        Self { answer, status, detail: detail.into(), retry_after: None, retryable }
+        Self { answer, status, detail: detail.into(), retry_after: None, retryable, keyed: true }
     }
 
     pub(crate) fn status(mut self, status: StatusCode) -> Self {
@@ -200,11 +212,7 @@ impl Refusal {
     /// Begin failed: nothing ran.
     pub(crate) fn unasked(error: &Error) -> Self {
         if error.is_retryable() {
-            Self::new(
-                Answer::Unavailable,
-                "Nothing was done. Send the same request with the same key again.",
-            )
-            .retry_after(Duration::from_secs(1))
+            Self::new(Answer::Unavailable, "Nothing was done.").retry_after(SOON)
         } else {
             Self::new(Answer::StoreRefused, "Nothing was done. The service's operators must look.")
         }
@@ -212,31 +220,33 @@ impl Refusal {
 
     /// The handler ran, and then its work could not be committed.
     pub(crate) fn uncommitted(error: &Error) -> Self {
+        const LOOK: &str = "The service's operators must look.";
         match error.kind() {
-            ErrorKind::CommitUnknown => Self::new(
-                Answer::CommitUnknown,
-                "It may be done or not. Send the same request with the same key to find out.",
-            )
-            .retry_after(Duration::from_secs(1)),
+            ErrorKind::CommitUnknown => {
+                let detail = "It may be done or not; the key finds out.";
+                Self::new(Answer::CommitUnknown, detail).retry_after(SOON)
+            }
             // A claim in a transaction is lost only with that transaction: the handler ended it.
             ErrorKind::TransactionLost | ErrorKind::ClaimLost => {
-                Self::new(Answer::TransactionLost, "The service's operators must look.")
+                Self::new(Answer::TransactionLost, LOOK)
             }
-            _ => Self::new(
-                Answer::NotCommitted,
-                "Nothing was kept. Send the same request with the same key again.",
-            )
-            .retry_after(Duration::from_secs(1)),
+            _ if error.is_retryable() => {
+                Self::new(Answer::NotCommitted, "Nothing was kept.").retry_after(SOON)
+            }
+            _ => Self::new(Answer::CommitRefused, format!("Nothing was kept. {LOOK}")),
         }
     }
 
-    /// The same of a request without a key: sending it again could be once too often.
+    /// Sending it again could be once too often.
+    pub(crate) fn not_retryable(mut self) -> Self {
+        self.retryable = false;
+        self.retry_after = None;
+        self
+    }
+
+    /// There is no key to send again.
     pub(crate) fn without_key(mut self) -> Self {
-        if self.answer == Answer::CommitUnknown {
-            self.retryable = false;
-            self.retry_after = None;
-            self.detail = "It may be done or not, and there is no key to find out by.".to_owned();
-        }
+        self.keyed = false;
         self
     }
 
@@ -244,12 +254,17 @@ impl Refusal {
     pub(crate) fn into_response(self, docs: &str, json: bool) -> http::Response<Bytes> {
         let (code, title, ..) = self.answer.describe();
         let retryable = self.retryable;
+        let again = match self.keyed {
+            true => " Send the same request with the same key again.",
+            false => " Send the same request again.",
+        };
+        let detail = self.detail + if retryable { again } else { "" };
         let (content_type, body) = if json {
             let problem = json!({
                 "type": format!("{docs}#{code}"),
                 "title": title,
                 "status": self.status.as_u16(),
-                "detail": self.detail,
+                "detail": detail,
                 "code": code,
                 "retryable": retryable,
                 "docs": docs,
@@ -257,7 +272,6 @@ impl Refusal {
             ("application/problem+json", problem.to_string())
         } else {
             let retry = if retryable { "retryable" } else { "not retryable" };
-            let Self { detail, .. } = self;
             (
                 "text/plain; charset=utf-8",
                 format!("{title} ({code}, {retry}). {detail}\n{docs}#{code}\n"),

@@ -68,8 +68,7 @@ where
             }
             Err(gone) if gone.is_panic() => resume_unwind(gone.into_panic()),
             Err(_) => {
-                let detail =
-                    "The service is shutting down. Send the same request with the same key again.";
+                let detail = "The service is shutting down.";
                 return Ended::Refused(Refusal::new(Answer::Unavailable, detail));
             }
         };
@@ -298,9 +297,7 @@ async fn told_by_holder<R, E>(config: &Idempotency, op: &Operation) -> Ended<R, 
         }
         Err(error) => {
             let mut refusal = Refusal::unasked(&error);
-            refusal.detail =
-                "It may be done or not. Send the same request with the same key to find out."
-                    .into();
+            refusal.detail = "It may be done or not; the key finds out.".into();
             Ended::Refused(refusal)
         }
     }

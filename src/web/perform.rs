@@ -62,8 +62,7 @@ impl<R, E> Performed<R, E> {
             Self::Failed(error) => Err(Ended::Failed(error)),
             Self::Panicked(panic) => Err(Ended::Panicked(panic)),
             Self::Unreadable => {
-                let detail = "Nothing was kept. Send the same request with the same key again.";
-                Err(Ended::Refused(Refusal::new(Answer::ResponseUnreadable, detail)))
+                Err(Ended::Refused(Refusal::new(Answer::ResponseUnreadable, "Nothing was kept.")))
             }
         }
     }

@@ -99,15 +99,22 @@ where
     R::Data: Send,
 {
     let json = takes_json(request.headers());
-    let ignored = config.presence == Presence::Off
-        && request.headers().contains_key(&config.key_rules.header);
+    let has_key = request.headers().contains_key(&config.key_rules.header);
+    let ignored = has_key && config.presence == Presence::Off;
     // The handler's own log lines are in it too.
     let span = tracing::info_span!("idempotency", key = tracing::field::Empty);
     let (mut response, answer) =
         match decide(&config, inner, request).instrument(span.clone()).await {
             Ended::Answered(response, answer) => (response, answer),
             Ended::Replayed(response) => (whole(response), Answer::Replayed),
-            Ended::Refused(refusal) => {
+            Ended::Refused(mut refusal) => {
+                if !has_key || ignored {
+                    refusal = refusal.without_key();
+                }
+                // The handler has run, and a remote that it has called would take a retry for another request.
+                if !has_key && !config.is_transactional() {
+                    refusal = refusal.not_retryable();
+                }
                 let answer = refusal.answer;
                 (whole(refusal.into_response(&config.docs, json)), answer)
             }
@@ -183,7 +190,7 @@ where
             return Ended::Refused(Refusal::new(Answer::RequestTooLarge, detail));
         }
         Read::Broken => {
-            let detail = "The request's body ended before its end. Send it again.";
+            let detail = "The request's body ended before its end.";
             return Ended::Refused(Refusal::new(Answer::RequestUnreadable, detail));
         }
     };
@@ -227,7 +234,7 @@ async fn tell<R, E>(config: &Idempotency, begin: Begin, asked_by: Option<Parts>)
     let refusal = match begin {
         Begin::Replay(replay) => return replay_to(config, replay.into_response(), asked_by).await,
         Begin::InProgress(wait) => {
-            let detail = "Wait, and send the same request with the same key again.";
+            let detail = "Its response is not there yet; wait a moment.";
             Refusal::new(answer, detail).retry_after(config.pause_for(&wait))
         }
         Begin::Mismatch(_) => Refusal::new(

@@ -54,7 +54,14 @@ where
         (_, None) => {}
         (Settle::Complete, Some(checkout)) => {
             if let Err(error) = checkout.commit_probed().await {
-                return Ended::Refused(Refusal::uncommitted(&error).without_key());
+                tracing::warn!(%error, sqlstate = error.sqlstate(), "a handler's work was not committed");
+                let mut refusal = Refusal::uncommitted(&error);
+                if refusal.answer == Answer::CommitUnknown {
+                    refusal = refusal.not_retryable();
+                    refusal.detail =
+                        "It may be done or not; nothing was noted to find out by.".into();
+                }
+                return Ended::Refused(refusal);
             }
         }
         (_, checkout) => undo(checkout).await,

@@ -21,6 +21,7 @@ mod page;
 mod payments;
 mod policy;
 mod replays;
+mod retryable;
 mod round_trip;
 mod scopes;
 pub mod secrets;
