@@ -46,6 +46,10 @@ pub enum Answer {
     KeyMalformed,
     /// The scope function found no scope.
     NoScope,
+    /// A layer outside has begun the request's key already.
+    LayeredTwice,
+    /// The request is gRPC, whose outcome is in trailers that are not stored.
+    GrpcUnsupported,
     /// The request's body is over the limit.
     RequestTooLarge,
     /// The request's body could not be read to its end.
@@ -105,6 +109,8 @@ impl Answer {
         Self::KeyMissing,
         Self::KeyMalformed,
         Self::NoScope,
+        Self::LayeredTwice,
+        Self::GrpcUnsupported,
         Self::RequestTooLarge,
         Self::RequestUnreadable,
         Self::ReplayRefused,
@@ -155,6 +161,15 @@ impl Answer {
             }
             Self::NoScope => {
                 ("no_scope", "The request belongs to nobody", S::INTERNAL_SERVER_ERROR, false)
+            }
+            Self::LayeredTwice => (
+                "layered_twice",
+                "The idempotency layer is there twice",
+                S::INTERNAL_SERVER_ERROR,
+                false,
+            ),
+            Self::GrpcUnsupported => {
+                ("grpc_unsupported", "gRPC is not supported here", S::UNSUPPORTED_MEDIA_TYPE, false)
             }
             Self::RequestTooLarge => {
                 ("request_too_large", "The request is too large", S::PAYLOAD_TOO_LARGE, false)
@@ -287,6 +302,11 @@ impl Refusal {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(pause) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(pause.as_secs().max(1)));
+        }
+        if self.answer == Answer::GrpcUnsupported {
+            // What a gRPC client reads: UNIMPLEMENTED, and why.
+            headers.insert("grpc-status", HeaderValue::from_static("12"));
+            headers.insert("grpc-message", HeaderValue::from_static(title));
         }
         response.extensions_mut().insert(self.answer);
         response

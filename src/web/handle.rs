@@ -93,6 +93,7 @@ struct Shared {
     leased: bool,
     /// A random one without a key.
     operation: Operation,
+    /// 0 without a claim.
     attempt: u32,
     /// Whether the handler has begun to act: it has used the transaction or the claim.
     used: AtomicBool,
@@ -138,6 +139,11 @@ impl Handle {
             used: AtomicBool::new(false),
             tx: Mutex::new(tx),
         })))
+    }
+
+    /// Whether a layer has begun a key for this request.
+    pub(crate) fn is_claimed(extensions: &Extensions) -> bool {
+        extensions.get::<Self>().is_some_and(|handle| handle.0.attempt > 0)
     }
 
     /// Takes back what the handler has.

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use http::header::CONTENT_TYPE;
 use http::request::Parts;
-use http::{HeaderName, Request, StatusCode};
+use http::{HeaderMap, HeaderName, Request, StatusCode};
 use serde_json::{Value, json};
 use tower_layer::Layer;
 
 use super::answer::{Answer, Refusal};
+use super::handle::Handle;
 use super::layer::Idempotency;
 use super::service::IdempotencyService;
 use super::settle::Settle;
@@ -32,6 +34,14 @@ pub(crate) enum Presence {
     Off,
 }
 
+/// What becomes of a request before its key is read.
+pub(crate) enum Course {
+    /// To the handler, untouched.
+    Pass,
+    Refuse(Refusal),
+    Serve,
+}
+
 impl<S> Layer<S> for Idempotency {
     type Service = IdempotencyService<S>;
 
@@ -41,9 +51,31 @@ impl<S> Layer<S> for Idempotency {
 }
 
 impl Idempotency {
-    /// Whether the layer has anything to do with this request. An upgrade is a GET or CONNECT, which it never covers.
-    pub(crate) fn covers<B>(&self, request: &Request<B>) -> bool {
-        self.methods.contains(request.method())
+    /// What the layer has to do with this request. An upgrade is a GET or CONNECT, which it never covers.
+    pub(crate) fn course_of<B>(&self, request: &Request<B>) -> Course {
+        if !self.methods.contains(request.method()) {
+            return Course::Pass;
+        }
+        let refusal = if Handle::is_claimed(request.extensions()) {
+            // To pass would be to ignore this one's rules: a secret would be stored, a replay not asked about.
+            let detail = "The service's operators must look.";
+            Refusal::new(Answer::LayeredTwice, detail)
+        } else if is_grpc(request.headers()) {
+            let detail = "An outcome that comes in trailers cannot be stored.";
+            Refusal::new(Answer::GrpcUnsupported, detail)
+        } else {
+            return Course::Serve;
+        };
+        if self.observe {
+            self.counters.observe(refusal.answer);
+            return Course::Pass;
+        }
+        if refusal.answer == Answer::LayeredTwice {
+            tracing::error!(
+                "an idempotency layer is inside of another one: put it on a router or on its routes"
+            );
+        }
+        Course::Refuse(refusal)
     }
 
     pub(crate) fn is_transactional(&self) -> bool {
@@ -168,4 +200,11 @@ impl Idempotency {
             "docs": &*self.docs,
         })
     }
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let content_type = headers.get(CONTENT_TYPE).map(|value| value.as_bytes().trim_ascii());
+    let start = content_type.and_then(|value| value.get(..GRPC.len()));
+    start.is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
 }

@@ -16,7 +16,7 @@ use super::answer::{Answer, Refusal, takes_json};
 use super::body::{BoxError, Buffered, Read, read};
 use super::layer::Idempotency;
 use super::perform::Panic;
-use super::policy::{Mode, Presence};
+use super::policy::{Course, Mode, Presence};
 use super::unkeyed::{Unkeyed, unkeyed};
 use super::{leased, replay, transactional};
 use crate::answer::Begin;
@@ -74,13 +74,17 @@ where
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let config = Arc::clone(&self.config);
-        if !config.covers(&request) {
-            let response = inner.call(request.map(Buffered::untouched));
-            return Box::pin(async {
-                response.await.map(|response| response.map(Buffered::untouched))
-            });
-        }
-        Box::pin(respond(config, inner, request))
+        let refusal = match config.course_of(&request) {
+            Course::Serve => None,
+            Course::Refuse(refusal) => Some(refusal),
+            Course::Pass => {
+                let response = inner.call(request.map(Buffered::untouched));
+                return Box::pin(async {
+                    response.await.map(|response| response.map(Buffered::untouched))
+                });
+            }
+        };
+        Box::pin(respond(config, inner, request, refusal))
     }
 }
 
@@ -88,6 +92,7 @@ async fn respond<S, B, R>(
     config: Arc<Idempotency>,
     inner: S,
     request: Request<B>,
+    refusal: Option<Refusal>,
 ) -> Result<Response<Buffered<R>>, S::Error>
 where
     S: Service<Request<Buffered<B>>, Response = Response<R>> + Send + 'static,
@@ -103,27 +108,36 @@ where
     let ignored = has_key && config.presence == Presence::Off;
     // The handler's own log lines are in it too.
     let span = tracing::info_span!("idempotency", key = tracing::field::Empty);
-    let (mut response, answer) =
-        match decide(&config, inner, request).instrument(span.clone()).await {
-            Ended::Answered(response, answer) => (response, answer),
-            Ended::Replayed(response) => (whole(response), Answer::Replayed),
-            Ended::Refused(mut refusal) => {
-                if !has_key || ignored {
-                    refusal = refusal.without_key();
-                }
-                // The handler has run, and a remote that it has called would take a retry for another request.
-                if !has_key && !config.is_transactional() {
-                    refusal = refusal.not_retryable();
-                }
-                let answer = refusal.answer;
-                (whole(refusal.into_response(&config.docs, json)), answer)
+    let ended = match refusal {
+        Some(refusal) => Ended::Refused(refusal),
+        None => decide(&config, inner, request).instrument(span.clone()).await,
+    };
+    let (mut response, answer) = match ended {
+        Ended::Answered(response, answer) => (response, answer),
+        Ended::Replayed(response) => (whole(response), Answer::Replayed),
+        Ended::Refused(mut refusal) => {
+            if !has_key || ignored {
+                refusal = refusal.without_key();
             }
-            Ended::Told(_) => unreachable!("BUG: decide puts it into words"),
-            Ended::Failed(error) => return Err(error),
-            Ended::Panicked(panic) => resume_unwind(panic),
-        };
+            // The handler has run, and a remote that it has called would take a retry for another request.
+            if !has_key && !config.is_transactional() {
+                refusal = refusal.not_retryable();
+            }
+            let answer = refusal.answer;
+            (whole(refusal.into_response(&config.docs, json)), answer)
+        }
+        Ended::Told(_) => unreachable!("BUG: decide puts it into words"),
+        Ended::Failed(error) => return Err(error),
+        Ended::Panicked(panic) => resume_unwind(panic),
+    };
     config.counters.count(answer);
     span.in_scope(|| tracing::debug!(answer = answer.code(), "answered"));
+    // Run without a claim here, and under one of a layer inside.
+    if matches!(answer, Answer::Unkeyed | Answer::Unprotected)
+        && response.extensions().get::<Answer>().is_some()
+    {
+        return Ok(response);
+    }
     response.extensions_mut().insert(answer);
     response.headers_mut().remove(&config.replay_marker);
     if matches!(answer, Answer::Replayed | Answer::Omitted) {

@@ -2,6 +2,7 @@
 
 mod bodies;
 mod bound;
+mod classified;
 mod commits;
 mod concurrency;
 mod derived;
@@ -32,6 +33,7 @@ mod statuses;
 mod store;
 mod streams;
 mod transactional;
+mod twice;
 mod unknown;
 mod walkthrough;
 mod wire;
