@@ -27,7 +27,7 @@ const LITERALS_BYTES_MAX: usize = 16 * 1024;
 /// compare-and-set on the token; when the claim is no longer the caller's they answer
 /// [`ClaimLost`](crate::ErrorKind::ClaimLost), nothing is written, and the caller must roll back.
 ///
-/// Dropping a claim does no I/O and logs a warning. A transactional claim then vanishes with the
+/// Dropping a claim does no I/O and logs a line for debugging. A transactional claim then vanishes with the
 /// rollback; if its transaction is committed all the same, the key stays in progress until its
 /// retention ends or an operator releases it (its effect was committed, so it must not run again).
 /// A leased claim lapses with its lease.
@@ -285,7 +285,7 @@ pub(crate) async fn release(
 impl Drop for Claim {
     fn drop(&mut self) {
         if !self.settled {
-            tracing::warn!(
+            tracing::debug!(
                 key = log_hash(self.scope.as_str(), self.key.as_str()),
                 attempt = self.attempt,
                 "claim dropped unfinished"

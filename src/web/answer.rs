@@ -69,6 +69,10 @@ pub enum Answer {
     CommitUnknown,
     /// The handler did not give its transaction back, or lost it; its code must be looked at.
     TransactionLost,
+    /// The handler of a transactional route answered with a success and had never used its transaction. Given where
+    /// the route refuses it ([`refuse_unused_tx`](super::Idempotency::refuse_unused_tx)); otherwise counted as
+    /// [`observed`](super::Counters::observed), and the response is kept.
+    TransactionUnused,
     /// The handler's response broke off while it was read.
     ResponseUnreadable,
     /// The handler ran without a key: there was none, or the route ignores keys.
@@ -120,6 +124,7 @@ impl Answer {
         Self::CommitRefused,
         Self::CommitUnknown,
         Self::TransactionLost,
+        Self::TransactionUnused,
         Self::ResponseUnreadable,
         Self::Unkeyed,
         Self::Unprotected,
@@ -200,6 +205,9 @@ impl Answer {
             }
             Self::TransactionLost => {
                 ("transaction_lost", "The transaction was lost", S::INTERNAL_SERVER_ERROR, false)
+            }
+            Self::TransactionUnused => {
+                ("transaction_unused", "Nothing was kept", S::INTERNAL_SERVER_ERROR, false)
             }
             Self::ResponseUnreadable => {
                 ("response_unreadable", "The response broke off", S::INTERNAL_SERVER_ERROR, true)

@@ -97,6 +97,7 @@ struct Shared {
     attempt: u32,
     /// Whether the handler has begun to act: it has used the transaction or the claim.
     used: AtomicBool,
+    tx_used: AtomicBool,
     tx: Mutex<Tx>,
 }
 
@@ -118,6 +119,7 @@ pub(crate) struct Lent(Handle);
 pub(crate) struct Left {
     pub(crate) checkout: Option<Checkout>,
     pub(crate) used: bool,
+    pub(crate) tx_used: bool,
     /// The handler has answered, but somebody still holds its transaction.
     pub(crate) kept: bool,
 }
@@ -137,6 +139,7 @@ impl Handle {
             operation,
             attempt,
             used: AtomicBool::new(false),
+            tx_used: AtomicBool::new(false),
             tx: Mutex::new(tx),
         })))
     }
@@ -149,12 +152,11 @@ impl Handle {
     /// Takes back what the handler has.
     pub(crate) fn finish(&self) -> Left {
         let tx = std::mem::replace(&mut *self.tx(), Tx::Over);
+        let kept = matches!(tx, Tx::WithHandler);
+        let checkout = if let Tx::Here(checkout) = tx { Some(checkout) } else { None };
         let used = self.0.used.load(Ordering::Relaxed);
-        match tx {
-            Tx::Here(checkout) => Left { checkout: Some(checkout), used, kept: false },
-            Tx::WithHandler => Left { checkout: None, used, kept: true },
-            Tx::None | Tx::Over => Left { checkout: None, used, kept: false },
-        }
+        let tx_used = self.0.tx_used.load(Ordering::Relaxed);
+        Left { checkout, used, tx_used, kept }
     }
 
     fn tx(&self) -> MutexGuard<'_, Tx> {
@@ -279,6 +281,7 @@ impl Deref for OnceTx {
 impl DerefMut for OnceTx {
     fn deref_mut(&mut self) -> &mut PgConnection {
         self.handle.use_it();
+        self.handle.0.tx_used.store(true, Ordering::Relaxed);
         self.checkout.as_mut().expect("BUG: only drop takes it")
     }
 }

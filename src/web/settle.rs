@@ -69,6 +69,17 @@ impl Idempotency {
         self
     }
 
+    /// Refuses a success of a transactional handler that has never used its [`OnceTx`](super::OnceTx), with 500: what it
+    /// has written elsewhere, through the pool, is not undone when it fails, and a retry writes it again. Without
+    /// this there is a warning in the log, and the route counts it
+    /// ([`Answer::TransactionUnused`](super::Answer::TransactionUnused)). For routes whose every success
+    /// reads or writes through the transaction.
+    #[must_use]
+    pub fn refuse_unused_tx(mut self) -> Self {
+        self.unused_tx_refused = true;
+        self
+    }
+
     /// Tells failures that their status hides: an error in a header, or in a body that comes with 200, as GraphQL has
     /// it. Gets the status, the headers and the body; no body if it is longer than what is stored, or does not say
     /// how long it is. `None` leaves it to the rule for statuses, and [`Settle`] in the response overrides both.

@@ -35,6 +35,7 @@ mod streams;
 mod transactional;
 mod twice;
 mod unknown;
+mod unused;
 mod walkthrough;
 mod wire;
 
