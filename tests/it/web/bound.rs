@@ -160,7 +160,7 @@ fn asks_once(db: &TestDb, first: Settle) -> App {
     })
 }
 
-// The second attempt has called nobody. The first one had, and failed, or died with its process.
+// The second attempt has called no remote. The first one had, and failed, or died with its process.
 #[tokio::test]
 async fn an_attempt_that_fails_early_does_not_free_what_an_earlier_one_has_bound() {
     for first in [Settle::Release, Settle::Lapse] {

@@ -9,7 +9,7 @@ use super::kit::MODES;
 use super::{post, send};
 use crate::harness::{TestDb, effect};
 
-/// A route with a layer of its own in a router with another.
+/// A route with one layer in a router with another.
 fn nested(db: &TestDb, outer: Idempotency, inner: Idempotency) -> Router {
     let schema = db.schema.clone();
     let handler = async move |claim: OnceClaim| {

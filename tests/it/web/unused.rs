@@ -90,7 +90,7 @@ async fn an_observing_route_only_counts_it() {
     assert_eq!(idempotency.counters().observed(Answer::TransactionUnused), 1);
 }
 
-// It happens every day, and is nobody's fault.
+// It happens every day.
 #[tokio::test]
 async fn a_failure_of_the_business_is_not_worth_a_warning() {
     let db = TestDb::new().await;
