@@ -29,7 +29,7 @@ const LITERALS_BYTES_MAX: usize = 16 * 1024;
 /// compare-and-set on the token; when the claim is no longer the caller's they answer
 /// [`ClaimLost`](crate::ErrorKind::ClaimLost), nothing is written, and the caller must roll back.
 ///
-/// Dropping a claim does no I/O and logs a warning. A transactional claim then vanishes with the
+/// Dropping a claim does no I/O and logs a line for debugging. A transactional claim then vanishes with the
 /// rollback; if its transaction is committed all the same, the key stays in progress until its
 /// retention ends or an operator releases it (its effect was committed, so it must not run again).
 /// A leased claim lapses with its lease.
@@ -42,6 +42,8 @@ pub struct Claim {
     pub(crate) attempt: u32,
     pub(crate) statements: Arc<Statements>,
     pub(crate) response_bytes_max: i64,
+    /// Whether it goes on with what an earlier attempt has begun under a lease.
+    pub(crate) recovered: bool,
     /// What the key's row will be written with, when it has none yet: the claim is then the key's lock, and
     /// ends with a row that is finished at once.
     pub(crate) unwritten: Option<Unwritten>,
@@ -387,7 +389,7 @@ impl ClaimId {
 impl Drop for Claim {
     fn drop(&mut self) {
         if !self.settled {
-            tracing::warn!(
+            tracing::debug!(
                 key = log_hash(self.scope.as_str(), self.key.as_str()),
                 attempt = self.attempt,
                 "claim dropped unfinished"

@@ -288,7 +288,9 @@ impl PgOnce {
         Ok(match get::<&str>(row, "answer")? {
             "started" => {
                 let token = token.map_or_else(|| get(row, "token"), Ok)?;
-                Begin::Started(self.claim(&op.scope, &op.key, token, attempt()?))
+                let mut claim = self.claim(&op.scope, &op.key, token, attempt()?);
+                claim.recovered = get::<Option<bool>>(row, "recovered")?.unwrap_or_default();
+                Begin::Started(claim)
             }
             "replay" => Begin::Replay(replay(row)?),
             "in_progress" => Begin::InProgress(InProgress {
@@ -315,6 +317,7 @@ impl PgOnce {
             attempt,
             statements: Arc::clone(&self.statements),
             response_bytes_max: i64::from(self.response_bytes_max),
+            recovered: false,
             unwritten: None,
             settled: false,
         }

@@ -114,7 +114,7 @@ impl PgOnce {
             }
         };
         drop(heartbeat); // a late beat would bring the lapsed claim back to life
-        give_up(pool, op, &id, &error).await;
+        give_up(pool, op, &id, &redacted(error.as_ref())).await;
         Err(told(error))
     }
 
@@ -162,12 +162,12 @@ impl PgOnce {
     }
 }
 
-/// Lets the claim of failed work lapse at once, or leaves it to an operator. Best effort: it lapses with
-/// its lease otherwise.
-async fn give_up(pool: &PgPool, op: &Operation, id: &ClaimId, error: &BoxError) {
+/// Lets the claim of failed work lapse at once, or leaves it to an operator, and notes how it ended. Best effort:
+/// it lapses with its lease otherwise.
+pub(crate) async fn give_up(pool: &PgPool, op: &Operation, id: &ClaimId, told: &str) {
     // Not released: a remote may have been called, so it stays the operation of this request.
     let at_once = op.on_lapse == OnLapse::Retry;
-    let given_up = id.lapse(pool, &redacted(error.as_ref()), at_once).await;
+    let given_up = id.lapse(pool, told, at_once).await;
     if let Err(error) = given_up
         && error.kind() != ErrorKind::ClaimLost
     {

@@ -171,7 +171,7 @@ impl Statements {
             begin: fill(concat!(
                 // By name: columns that a later version adds must not change this result.
                 "select answer, token, attempt, lease_remaining_ms, held_because, status, ",
-                "response_code, response_headers, response_body, response_omitted ",
+                "response_code, response_headers, response_body, response_omitted, recovered ",
                 r#"from :"schema"._begin($1, $2, $3, $4, null, null, $5, $6, $7, $8, $9)"#
             )),
             look: fill(include_str!("../sql/statements/look.sql")),

@@ -31,7 +31,8 @@ pub async fn create(
     order: Order,
 ) -> Result<impl IntoResponse, ApiError> {
     // No transaction can cover the provider, so this call may be made more than once. But always with
-    // the same key, made from our client's, and so the provider charges the card once.
+    // the same key, made from our client's, and so the provider charges the card once. From here on the
+    // client's key stays with this order, however this ends.
     let key = claim.derived_key("charge");
     let receipt = app.provider.charge(&key, &order).await?;
 

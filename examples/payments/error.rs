@@ -22,7 +22,11 @@ pub enum ApiError {
     NoOrder(JsonRejection),
     /// 402, from the handler: final. Its writes are undone, and a retry gets this answer again.
     Declined(&'static str),
-    /// 500: its writes are undone, the key is free, and a retry runs the handler again.
+    /// 502: it is not known whether the provider charged the card. The provider was sent a derived key, so the client's
+    /// key stays with this order: a retry runs the handler again, and another order under this key is refused.
+    ProviderAway(String),
+    /// 500: its writes are undone, and a retry runs the handler again. The key is free, unless the provider has
+    /// been called; then it stays with its order.
     Broken(String),
 }
 
@@ -37,6 +41,7 @@ impl ApiError {
             }
             Self::NoOrder(rejection) => rejection.status(),
             Self::Declined(_) => StatusCode::PAYMENT_REQUIRED,
+            Self::ProviderAway(_) => StatusCode::BAD_GATEWAY,
             Self::Broken(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -49,6 +54,11 @@ impl ApiError {
             Self::Invalid(detail) => format!("{detail}."),
             Self::NoOrder(rejection) => rejection.body_text(),
             Self::Declined(reason) => (*reason).to_owned(),
+            Self::ProviderAway(_) => {
+                "The card provider did not answer; the card may be charged. Send the same \
+                 request with the same key again."
+                    .to_owned()
+            }
             Self::Broken(_) => {
                 "Something broke here. Send the same request with the same key again.".to_owned()
             }
@@ -58,7 +68,7 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        if let Self::Broken(cause) = &self {
+        if let Self::ProviderAway(cause) | Self::Broken(cause) = &self {
             tracing::error!("{cause}");
         }
         let status = self.status();

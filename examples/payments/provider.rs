@@ -105,8 +105,8 @@ impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Declined => Self::Declined("The card was declined."),
-            // Whether it charged the card does not matter: a retry sends the same key.
-            Refused::Away(cause) => Self::Broken(cause),
+            // It may have charged the card. A retry sends the same order under the same key, and so gets the receipt.
+            Refused::Away(cause) => Self::ProviderAway(cause),
         }
     }
 }

@@ -14,7 +14,8 @@ create or replace function :"schema"._begin(
   out response_code      integer,
   out response_headers   bytea,
   out response_body      bytea,
-  out response_omitted   boolean)
+  out response_omitted   boolean,
+  out recovered          boolean)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $pgonce$
@@ -71,8 +72,9 @@ begin
           select i.token into token
             from :"schema"._insert_row(p_scope, p_key, p_fingerprint, p_retention_ms, p_token, p_lease_ms, v_at) i;
           attempt := 1;
+          recovered := false;
         else
-          select o.token, o.attempt into token, attempt
+          select o.token, o.attempt, o.recovered into token, attempt, recovered
             from :"schema"._overwrite_row(p_scope, p_key, v_row.status, v_row.token, v_row.expires_at, v_row.lease_expires_at,
                                          p_fingerprint, p_retention_ms, p_token, p_lease_ms) o;
         end if;

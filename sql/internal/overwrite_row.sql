@@ -5,7 +5,7 @@
 create or replace function :"schema"._overwrite_row(
   p_scope text, p_key text, p_seen_status smallint, p_seen_token uuid, p_seen_expires_at timestamptz,
   p_seen_lease_expires_at timestamptz, p_fingerprint bytea, p_retention_ms bigint, p_token uuid, p_lease_ms bigint,
-  out token uuid, out attempt integer)
+  out token uuid, out attempt integer, out recovered boolean)
 language plpgsql volatile
 as $pgonce$
 declare
@@ -35,6 +35,7 @@ begin
   elsif v_row.status = 1 and (v_row.token is not null or v_row.steps > 0) and not v_forgotten then
     -- Lapsed, or released with steps done: the same operation goes on. Its retention still counts from the first begin.
     v_attempt := v_attempt + 1;
+    recovered := true;
     update :"schema".idempotency_keys k
        set token = v_token, attempt = v_attempt, fingerprint = coalesce(k.fingerprint, p_fingerprint),
            leased = p_lease_ms is not null, lease_expires_at = coalesce(v_lease_end, k.expires_at)
@@ -46,6 +47,7 @@ begin
     end if;
   else
     -- Released or forgotten: a new operation in the old row.
+    recovered := false;
     v_attempt := case when v_forgotten then 1 else v_attempt + 1 end;
     update :"schema".idempotency_keys k
        set created_at = v_at, expires_at = v_at + p_retention_ms * interval '1 millisecond',
@@ -67,5 +69,6 @@ begin
   end if;
   token := v_token;
   attempt := v_attempt;
+  recovered := coalesce(recovered, v_attempt > 1); -- an own claim that is asked for again: perhaps
 end
 $pgonce$;

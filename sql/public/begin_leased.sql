@@ -23,7 +23,8 @@ create or replace procedure :"schema".begin_leased(
   inout response_code      integer default null,
   inout response_headers   bytea   default null,
   inout response_body      bytea   default null,
-  inout response_omitted   boolean default null)
+  inout response_omitted   boolean default null,
+  inout recovered          boolean default null)
 language plpgsql
 as $pgonce$
 begin
@@ -35,9 +36,9 @@ begin
     raise exception 'lease_ms is null' using errcode = 'IK001';
   end if;
   select b.answer, b.attempt, b.lease_remaining_ms, b.held_because, b.status, b.response_code,
-         b.response_headers, b.response_body, b.response_omitted
+         b.response_headers, b.response_body, b.response_omitted, b.recovered
     into answer, attempt, lease_remaining_ms, held_because, status, response_code,
-         response_headers, response_body, response_omitted
+         response_headers, response_body, response_omitted, recovered
     from :"schema"._begin(p_scope, p_key, p_fingerprint, p_retention_ms, p_token, p_lease_ms, p_wait_ms, p_on_lapse,
                           p_max_attempts, p_lock_replay, false) b;
   commit;

@@ -1,5 +1,6 @@
 -- Asks for the right to perform an operation in the caller's transaction. Answers, never raises them as errors:
---   started      the caller holds the claim: write, then complete or fail with this token, then commit
+--   started      the caller holds the claim: write, then complete or fail with this token, then commit. recovered: it
+--                goes on with what an earlier attempt has begun under a lease
 --   replay       it is done: status says `completed` or `failed`, response_* hold what was stored
 --   in_progress  another claim is alive; lease_remaining_ms is null when it is an open transaction
 --   mismatch     the key belongs to a request with another fingerprint
@@ -31,11 +32,12 @@ create or replace function :"schema".begin_operation(
   out response_code      integer,
   out response_headers   bytea,
   out response_body      bytea,
-  out response_omitted   boolean)
+  out response_omitted   boolean,
+  out recovered          boolean)
 language sql volatile
 as $pgonce$
   select b.answer, b.token, b.attempt, b.lease_remaining_ms, b.held_because, b.status, b.response_code,
-         b.response_headers, b.response_body, b.response_omitted
+         b.response_headers, b.response_body, b.response_omitted, b.recovered
     from :"schema"._begin(p_scope, p_key, p_fingerprint, p_retention_ms, null, null, p_wait_ms, p_on_lapse,
                           p_max_attempts, p_lock_replay, false) b
 $pgonce$;

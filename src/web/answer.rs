@@ -21,7 +21,8 @@ use crate::error::{Error, ErrorKind};
 pub enum Answer {
     /// The handler ran under the key and its response was kept.
     Performed,
-    /// The handler ran under the key, nothing was kept, and the key is free.
+    /// The handler ran under the key, nothing was kept, and the same request may begin again at once. So may another
+    /// one with this key, unless a remote may have been called.
     Released,
     /// The handler ran under the key and does not know whether its work took effect
     /// ([`Settle::Lapse`](super::Settle::Lapse)); the claim is left to lapse.
@@ -45,6 +46,10 @@ pub enum Answer {
     KeyMalformed,
     /// The scope function found no scope.
     NoScope,
+    /// A layer outside has begun the request's key already.
+    LayeredTwice,
+    /// The request is gRPC, whose outcome is in trailers that are not stored.
+    GrpcUnsupported,
     /// The request's body is over the limit.
     RequestTooLarge,
     /// The request's body could not be read to its end.
@@ -57,10 +62,17 @@ pub enum Answer {
     StoreRefused,
     /// The handler ran, but its work could not be committed; nothing was kept.
     NotCommitted,
+    /// The same, and committing it again would be refused again: for example because the handler has
+    /// overlooked an error of the database, or a deferred constraint stands against it.
+    CommitRefused,
     /// The connection broke during COMMIT; the same key finds out.
     CommitUnknown,
     /// The handler did not give its transaction back, or lost it; its code must be looked at.
     TransactionLost,
+    /// The handler of a transactional route answered with a success and had never used its transaction. Given where
+    /// the route refuses it ([`refuse_unused_tx`](super::Idempotency::refuse_unused_tx)); otherwise counted as
+    /// [`observed`](super::Counters::observed), and the response is kept.
+    TransactionUnused,
     /// The handler's response broke off while it was read.
     ResponseUnreadable,
     /// The handler ran without a key: there was none, or the route ignores keys.
@@ -79,7 +91,12 @@ pub(crate) struct Refusal {
     pub(crate) retry_after: Option<Duration>,
     /// Whether the same request with the same key may succeed later.
     pub(crate) retryable: bool,
+    /// Whether there is a key to send again.
+    keyed: bool,
 }
+
+/// The pause when nothing says how long it will take.
+const SOON: Duration = Duration::from_secs(1);
 
 impl Answer {
     /// All of them.
@@ -96,14 +113,18 @@ impl Answer {
         Self::KeyMissing,
         Self::KeyMalformed,
         Self::NoScope,
+        Self::LayeredTwice,
+        Self::GrpcUnsupported,
         Self::RequestTooLarge,
         Self::RequestUnreadable,
         Self::ReplayRefused,
         Self::Unavailable,
         Self::StoreRefused,
         Self::NotCommitted,
+        Self::CommitRefused,
         Self::CommitUnknown,
         Self::TransactionLost,
+        Self::TransactionUnused,
         Self::ResponseUnreadable,
         Self::Unkeyed,
         Self::Unprotected,
@@ -146,6 +167,15 @@ impl Answer {
             Self::NoScope => {
                 ("no_scope", "The request belongs to nobody", S::INTERNAL_SERVER_ERROR, false)
             }
+            Self::LayeredTwice => (
+                "layered_twice",
+                "The idempotency layer is there twice",
+                S::INTERNAL_SERVER_ERROR,
+                false,
+            ),
+            Self::GrpcUnsupported => {
+                ("grpc_unsupported", "gRPC is not supported here", S::UNSUPPORTED_MEDIA_TYPE, false)
+            }
             Self::RequestTooLarge => {
                 ("request_too_large", "The request is too large", S::PAYLOAD_TOO_LARGE, false)
             }
@@ -167,11 +197,17 @@ impl Answer {
             Self::NotCommitted => {
                 ("not_committed", "Nothing was kept", S::SERVICE_UNAVAILABLE, true)
             }
+            Self::CommitRefused => {
+                ("commit_refused", "Nothing was kept", S::INTERNAL_SERVER_ERROR, false)
+            }
             Self::CommitUnknown => {
                 ("commit_unknown", "The outcome is unknown", S::SERVICE_UNAVAILABLE, true)
             }
             Self::TransactionLost => {
                 ("transaction_lost", "The transaction was lost", S::INTERNAL_SERVER_ERROR, false)
+            }
+            Self::TransactionUnused => {
+                ("transaction_unused", "Nothing was kept", S::INTERNAL_SERVER_ERROR, false)
             }
             Self::ResponseUnreadable => {
                 ("response_unreadable", "The response broke off", S::INTERNAL_SERVER_ERROR, true)
@@ -183,7 +219,7 @@ impl Answer {
 impl Refusal {
     pub(crate) fn new(answer: Answer, detail: impl Into<String>) -> Self {
         let (.., status, retryable) = answer.describe();
-        Self { answer, status, detail: detail.into(), retry_after: None, retryable }
+        Self { answer, status, detail: detail.into(), retry_after: None, retryable, keyed: true }
     }
 
     pub(crate) fn status(mut self, status: StatusCode) -> Self {
@@ -199,11 +235,7 @@ impl Refusal {
     /// Begin failed: nothing ran.
     pub(crate) fn unasked(error: &Error) -> Self {
         if error.is_retryable() {
-            Self::new(
-                Answer::Unavailable,
-                "Nothing was done. Send the same request with the same key again.",
-            )
-            .retry_after(Duration::from_secs(1))
+            Self::new(Answer::Unavailable, "Nothing was done.").retry_after(SOON)
         } else {
             Self::new(Answer::StoreRefused, "Nothing was done. The service's operators must look.")
         }
@@ -211,31 +243,33 @@ impl Refusal {
 
     /// The handler ran, and then its work could not be committed.
     pub(crate) fn uncommitted(error: &Error) -> Self {
+        const LOOK: &str = "The service's operators must look.";
         match error.kind() {
-            ErrorKind::CommitUnknown => Self::new(
-                Answer::CommitUnknown,
-                "It may be done or not. Send the same request with the same key to find out.",
-            )
-            .retry_after(Duration::from_secs(1)),
+            ErrorKind::CommitUnknown => {
+                let detail = "It may be done or not; the key finds out.";
+                Self::new(Answer::CommitUnknown, detail).retry_after(SOON)
+            }
             // A claim in a transaction is lost only with that transaction: the handler ended it.
             ErrorKind::TransactionLost | ErrorKind::ClaimLost => {
-                Self::new(Answer::TransactionLost, "The service's operators must look.")
+                Self::new(Answer::TransactionLost, LOOK)
             }
-            _ => Self::new(
-                Answer::NotCommitted,
-                "Nothing was kept. Send the same request with the same key again.",
-            )
-            .retry_after(Duration::from_secs(1)),
+            _ if error.is_retryable() => {
+                Self::new(Answer::NotCommitted, "Nothing was kept.").retry_after(SOON)
+            }
+            _ => Self::new(Answer::CommitRefused, format!("Nothing was kept. {LOOK}")),
         }
     }
 
-    /// The same of a request without a key: sending it again could be once too often.
+    /// Sending it again could be once too often.
+    pub(crate) fn not_retryable(mut self) -> Self {
+        self.retryable = false;
+        self.retry_after = None;
+        self
+    }
+
+    /// There is no key to send again.
     pub(crate) fn without_key(mut self) -> Self {
-        if self.answer == Answer::CommitUnknown {
-            self.retryable = false;
-            self.retry_after = None;
-            self.detail = "It may be done or not, and there is no key to find out by.".to_owned();
-        }
+        self.keyed = false;
         self
     }
 
@@ -243,12 +277,17 @@ impl Refusal {
     pub(crate) fn into_response(self, docs: &str, json: bool) -> http::Response<Bytes> {
         let (code, title, ..) = self.answer.describe();
         let retryable = self.retryable;
+        let again = match self.keyed {
+            true => " Send the same request with the same key again.",
+            false => " Send the same request again.",
+        };
+        let detail = self.detail + if retryable { again } else { "" };
         let (content_type, body) = if json {
             let problem = json!({
                 "type": format!("{docs}#{code}"),
                 "title": title,
                 "status": self.status.as_u16(),
-                "detail": self.detail,
+                "detail": detail,
                 "code": code,
                 "retryable": retryable,
                 "docs": docs,
@@ -256,7 +295,6 @@ impl Refusal {
             ("application/problem+json", problem.to_string())
         } else {
             let retry = if retryable { "retryable" } else { "not retryable" };
-            let Self { detail, .. } = self;
             (
                 "text/plain; charset=utf-8",
                 format!("{title} ({code}, {retry}). {detail}\n{docs}#{code}\n"),
@@ -272,6 +310,11 @@ impl Refusal {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(pause) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(pause.as_secs().max(1)));
+        }
+        if self.answer == Answer::GrpcUnsupported {
+            // What a gRPC client reads: UNIMPLEMENTED, and why.
+            headers.insert("grpc-status", HeaderValue::from_static("12"));
+            headers.insert("grpc-message", HeaderValue::from_static(title));
         }
         response.extensions_mut().insert(self.answer);
         response

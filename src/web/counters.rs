@@ -28,8 +28,9 @@ impl Counters {
         self.given[answer as usize].load(Ordering::Relaxed)
     }
 
-    /// How often this answer would have been given on routes that only
-    /// [`observe`](super::Idempotency::observe).
+    /// How often this answer would have been given by a stricter policy: on routes that only
+    /// [`observe`](super::Idempotency::observe), or do not
+    /// [refuse an unused transaction](super::Idempotency::refuse_unused_tx).
     #[must_use]
     pub fn observed(&self, answer: Answer) -> u64 {
         self.observed[answer as usize].load(Ordering::Relaxed)

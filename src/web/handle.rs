@@ -91,11 +91,13 @@ pub(crate) struct Handle(Arc<Shared>);
 struct Shared {
     pool: PgPool,
     leased: bool,
-    /// `None`: the request has no key.
-    operation: Option<Operation>,
+    /// A random one without a key.
+    operation: Operation,
+    /// 0 without a claim.
     attempt: u32,
     /// Whether the handler has begun to act: it has used the transaction or the claim.
     used: AtomicBool,
+    tx_used: AtomicBool,
     tx: Mutex<Tx>,
 }
 
@@ -117,6 +119,7 @@ pub(crate) struct Lent(Handle);
 pub(crate) struct Left {
     pub(crate) checkout: Option<Checkout>,
     pub(crate) used: bool,
+    pub(crate) tx_used: bool,
     /// The handler has answered, but somebody still holds its transaction.
     pub(crate) kept: bool,
 }
@@ -125,7 +128,7 @@ impl Handle {
     pub(crate) fn lend(
         pool: &PgPool,
         leased: bool,
-        operation: Option<Operation>,
+        operation: Operation,
         attempt: u32,
         checkout: Option<Checkout>,
     ) -> Lent {
@@ -136,19 +139,24 @@ impl Handle {
             operation,
             attempt,
             used: AtomicBool::new(false),
+            tx_used: AtomicBool::new(false),
             tx: Mutex::new(tx),
         })))
+    }
+
+    /// Whether a layer has begun a key for this request.
+    pub(crate) fn is_claimed(extensions: &Extensions) -> bool {
+        extensions.get::<Self>().is_some_and(|handle| handle.0.attempt > 0)
     }
 
     /// Takes back what the handler has.
     pub(crate) fn finish(&self) -> Left {
         let tx = std::mem::replace(&mut *self.tx(), Tx::Over);
+        let kept = matches!(tx, Tx::WithHandler);
+        let checkout = if let Tx::Here(checkout) = tx { Some(checkout) } else { None };
         let used = self.0.used.load(Ordering::Relaxed);
-        match tx {
-            Tx::Here(checkout) => Left { checkout: Some(checkout), used, kept: false },
-            Tx::WithHandler => Left { checkout: None, used, kept: true },
-            Tx::None | Tx::Over => Left { checkout: None, used, kept: false },
-        }
+        let tx_used = self.0.tx_used.load(Ordering::Relaxed);
+        Left { checkout, used, tx_used, kept }
     }
 
     fn tx(&self) -> MutexGuard<'_, Tx> {
@@ -219,14 +227,12 @@ impl OnceClaim {
 
     /// A key for a remote that takes idempotency keys itself: the same one in every attempt at this
     /// operation, another one for every other `name` and operation. See [`Operation::derived_key`].
-    /// A request without a key gets a random one.
+    /// It is the same one where the layer ignores keys, observes only or fails open. A request without a key, or
+    /// whose key is malformed or without a scope on a route that lets it pass, gets a random one.
     #[must_use]
     pub fn derived_key(&self, name: &str) -> Key {
         self.0.use_it();
-        match &self.0.0.operation {
-            Some(operation) => operation.derived_key(name),
-            None => Key::generate(),
-        }
+        self.0.0.operation.derived_key(name)
     }
 
     /// How many claims the key has had, this one included; 0 without a key.
@@ -275,6 +281,7 @@ impl Deref for OnceTx {
 impl DerefMut for OnceTx {
     fn deref_mut(&mut self) -> &mut PgConnection {
         self.handle.use_it();
+        self.handle.0.tx_used.store(true, Ordering::Relaxed);
         self.checkout.as_mut().expect("BUG: only drop takes it")
     }
 }

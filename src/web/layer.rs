@@ -16,7 +16,7 @@ use super::fingerprint::RequestFingerprint;
 use super::key::KeyRules;
 use super::policy::{Mode, Presence};
 use super::replay::KeptHeaders;
-use super::settle::FinalStatuses;
+use super::settle::{Classify, FinalStatuses};
 use crate::error::Result;
 use crate::key::Scope;
 use crate::lease::Lease;
@@ -77,9 +77,11 @@ pub struct Idempotency {
     pub(crate) fingerprint: RequestFingerprint,
     pub(crate) request_bytes_max: usize,
     pub(crate) final_statuses: FinalStatuses,
+    pub(crate) classify: Option<Classify>,
     pub(crate) kept_headers: KeptHeaders,
     pub(crate) replay_marker: HeaderName,
     pub(crate) secret: bool,
+    pub(crate) unused_tx_refused: bool,
     pub(crate) authorize_replay: Option<AuthorizeFn>,
     pub(crate) docs: Arc<str>,
     pub(crate) counters: Arc<Counters>,
@@ -127,9 +129,11 @@ impl Idempotency {
             fingerprint: RequestFingerprint::new(),
             request_bytes_max: REQUEST_BYTES_MAX_DEFAULT,
             final_statuses: FinalStatuses::Default { server_errors: false },
+            classify: None,
             kept_headers: KeptHeaders::default(),
             replay_marker: REPLAY_MARKER,
             secret: false,
+            unused_tx_refused: false,
             authorize_replay: None,
             docs: DOCS.into(),
             counters: Arc::default(),
@@ -178,7 +182,8 @@ impl Idempotency {
         self
     }
 
-    /// Keys are ignored; a response to a request with one says `Idempotency-Status: ignored`.
+    /// Keys are ignored; a response to a request with one says `Idempotency-Status: ignored`. Keys for remotes
+    /// are still derived from it.
     #[must_use]
     pub fn off(mut self) -> Self {
         self.presence = Presence::Off;
@@ -225,8 +230,8 @@ impl Idempotency {
         self
     }
 
-    /// The methods that are covered; POST and PATCH by default. Others, and requests to upgrade the
-    /// connection, pass untouched; so do GET, HEAD, OPTIONS, TRACE and CONNECT in any case.
+    /// The methods that are covered; POST and PATCH by default. Others pass untouched; so do GET, HEAD,
+    /// OPTIONS, TRACE and CONNECT in any case, and with them every upgrade of a connection.
     #[must_use]
     pub fn methods(mut self, methods: impl IntoIterator<Item = Method>) -> Self {
         let passing = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::CONNECT];
@@ -297,29 +302,6 @@ impl Idempotency {
     #[must_use]
     pub fn response_bytes_max(mut self, bytes: u32) -> Self {
         self.once = self.once.response_bytes_max(bytes);
-        self
-    }
-
-    /// Stores 5xx of the handler's own too, as the first version of Stripe's interface does: their writes
-    /// are undone and retries get the same error.
-    #[must_use]
-    pub fn store_server_errors(mut self) -> Self {
-        self.final_statuses = FinalStatuses::Default { server_errors: true };
-        self
-    }
-
-    /// Which statuses of 400 and above are final when they are the handler's own: stored and replayed,
-    /// their writes undone. By default 4xx but 401, 403, 405, 408, 413, 415 and 429.
-    ///
-    /// A status counts as the handler's own once it has used its [`OnceTx`](super::OnceTx) or
-    /// [`OnceClaim`](super::OnceClaim); before that it may be an extractor's, and nothing has
-    /// happened. [`Settle`](super::Settle) on a response overrides all of this.
-    #[must_use]
-    pub fn final_statuses<F>(mut self, are_final: F) -> Self
-    where
-        F: Fn(StatusCode) -> bool + Send + Sync + 'static,
-    {
-        self.final_statuses = FinalStatuses::Custom(Arc::new(are_final));
         self
     }
 

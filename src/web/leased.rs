@@ -16,9 +16,10 @@ use super::body::Buffered;
 use super::handle::Handle;
 use super::layer::Idempotency;
 use super::perform::{Answered, perform};
-use super::service::{Ended, NotBegun, not_begun, unkeyed};
+use super::service::Ended;
 use super::settle::Settle;
 use super::transactional::undo;
+use super::unkeyed::{NotBegun, not_begun, unkeyed};
 use super::waiting::Waiting;
 use crate::answer::{Begin, Finished, InProgress};
 use crate::before::before;
@@ -27,8 +28,9 @@ use crate::claim::{Claim, ClaimId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::heartbeat::Heartbeat;
 use crate::lease::Lease;
-use crate::operation::Operation;
+use crate::operation::{OnLapse, Operation};
 use crate::response::Response as Stored;
+use crate::run_leased::{give_up, redacted};
 
 /// How a task ended: with the request, or before the handler had it.
 #[allow(clippy::large_enum_variant, reason = "moved once")]
@@ -66,8 +68,7 @@ where
             }
             Err(gone) if gone.is_panic() => resume_unwind(gone.into_panic()),
             Err(_) => {
-                let detail =
-                    "The service is shutting down. Send the same request with the same key again.";
+                let detail = "The service is shutting down.";
                 return Ended::Refused(Refusal::new(Answer::Unavailable, detail));
             }
         };
@@ -77,7 +78,7 @@ where
         return match not_begun(config, begun) {
             NotBegun::Told(begin) => Ended::Told(begin),
             NotBegun::Refused(refusal) => Ended::Refused(refusal),
-            NotBegun::Run(run) => unkeyed(config, inner, request, run).await,
+            NotBegun::Run(run) => unkeyed(config, inner, request, Some(op), run).await,
         };
     }
 }
@@ -114,7 +115,7 @@ where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    let handle = Handle::lend(&config.pool, true, Some(op.clone()), claim.attempt(), None);
+    let handle = Handle::lend(&config.pool, true, op.clone(), claim.attempt(), None);
     // Beats until the claim is settled: storing a response may have to wait for a connection.
     let mut heartbeat = Heartbeat::start(&config.once.beside, &config.pool, &claim, lease);
     let performed = {
@@ -126,31 +127,39 @@ where
         });
         before(&mut lost, perform(config, &mut inner, request, &handle, true)).await
     };
-    let id = claim.id();
     let Some((performed, left)) = performed else {
         // Another request holds the key now, so this handler was stopped.
         claim.settled = true;
         undo(handle.finish().checkout).await;
         return told_by_holder(config, &op).await;
     };
+    let given_up = GivenUp { config, op: &op, acted: left.used };
+    let ended_as = performed.ended_as();
     let Answered { response, settle, stored } = match performed.answered(left.kept) {
         Ok(answered) => answered,
         Err(ended) => {
             undo(left.checkout).await;
-            give_back(config, claim, config.holds_unknown()).await;
+            drop(heartbeat);
+            given_up.end(claim, config.holds_unknown(), &ended_as).await;
             return ended;
         }
     };
+    let id = claim.id();
     let finished = match (settle, left.checkout) {
         (Settle::Complete, Some(checkout)) if !config.observe => {
             match checkout.complete(claim, stored).await {
                 Ok(()) => return Ended::Answered(response, Answer::Performed),
-                Err(error) => return uncommitted(config, &op, &id, &error).await,
+                Err(error) => {
+                    drop(heartbeat);
+                    return uncommitted(config, &op, &id, &error).await;
+                }
             }
         }
         (Settle::Complete, Some(checkout)) => {
             // Observed only: whatever becomes of the claim, the handler's writes stand.
             if let Err(error) = checkout.commit_probed().await {
+                drop(heartbeat);
+                claim.settled = true;
                 return uncommitted(config, &op, &id, &error).await;
             }
             Finished::Completed
@@ -162,9 +171,8 @@ where
         }
         (settle @ (Settle::Release | Settle::Lapse), checkout) => {
             undo(checkout).await;
-            let unknown = settle == Settle::Lapse;
-            give_back(config, claim, unknown).await;
-            let answer = if unknown { Answer::Unknown } else { Answer::Released };
+            drop(heartbeat); // a late beat would bring the lapsed claim back to life
+            let answer = given_up.end(claim, settle == Settle::Lapse, &ended_as).await;
             return Ended::Answered(response, answer);
         }
     };
@@ -208,21 +216,39 @@ async fn uncommitted<R, E>(
     }
     tracing::warn!(%error, sqlstate = error.sqlstate(), "a handler's work was not committed");
     // So that the retry need not wait for the lease. Refused if the commit got through after all.
-    if !config.holds_unknown() {
-        let _ = id.release(&config.pool).await;
-    }
+    give_up(&config.pool, op, id, &redacted(error)).await;
     Ended::Refused(Refusal::uncommitted(error))
 }
 
-/// Gives the claim back so that a retry may run at once; or leaves it to lapse, when it is unknown
-/// whether the outside work took effect.
-async fn give_back(config: &Idempotency, mut claim: Claim, unknown: bool) {
-    if unknown {
-        claim.settled = true;
-        return;
-    }
-    if let Err(error) = claim.release_leased(&config.pool).await {
-        tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given back; it lapses");
+/// How a claim ends whose handler came to nothing.
+struct GivenUp<'a> {
+    config: &'a Idempotency,
+    op: &'a Operation,
+    /// Whether the handler has asked for a derived key, or opened its last transaction.
+    acted: bool,
+}
+
+impl GivenUp<'_> {
+    /// Gives the claim back, when nothing can have happened outside: in this attempt, or in one that it goes on from.
+    /// Otherwise its key stays with its request,
+    /// which may begin again at once; or, where it is `unknown` what has happened, when the lease has run out. Where
+    /// an operator decides, the claim is left to lapse.
+    async fn end(&self, mut claim: Claim, unknown: bool, told: &str) -> Answer {
+        let Self { config, op, .. } = self;
+        let hold = op.on_lapse == OnLapse::Hold;
+        if unknown && !hold {
+            claim.settled = true;
+            return Answer::Unknown;
+        }
+        if unknown || self.acted || claim.recovered {
+            claim.settled = true;
+            give_up(&config.pool, op, &claim.id(), told).await;
+            return if hold { Answer::Unknown } else { Answer::Released };
+        }
+        if let Err(error) = claim.release_leased(&config.pool).await {
+            tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given back; it lapses");
+        }
+        Answer::Released
     }
 }
 
@@ -245,9 +271,7 @@ async fn told_by_holder<R, E>(config: &Idempotency, op: &Operation) -> Ended<R, 
         Ok(begin) => Ended::Told(begin),
         Err(error) => {
             let mut refusal = Refusal::unasked(&error);
-            refusal.detail =
-                "It may be done or not. Send the same request with the same key to find out."
-                    .into();
+            refusal.detail = "It may be done or not; the key finds out.".into();
             Ended::Refused(refusal)
         }
     }

@@ -47,6 +47,7 @@ mod replay;
 mod service;
 mod settle;
 mod transactional;
+mod unkeyed;
 mod waiting;
 
 pub use accepted::accepted;

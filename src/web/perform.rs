@@ -34,6 +34,18 @@ pub(crate) enum Performed<R, E> {
 }
 
 impl<R, E> Performed<R, E> {
+    /// How it ended, for operators. It quotes nothing of the handler's.
+    pub(crate) fn ended_as(&self) -> String {
+        match self {
+            Self::Answered(answered) => {
+                format!("the handler answered {}", answered.response.status().as_u16())
+            }
+            Self::Failed(_) => "the service failed".to_owned(),
+            Self::Panicked(_) => "the handler panicked".to_owned(),
+            Self::Unreadable => "the handler's response broke off".to_owned(),
+        }
+    }
+
     /// The handler's answer, or how the request ends without one. `kept`: somebody still holds its
     /// transaction, so nothing can be committed.
     #[allow(clippy::result_large_err, reason = "moved once, into the answer")]
@@ -50,8 +62,7 @@ impl<R, E> Performed<R, E> {
             Self::Failed(error) => Err(Ended::Failed(error)),
             Self::Panicked(panic) => Err(Ended::Panicked(panic)),
             Self::Unreadable => {
-                let detail = "Nothing was kept. Send the same request with the same key again.";
-                Err(Ended::Refused(Refusal::new(Answer::ResponseUnreadable, detail)))
+                Err(Ended::Refused(Refusal::new(Answer::ResponseUnreadable, "Nothing was kept.")))
             }
         }
     }
@@ -86,16 +97,8 @@ where
         Err(panic) => return (Performed::Panicked(panic), handle.finish()),
     };
     let left = handle.finish();
-    let settle = response.extensions().get::<Settle>().copied();
-    let settle = match settle {
-        // No outcome, and no replay could send it.
-        _ if response.status().is_informational() => Settle::Release,
-        Some(settle) => settle,
-        None => config.settle(response.status(), left.used),
-    };
-    let wanted = keyed && matches!(settle, Settle::Complete | Settle::Fail);
-    let performed = match caught(keep(config, response, wanted)).await {
-        Ok(Ok((response, stored))) => Performed::Answered(Answered { response, settle, stored }),
+    let performed = match caught(keep(config, response, left.used, keyed)).await {
+        Ok(Ok(answered)) => Performed::Answered(answered),
         Ok(Err(Unreadable)) => Performed::Unreadable,
         Err(panic) => Performed::Panicked(panic),
     };
@@ -104,31 +107,48 @@ where
 
 struct Unreadable;
 
-/// The response for the client, and what to store of it. Read are only bodies that say how long they
-/// are and are short enough; a stream may never end, and is passed on and stored as *omitted*.
+/// The response for the client, what becomes of the key, and what to store. Read are only bodies that say how long
+/// they are and are short enough; a stream may never end, and is passed on and stored as *omitted*.
 async fn keep<R: Body>(
     config: &Idempotency,
     response: Response<R>,
-    wanted: bool,
-) -> Result<(Response<Buffered<R>>, Stored), Unreadable> {
+    used: bool,
+    keyed: bool,
+) -> Result<Answered<R>, Unreadable> {
     let (parts, body) = response.into_parts();
+    let said = match parts.extensions.get::<Settle>() {
+        // No outcome, and no replay could send it.
+        _ if parts.status.is_informational() => Some(Settle::Release),
+        said => said.copied(),
+    };
+    let classify = config.classify.as_ref().filter(|_| said.is_none());
+    let settle = |body: Option<&[u8]>| {
+        let classified = classify.and_then(|classify| classify(parts.status, &parts.headers, body));
+        said.or(classified).unwrap_or_else(|| config.settle(parts.status, used))
+    };
     let code = i32::from(parts.status.as_u16());
     let omitted = Stored::empty().with_code(code).secret();
-    let short = body.size_hint().exact().is_some_and(|size| size <= config.response_limit());
     // A part of a body and "you have it already" answer one request's headers, not the operation.
     let whole = !matches!(parts.status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
     let secret = config.secret || parts.extensions.get::<Secret>().is_some();
-    if !wanted || !short || !whole || secret {
-        return Ok((Response::from_parts(parts, Buffered::untouched(body)), omitted));
+    let may_store = keyed && whole && !secret;
+    let stores = |settle| may_store && matches!(settle, Settle::Complete | Settle::Fail);
+    let short = body.size_hint().exact().is_some_and(|size| size <= config.response_limit());
+    if !short || classify.is_none() && !stores(settle(None)) {
+        let settle = settle(None);
+        let response = Response::from_parts(parts, Buffered::untouched(body));
+        return Ok(Answered { response, settle, stored: omitted });
     }
     let collected = body.collect().await.map_err(|_| Unreadable)?;
     let trailers = collected.trailers().cloned();
     let bytes = collected.to_bytes();
+    let settle = settle(Some(&bytes));
     let stored = match trailers {
-        Some(_) => omitted, // what gRPC says in its trailers would be missing
-        None => store(config, &parts.headers, &bytes).with_code(code),
+        None if stores(settle) => store(config, &parts.headers, &bytes).with_code(code),
+        _ => omitted, // what trailers say would be missing
     };
-    Ok((Response::from_parts(parts, Buffered::whole(bytes, trailers)), stored))
+    let response = Response::from_parts(parts, Buffered::whole(bytes, trailers));
+    Ok(Answered { response, settle, stored })
 }
 
 fn store(config: &Idempotency, headers: &HeaderMap, body: &Bytes) -> Stored {

@@ -2,19 +2,24 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{CONNECTION, UPGRADE};
+use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Request, StatusCode};
 use serde_json::{Value, json};
 use tower_layer::Layer;
 
 use super::answer::{Answer, Refusal};
+use super::handle::Handle;
 use super::layer::Idempotency;
 use super::service::IdempotencyService;
 use super::settle::Settle;
+use crate::answer::InProgress;
 use crate::key::{Key, Scope};
 use crate::operation::{OnLapse, Operation};
+
+/// The shortest and the longest pause that a duplicate of a request in progress is told.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -29,6 +34,14 @@ pub(crate) enum Presence {
     Off,
 }
 
+/// What becomes of a request before its key is read.
+pub(crate) enum Course {
+    /// To the handler, untouched.
+    Pass,
+    Refuse(Refusal),
+    Serve,
+}
+
 impl<S> Layer<S> for Idempotency {
     type Service = IdempotencyService<S>;
 
@@ -38,9 +51,31 @@ impl<S> Layer<S> for Idempotency {
 }
 
 impl Idempotency {
-    /// Whether the layer has anything to do with this request.
-    pub(crate) fn covers<B>(&self, request: &Request<B>) -> bool {
-        self.methods.contains(request.method()) && !upgrades(request.headers())
+    /// What the layer has to do with this request. An upgrade is a GET or CONNECT, which it never covers.
+    pub(crate) fn course_of<B>(&self, request: &Request<B>) -> Course {
+        if !self.methods.contains(request.method()) {
+            return Course::Pass;
+        }
+        let refusal = if Handle::is_claimed(request.extensions()) {
+            // To pass would be to ignore this one's rules: a secret would be stored, a replay not asked about.
+            let detail = "The service's operators must look.";
+            Refusal::new(Answer::LayeredTwice, detail)
+        } else if is_grpc(request.headers()) {
+            let detail = "An outcome that comes in trailers cannot be stored.";
+            Refusal::new(Answer::GrpcUnsupported, detail)
+        } else {
+            return Course::Serve;
+        };
+        if self.observe {
+            self.counters.observe(refusal.answer);
+            return Course::Pass;
+        }
+        if refusal.answer == Answer::LayeredTwice {
+            tracing::error!(
+                "an idempotency layer is inside of another one: put it on a router or on its routes"
+            );
+        }
+        Course::Refuse(refusal)
     }
 
     pub(crate) fn is_transactional(&self) -> bool {
@@ -62,19 +97,28 @@ impl Idempotency {
         !self.is_transactional() && self.on_lapse == OnLapse::Hold
     }
 
+    /// When to ask again for the response of a request in progress. Soon at first; then after about as long as its
+    /// claim is known to live, since its begin or its last renewal; never after its lease.
+    pub(crate) fn pause_for(&self, wait: &InProgress) -> Duration {
+        let (Mode::Leased(length), Some(rest)) = (self.mode, wait.lease_remaining()) else {
+            return PAUSE_MIN;
+        };
+        length.saturating_sub(rest).clamp(PAUSE_MIN, PAUSE_MAX).min(wait.retry_after())
+    }
+
     pub(crate) fn response_limit(&self) -> u64 {
         u64::from(self.once.response_bytes_max)
     }
 
-    /// The operation a request names, or why it may not run.
-    pub(crate) fn name(&self, request: &Parts) -> Result<Option<(Scope, Key)>, Refusal> {
+    /// The operation a request names, or why it may not run. Where keys are ignored too: what remotes are handed
+    /// is made from it.
+    pub(crate) fn name(&self, request: &Parts) -> Result<Option<Operation>, Refusal> {
+        let key = self.key_rules.key_in(&request.headers);
         if self.presence == Presence::Off {
-            return Ok(None);
+            let named = key.ok().flatten().zip((self.scope)(request));
+            return Ok(named.map(|(key, scope)| self.operation(scope, key)));
         }
-        let key = self
-            .key_rules
-            .key_in(&request.headers)
-            .map_err(|detail| Refusal::new(Answer::KeyMalformed, format!("{detail}.")))?;
+        let key = key.map_err(|detail| Refusal::new(Answer::KeyMalformed, format!("{detail}.")))?;
         let Some(key) = key else {
             if self.presence == Presence::Optional {
                 return Ok(None);
@@ -91,21 +135,15 @@ impl Idempotency {
                 "The service could not tell whose request this is; its operators must look.";
             return Err(Refusal::new(Answer::NoScope, detail));
         };
-        Ok(Some((scope, key)))
+        Ok(Some(self.operation(scope, key)))
     }
 
-    /// The operation of a request that has been read in full.
-    pub(crate) fn operation(
-        &self,
-        scope: Scope,
-        key: Key,
-        request: &Parts,
-        body: &Bytes,
-    ) -> Operation {
+    /// Without a fingerprint: the request has not been read.
+    fn operation(&self, scope: Scope, key: Key) -> Operation {
         Operation {
             scope,
             key,
-            fingerprint: Some(self.fingerprint.of(request, body)),
+            fingerprint: None,
             retention: self.retention,
             wait: self.wait, // the layer waits by itself, without a connection
             on_lapse: self.on_lapse,
@@ -164,18 +202,9 @@ impl Idempotency {
     }
 }
 
-/// Whether the connection is asked to become something else (RFC 9110, section 7.8). An offer to go on in
-/// HTTP/2 does not count: some clients make it with any request, and the request stays what it is.
-fn upgrades(headers: &HeaderMap) -> bool {
-    let names = |name: HeaderName| {
-        let values = headers.get_all(name).into_iter();
-        values
-            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-            .map(<[u8]>::trim_ascii)
-    };
-    let same = |name: &[u8], other: &[u8]| name.eq_ignore_ascii_case(other);
-    names(CONNECTION).any(|option| same(option, b"upgrade"))
-        && names(UPGRADE).any(|protocol| {
-            !protocol.is_empty() && !same(protocol, b"h2c") && !same(protocol, b"HTTP/2.0")
-        })
+fn is_grpc(headers: &HeaderMap) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let content_type = headers.get(CONTENT_TYPE).map(|value| value.as_bytes().trim_ascii());
+    let start = content_type.and_then(|value| value.get(..GRPC.len()));
+    start.is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
 }

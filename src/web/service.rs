@@ -14,16 +14,12 @@ use tracing::{Instrument, Span};
 
 use super::answer::{Answer, Refusal, takes_json};
 use super::body::{BoxError, Buffered, Read, read};
-use super::handle::Handle;
 use super::layer::Idempotency;
-use super::perform::{Answered, Panic, perform};
-use super::policy::{Mode, Presence};
-use super::settle::Settle;
-use super::transactional::undo;
+use super::perform::Panic;
+use super::policy::{Course, Mode, Presence};
+use super::unkeyed::{Unkeyed, unkeyed};
 use super::{leased, replay, transactional};
 use crate::answer::Begin;
-use crate::checkout::Checkout;
-use crate::error::{ErrorKind, Result};
 use crate::key::log_hash;
 use crate::response::Response as Stored;
 
@@ -78,13 +74,17 @@ where
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let config = Arc::clone(&self.config);
-        if !config.covers(&request) {
-            let response = inner.call(request.map(Buffered::untouched));
-            return Box::pin(async {
-                response.await.map(|response| response.map(Buffered::untouched))
-            });
-        }
-        Box::pin(respond(config, inner, request))
+        let refusal = match config.course_of(&request) {
+            Course::Serve => None,
+            Course::Refuse(refusal) => Some(refusal),
+            Course::Pass => {
+                let response = inner.call(request.map(Buffered::untouched));
+                return Box::pin(async {
+                    response.await.map(|response| response.map(Buffered::untouched))
+                });
+            }
+        };
+        Box::pin(respond(config, inner, request, refusal))
     }
 }
 
@@ -92,6 +92,7 @@ async fn respond<S, B, R>(
     config: Arc<Idempotency>,
     inner: S,
     request: Request<B>,
+    refusal: Option<Refusal>,
 ) -> Result<Response<Buffered<R>>, S::Error>
 where
     S: Service<Request<Buffered<B>>, Response = Response<R>> + Send + 'static,
@@ -103,24 +104,40 @@ where
     R::Data: Send,
 {
     let json = takes_json(request.headers());
-    let ignored = config.presence == Presence::Off
-        && request.headers().contains_key(&config.key_rules.header);
+    let has_key = request.headers().contains_key(&config.key_rules.header);
+    let ignored = has_key && config.presence == Presence::Off;
     // The handler's own log lines are in it too.
     let span = tracing::info_span!("idempotency", key = tracing::field::Empty);
-    let (mut response, answer) =
-        match decide(&config, inner, request).instrument(span.clone()).await {
-            Ended::Answered(response, answer) => (response, answer),
-            Ended::Replayed(response) => (whole(response), Answer::Replayed),
-            Ended::Refused(refusal) => {
-                let answer = refusal.answer;
-                (whole(refusal.into_response(&config.docs, json)), answer)
+    let ended = match refusal {
+        Some(refusal) => Ended::Refused(refusal),
+        None => decide(&config, inner, request).instrument(span.clone()).await,
+    };
+    let (mut response, answer) = match ended {
+        Ended::Answered(response, answer) => (response, answer),
+        Ended::Replayed(response) => (whole(response), Answer::Replayed),
+        Ended::Refused(mut refusal) => {
+            if !has_key || ignored {
+                refusal = refusal.without_key();
             }
-            Ended::Told(_) => unreachable!("BUG: decide puts it into words"),
-            Ended::Failed(error) => return Err(error),
-            Ended::Panicked(panic) => resume_unwind(panic),
-        };
+            // The handler has run, and a remote that it has called would take a retry for another request.
+            if !has_key && !config.is_transactional() {
+                refusal = refusal.not_retryable();
+            }
+            let answer = refusal.answer;
+            (whole(refusal.into_response(&config.docs, json)), answer)
+        }
+        Ended::Told(_) => unreachable!("BUG: decide puts it into words"),
+        Ended::Failed(error) => return Err(error),
+        Ended::Panicked(panic) => resume_unwind(panic),
+    };
     config.counters.count(answer);
     span.in_scope(|| tracing::debug!(answer = answer.code(), "answered"));
+    // Run without a claim here, and under one of a layer inside.
+    if matches!(answer, Answer::Unkeyed | Answer::Unprotected)
+        && response.extensions().get::<Answer>().is_some()
+    {
+        return Ok(response);
+    }
     response.extensions_mut().insert(answer);
     response.headers_mut().remove(&config.replay_marker);
     if matches!(answer, Answer::Replayed | Answer::Omitted) {
@@ -154,27 +171,31 @@ where
     R::Data: Send,
 {
     let (parts, body) = request.into_parts();
-    let named = match config.name(&parts) {
-        Ok(named) => named,
+    let mut op = match config.name(&parts) {
+        Ok(op) => op,
         Err(refusal) if config.observe => {
             config.counters.observe(refusal.answer);
             None
         }
         Err(refusal) => return Ended::Refused(refusal),
     };
-    if named.is_none() && !config.is_transactional() {
+    let mut begins = op.is_some() && config.presence != Presence::Off;
+    if !begins && !config.is_transactional() {
         let request = Request::from_parts(parts, Buffered::untouched(body));
-        return unkeyed(config, inner, request, Unkeyed::USUAL).await;
+        return unkeyed(config, inner, request, op, Unkeyed::USUAL).await;
     }
     // Read before any connection is taken, and before the key is begun: half a request is none.
-    let (op, body) = match read(body, config.request_bytes_max).await {
+    let body = match read(body, config.request_bytes_max).await {
         Read::Whole(bytes, trailers) => {
-            let op = named.map(|(scope, key)| config.operation(scope, key, &parts, &bytes));
-            (op, Buffered::whole(bytes, trailers))
+            if begins && let Some(op) = &mut op {
+                op.fingerprint = Some(config.fingerprint.of(&parts, &bytes));
+            }
+            Buffered::whole(bytes, trailers)
         }
         Read::TooLarge(body) if config.observe => {
             config.counters.observe(Answer::RequestTooLarge);
-            (None, body)
+            begins = false;
+            body
         }
         // Without a key too: a connection must not wait for a client that sends slowly.
         Read::TooLarge(_) => return Ended::Refused(config.too_large()),
@@ -183,7 +204,7 @@ where
             return Ended::Refused(Refusal::new(Answer::RequestTooLarge, detail));
         }
         Read::Broken => {
-            let detail = "The request's body ended before its end. Send it again.";
+            let detail = "The request's body ended before its end.";
             return Ended::Refused(Refusal::new(Answer::RequestUnreadable, detail));
         }
     };
@@ -196,11 +217,13 @@ where
     let asked_by = config.authorize_replay.as_ref().map(|_| parts.clone());
     let request = Request::from_parts(parts, body);
     let ended = match (op, &config.mode) {
-        (None, _) => unkeyed(config, inner, request, Unkeyed::USUAL).await,
-        (Some(op), Mode::Transactional) => transactional::respond(config, inner, request, op).await,
-        (Some(op), Mode::Leased(lease)) => {
+        (Some(op), Mode::Transactional) if begins => {
+            transactional::respond(config, inner, request, op).await
+        }
+        (Some(op), Mode::Leased(lease)) if begins => {
             leased::respond(config, inner, request, op, config.lease(*lease)).await
         }
+        (op, _) => unkeyed(config, inner, request, op, Unkeyed::USUAL).await,
     };
     match ended {
         Ended::Told(begin) => tell(config, begin, asked_by).await,
@@ -208,100 +231,7 @@ where
     }
 }
 
-/// Runs the handler without a key. What it writes through the layer is one transaction all the same.
-pub(crate) async fn unkeyed<S, B, R>(
-    config: &Idempotency,
-    mut inner: S,
-    request: Request<Buffered<B>>,
-    run: Unkeyed,
-) -> Ended<R, S::Error>
-where
-    S: Service<Request<Buffered<B>>, Response = Response<R>>,
-    R: Body,
-{
-    let mut checkout = None;
-    if config.is_transactional() && run.connected {
-        checkout = match Checkout::begin(&config.pool).await {
-            Ok(checkout) => Some(checkout),
-            // It may do without: OnceTx says so if it does not.
-            Err(_) if config.observe || config.fail_open => None,
-            Err(error) => return Ended::Refused(Refusal::unasked(&error)),
-        };
-    }
-    let handle = Handle::lend(&config.pool, !config.is_transactional(), None, 0, checkout);
-    let (performed, left) = perform(config, &mut inner, request, &handle, false).await;
-    let Answered { response, settle, .. } = match performed.answered(left.kept) {
-        Ok(answered) => answered,
-        Err(ended) => {
-            undo(left.checkout).await;
-            return ended;
-        }
-    };
-    match (settle, left.checkout) {
-        (_, None) => {}
-        (Settle::Complete, Some(checkout)) => {
-            if let Err(error) = checkout.commit_probed().await {
-                return Ended::Refused(Refusal::uncommitted(&error).without_key());
-            }
-        }
-        (_, checkout) => undo(checkout).await,
-    }
-    Ended::Answered(response, run.called)
-}
-
-/// What to do with a request whose key was not begun.
-pub(crate) enum NotBegun {
-    Told(Begin),
-    Refused(Refusal),
-    /// Run it all the same.
-    Run(Unkeyed),
-}
-
-/// A run without a key.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Unkeyed {
-    pub(crate) called: Answer,
-    /// Whether a connection may be had; another wait for none would only hold the request up.
-    pub(crate) connected: bool,
-}
-
-impl Unkeyed {
-    pub(crate) const USUAL: Self = Self { called: Answer::Unkeyed, connected: true };
-}
-
-/// A begin that did not start the operation.
-pub(crate) fn not_begun(config: &Idempotency, begun: Result<Begin>) -> NotBegun {
-    let error = match begun {
-        Ok(begin) if config.observe => {
-            config.counters.observe(answer_to(&begin));
-            return NotBegun::Run(Unkeyed::USUAL);
-        }
-        Ok(begin) => return NotBegun::Told(begin),
-        Err(error) => error,
-    };
-    tracing::error!(%error, sqlstate = error.sqlstate(), "an idempotency key could not be begun");
-    let refusal = Refusal::unasked(&error);
-    let connected = error.kind() != ErrorKind::Connection;
-    if config.observe {
-        config.counters.observe(refusal.answer);
-        return NotBegun::Run(Unkeyed { called: Answer::Unkeyed, connected });
-    }
-    // After anything else the database has been asked and may have answered: it may be done or at work.
-    let unasked = matches!(
-        error.kind(),
-        ErrorKind::Connection
-            | ErrorKind::ReadOnly
-            | ErrorKind::SchemaOutdated
-            | ErrorKind::Database
-    );
-    if config.fail_open && unasked {
-        tracing::warn!("a request runs without idempotency protection");
-        return NotBegun::Run(Unkeyed { called: Answer::Unprotected, connected });
-    }
-    NotBegun::Refused(refusal)
-}
-
-fn answer_to(begin: &Begin) -> Answer {
+pub(crate) fn answer_to(begin: &Begin) -> Answer {
     match begin {
         Begin::Started(_) => Answer::Performed,
         Begin::Replay(replay) if replay.response().is_omitted() => Answer::Omitted,
@@ -318,8 +248,8 @@ async fn tell<R, E>(config: &Idempotency, begin: Begin, asked_by: Option<Parts>)
     let refusal = match begin {
         Begin::Replay(replay) => return replay_to(config, replay.into_response(), asked_by).await,
         Begin::InProgress(wait) => {
-            let detail = "Wait, and send the same request with the same key again.";
-            Refusal::new(answer, detail).retry_after(wait.retry_after())
+            let detail = "Its response is not there yet; wait a moment.";
+            Refusal::new(answer, detail).retry_after(config.pause_for(&wait))
         }
         Begin::Mismatch(_) => Refusal::new(
             answer,

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
+
+use super::layer::Idempotency;
 
 /// A handler's own word on what becomes of its key, put into the response's extensions (with feature
 /// `axum`: returned as a part of the response). It overrides the route's rule for statuses.
@@ -23,7 +25,9 @@ pub enum Settle {
     /// handler's own, but not for 401, 403, 405, 408, 413, 415 and 429.
     Fail,
     /// Undo the writes and store nothing: the key is free, and a retry runs the handler again. The
-    /// rule for 5xx, for what an extractor rejects, and for the statuses above.
+    /// rule for 5xx, for what an extractor rejects, and for the statuses above. On a leased route whose handler has
+    /// asked for a derived key or opened its transaction, now or in an earlier attempt, the key is not free: it stays
+    /// with its request, which may begin again at once; with `OnLapse::Hold` it waits for an operator.
     Release,
     /// The handler does not know whether its outside work took effect. On a leased route the claim is
     /// left to lapse, and then taken over or held, as [`on_lapse`](super::Idempotency::on_lapse)
@@ -40,6 +44,68 @@ pub enum Settle {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Secret;
+
+impl Idempotency {
+    /// Stores 5xx of the handler's own too, as the first version of Stripe's interface does: their writes
+    /// are undone and retries get the same error.
+    #[must_use]
+    pub fn store_server_errors(mut self) -> Self {
+        self.final_statuses = FinalStatuses::Default { server_errors: true };
+        self
+    }
+
+    /// Which statuses of 400 and above are final when they are the handler's own: stored and replayed,
+    /// their writes undone. By default 4xx but 401, 403, 405, 408, 413, 415 and 429.
+    ///
+    /// A status counts as the handler's own once it has used its [`OnceTx`](super::OnceTx) or
+    /// [`OnceClaim`](super::OnceClaim); before that it may be an extractor's, and nothing has
+    /// happened. [`Settle`](super::Settle) on a response overrides all of this.
+    #[must_use]
+    pub fn final_statuses<F>(mut self, are_final: F) -> Self
+    where
+        F: Fn(StatusCode) -> bool + Send + Sync + 'static,
+    {
+        self.final_statuses = FinalStatuses::Custom(Arc::new(are_final));
+        self
+    }
+
+    /// Refuses a success of a transactional handler that has never used its [`OnceTx`](super::OnceTx), with 500: what it
+    /// has written elsewhere, through the pool, is not undone when it fails, and a retry writes it again. Without
+    /// this there is a warning in the log, and the route counts it
+    /// ([`Answer::TransactionUnused`](super::Answer::TransactionUnused)). For routes whose every success
+    /// reads or writes through the transaction.
+    #[must_use]
+    pub fn refuse_unused_tx(mut self) -> Self {
+        self.unused_tx_refused = true;
+        self
+    }
+
+    /// Tells failures that their status hides: an error in a header, or in a body that comes with 200, as GraphQL has
+    /// it. Gets the status, the headers and the body; no body if it is longer than what is stored, or does not say
+    /// how long it is. `None` leaves it to the rule for statuses, and [`Settle`] in the response overrides both.
+    ///
+    /// ```
+    /// # use pgonce::web::{Idempotency, Settle};
+    /// # fn example(idempotency: Idempotency) -> Idempotency {
+    /// idempotency.classify(|_, _, body| {
+    ///     let answer: serde_json::Value = serde_json::from_slice(body?).ok()?;
+    ///     answer.get("errors").map(|_| Settle::Release)
+    /// })
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn classify<F>(mut self, classify: F) -> Self
+    where
+        F: Fn(StatusCode, &HeaderMap, Option<&[u8]>) -> Option<Settle> + Send + Sync + 'static,
+    {
+        self.classify = Some(Arc::new(classify));
+        self
+    }
+}
+
+/// What a route makes of a response, by more than its status.
+pub(crate) type Classify =
+    Arc<dyn Fn(StatusCode, &HeaderMap, Option<&[u8]>) -> Option<Settle> + Send + Sync>;
 
 /// Which statuses of 400 and above are final.
 #[derive(Clone)]

@@ -16,7 +16,7 @@ const CANARY: &str = "canary7f3a";
 
 /// What has been logged by anybody in this process; `None` once the test has seen enough.
 #[derive(Clone)]
-struct Log(Arc<Mutex<Option<Vec<u8>>>>);
+pub struct Log(Arc<Mutex<Option<Vec<u8>>>>);
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -38,8 +38,23 @@ impl<'w> MakeWriter<'w> for Log {
 }
 
 impl Log {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Some(Vec::new()))))
+    }
+
+    /// What this thread logs at this level and above, while the guard is there.
+    pub fn of_thread(level: tracing::Level) -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::new();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_ansi(false)
+            .with_writer(log.clone())
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
     /// The log so far; nothing is kept from now on.
-    fn close(&self) -> String {
+    pub fn close(&self) -> String {
         let log = self.0.lock().unwrap().take().unwrap();
         String::from_utf8_lossy(&log).into_owned()
     }
@@ -138,7 +153,7 @@ async fn show_failing_work(db: &TestDb, show: &mut impl FnMut(&dyn std::fmt::Deb
 
 #[tokio::test]
 async fn nothing_secret_is_logged_or_shown() {
-    let log = Log(Arc::new(Mutex::new(Some(Vec::new()))));
+    let log = Log::new();
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::TRACE)
         .with_writer(log.clone())

@@ -20,27 +20,27 @@ use super::{post, send};
 use crate::harness::TestDb;
 
 /// A body made of these frames, which counts how many were taken.
-struct Frames {
+pub struct Frames {
     frames: VecDeque<Result<Frame<Bytes>, std::io::Error>>,
     declared: Option<u64>,
     taken: Arc<AtomicUsize>,
 }
 
 impl Frames {
-    fn new(frames: impl IntoIterator<Item = Result<Frame<Bytes>, std::io::Error>>) -> Self {
+    pub fn new(frames: impl IntoIterator<Item = Result<Frame<Bytes>, std::io::Error>>) -> Self {
         Self { frames: frames.into_iter().collect(), declared: None, taken: Arc::default() }
     }
 
-    fn of(parts: &[&'static [u8]]) -> Self {
+    pub fn of(parts: &[&'static [u8]]) -> Self {
         Self::new(parts.iter().map(|part| Ok(Frame::data(Bytes::from_static(part)))))
     }
 
-    fn broken(part: &'static [u8]) -> Self {
+    pub fn broken(part: &'static [u8]) -> Self {
         let error = std::io::Error::other("the client is gone");
         Self::new([Ok(Frame::data(Bytes::from_static(part))), Err(error)])
     }
 
-    fn declaring(self, bytes: u64) -> Self {
+    pub fn declaring(self, bytes: u64) -> Self {
         Self { declared: Some(bytes), ..self }
     }
 }

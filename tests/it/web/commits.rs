@@ -29,7 +29,7 @@ where
 
 // Trap 40. The handler has answered 201, and nobody gets to see it.
 #[tokio::test]
-async fn a_commit_that_fails_turns_a_prepared_201_into_a_503() {
+async fn a_commit_that_fails_turns_a_prepared_201_into_a_500() {
     for mode in MODES {
         let db = TestDb::new().await;
         db.execute(
@@ -42,11 +42,11 @@ async fn a_commit_that_fails_turns_a_prepared_201_into_a_503() {
             let got = send(&app.router, post("two", "")).await;
             assert_eq!(
                 (got.status, got.code()),
-                (StatusCode::SERVICE_UNAVAILABLE, "not_committed".into())
+                (StatusCode::INTERNAL_SERVER_ERROR, "commit_refused".into())
             );
             assert_eq!(
                 (got.header("retry-after"), &got.json()["retryable"]),
-                (Some("1"), &true.into())
+                (None, &false.into())
             );
             assert_eq!(db.effects().await, 1);
         }
@@ -74,7 +74,7 @@ async fn an_error_that_the_handler_overlooks_is_not_committed() {
             let got = send(&careless.router, request).await;
             assert_eq!(
                 (got.status, got.code()),
-                (StatusCode::SERVICE_UNAVAILABLE, "not_committed".into())
+                (StatusCode::INTERNAL_SERVER_ERROR, "commit_refused".into())
             );
             assert_eq!(db.effects().await, 0);
         }

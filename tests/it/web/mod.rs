@@ -1,8 +1,11 @@
 //! The HTTP layer. Most tests call the router in process; `sockets` and what follows go over TCP.
 
 mod bodies;
+mod bound;
+mod classified;
 mod commits;
 mod concurrency;
+mod derived;
 mod example;
 mod fingerprints;
 mod hangups;
@@ -19,6 +22,7 @@ mod page;
 mod payments;
 mod policy;
 mod replays;
+mod retryable;
 mod round_trip;
 mod scopes;
 pub mod secrets;
@@ -29,7 +33,9 @@ mod statuses;
 mod store;
 mod streams;
 mod transactional;
+mod twice;
 mod unknown;
+mod unused;
 mod walkthrough;
 mod wire;
 

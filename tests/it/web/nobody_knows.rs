@@ -66,7 +66,7 @@ async fn last_writes_that_fail_do_not_free_the_key_where_an_operator_decides() {
             StatusCode::CREATED.into_response()
         }
     });
-    assert_eq!(send(&app.router, post("k", "")).await.answer, Some(Answer::NotCommitted));
+    assert_eq!(send(&app.router, post("k", "")).await.answer, Some(Answer::CommitRefused));
     assert_eq!(send(&app.router, post("k", "")).await.answer, Some(Answer::InProgress));
     db.advance(LEASE).await;
     assert_eq!(send(&app.router, post("k", "")).await.answer, Some(Answer::Held));

@@ -265,8 +265,8 @@ fn codes_are_stable() {
     assert_eq!(
         codes,
         "performed released unknown unstored replayed omitted in_progress mismatch held key_missing \
-         key_malformed no_scope request_too_large request_unreadable replay_refused unavailable \
-         store_refused not_committed commit_unknown transaction_lost response_unreadable unkeyed unprotected"
+         key_malformed no_scope layered_twice grpc_unsupported request_too_large request_unreadable replay_refused unavailable \
+         store_refused not_committed commit_refused commit_unknown transaction_lost transaction_unused response_unreadable unkeyed unprotected"
     );
     let distinct: std::collections::HashSet<_> = codes.split(' ').collect();
     assert_eq!(distinct.len(), Answer::ALL.len());

@@ -243,7 +243,7 @@ async fn an_unknown_outcome_waits_for_an_operator_where_the_route_says_so() {
     let first = send(&app.router, post("k", "")).await;
     assert_eq!((first.status.as_u16(), first.answer), (504, Some(Answer::Unknown)));
     let soon = send(&app.router, post("k", "")).await;
-    assert_eq!((soon.answer, soon.header("retry-after")), (Some(Answer::InProgress), Some("60")));
+    assert_eq!((soon.answer, soon.header("retry-after")), (Some(Answer::InProgress), Some("1")));
     db.advance(super::kit::LEASE).await;
     for _ in 0..2 {
         let held = send(&app.router, post("k", "")).await;
