@@ -3,7 +3,7 @@
 -- wait for another transaction.
 create or replace function :"schema"._lock_for_operator(
   p_scope text, p_key text, p_seen text,
-  out status smallint, out token uuid, out attempt integer, out steps integer, out fingerprint bytea,
+  out status smallint, out token uuid, out attempt integer, out steps integer, out leased boolean, out fingerprint bytea,
   out expires_at timestamptz, out lease_expires_at timestamptz)
 language plpgsql volatile
 as $pgonce$
@@ -14,9 +14,9 @@ begin
     raise exception 'the key is being worked on' using errcode = 'IK002';
   end if;
   begin
-    select k.status, k.token, k.attempt, k.steps, k.fingerprint, k.expires_at, k.lease_expires_at,
+    select k.status, k.token, k.attempt, k.steps, k.leased, k.fingerprint, k.expires_at, k.lease_expires_at,
            :"schema"._seen(k.status, k.token, k.attempt, k.created_at)
-      into status, token, attempt, steps, fingerprint, expires_at, lease_expires_at, v_seen
+      into status, token, attempt, steps, leased, fingerprint, expires_at, lease_expires_at, v_seen
       from :"schema".idempotency_keys k
      where k.scope = p_scope collate "C" and k.key = p_key collate "C"
        for no key update nowait;

@@ -1,5 +1,6 @@
--- Gives an operator the claim on a key that nobody works on, lapsed or released, and returns its token: to be used
--- with complete, fail or release in the same transaction. The last holder, should it still live, is fenced off. The
+-- Gives an operator the claim on a key that nobody works on, and returns its token: one that has lapsed, or was released,
+-- or a transactional one that was committed without complete, whose holder ended with its transaction. The token is to be
+-- used with complete, fail or release in the same transaction. The last holder, should it still live, is fenced off. The
 -- attempts so far no longer count against a cap, so that a release lets the key run again. p_seen: what the operator
 -- was shown in `keys`. Raises IK002, in words, when it is not so, and does not wait for another transaction.
 create or replace function :"schema".take_over_claim(p_scope text, p_key text, p_seen text) returns uuid
@@ -15,7 +16,7 @@ begin
   v_at := :"schema"._clock();
   if v_row.status <> 1 then
     raise exception 'the operation is finished' using errcode = 'IK002';
-  elsif :"schema"._is_live(v_row.status, v_row.token, v_row.lease_expires_at, v_at) then
+  elsif v_row.leased and :"schema"._is_live(v_row.status, v_row.token, v_row.lease_expires_at, v_at) then
     raise exception 'the claim is live: its holder may be at work' using errcode = 'IK002';
   elsif :"schema"._is_forgotten(v_row.status, v_row.expires_at, v_row.lease_expires_at, v_at) then
     raise exception 'the key is forgotten: the next begin runs it anew' using errcode = 'IK002';

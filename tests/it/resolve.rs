@@ -249,6 +249,22 @@ async fn the_last_holder_writes_nothing_after_an_operators_decision() {
     assert_eq!(replay.response().body(), b"the operator's");
 }
 
+// Its effect is there, so it must not run again, and its holder ended with its transaction.
+#[tokio::test]
+async fn a_claim_that_was_committed_without_complete_is_resolved() {
+    let db = TestDb::new().await;
+    let mut tx = db.pool.begin().await.unwrap();
+    drop(started(db.once.begin(&mut tx, &op("k")).await.unwrap()));
+    tx.commit().await.unwrap();
+    let (code, told) =
+        pgonce(&db, &["resolve", "test/scope", "k", "--complete", "-", "--code", "201"], "done")
+            .await;
+    assert_eq!(code, 0, "{told}");
+    let begin = db.once.begin(&mut db.conn().await, &op("k")).await.unwrap();
+    let Begin::Replay(replay) = begin else { panic!("{begin:?}") };
+    assert_eq!(replay.response().body(), b"done");
+}
+
 #[tokio::test]
 async fn get_shows_an_operator_what_the_work_has_done_and_no_outputs() {
     let db = TestDb::new().await;

@@ -89,6 +89,12 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
 /// Refuses what does not wait for an operator. `take_over_claim` looks again, under the key's lock.
 fn waits(seen: &Record) -> Result<(), CliError> {
     match (seen.status, seen.claim) {
+        // A transactional claim that was committed without complete: its holder ended with its transaction.
+        (Status::InProgress, Some(ClaimState::Live))
+            if seen.lease_expires_at == seen.expires_at =>
+        {
+            Ok(())
+        }
         (Status::InProgress, Some(ClaimState::Live)) => Err(CliError::refused(format!(
             "nothing to resolve: the claim is live until {}, and its holder may be at work",
             output::at_second(seen.lease_expires_at)
