@@ -116,7 +116,7 @@ impl PgOnce {
     pub fn schema(mut self, schema: SchemaName) -> Self {
         self.statements = Arc::new(Statements::new(&schema));
         self.schema = schema;
-        self.flights = Flights::default(); // its keys are others
+        (self.flights, self.beside) = (Flights::default(), Beside::default()); // its keys are others
         self
     }
 
