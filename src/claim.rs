@@ -48,6 +48,8 @@ pub struct Claim {
     /// ends with a row that is finished at once.
     pub(crate) unwritten: Option<Unwritten>,
     pub(crate) settled: bool,
+    /// How long a call for it may take.
+    pub(crate) answer_within: Duration,
 }
 
 #[derive(Debug)]
@@ -244,7 +246,7 @@ impl Claim {
             key: self.key.clone(),
             token: self.token,
             statements: Arc::clone(&self.statements),
-            answer_within: procedure::ANSWER_MAX,
+            answer_within: self.answer_within,
         }
     }
 }
@@ -262,7 +264,7 @@ pub(crate) struct ClaimId {
 
 /// What became of a claim's lease.
 pub(crate) enum Extended {
-    Extended,
+    Pushed,
     /// Another transaction has the row locked.
     Locked,
     Lost,
@@ -326,7 +328,7 @@ impl ClaimId {
 
     pub(crate) async fn extend(&self, pool: &PgPool, lease: Duration) -> Result<()> {
         match Self::extend_all(pool, &[(self, lease)], self.answer_within).await?.first() {
-            Some(Extended::Extended) => Ok(()),
+            Some(Extended::Pushed) => Ok(()),
             Some(Extended::Locked) => {
                 let message = "another transaction has the key's row locked; try again";
                 Err(Error::new(ErrorKind::Contention, message))
@@ -356,7 +358,7 @@ impl ClaimId {
         .map_err(of_claims_call)?;
         let answers: Vec<String> = row.try_get("answers").map_err(database)?;
         let answer = |answer: &String| match answer.as_str() {
-            "extended" => Extended::Extended,
+            "extended" => Extended::Pushed,
             "locked" => Extended::Locked,
             _ => Extended::Lost,
         };

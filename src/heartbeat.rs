@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::claim::{Claim, ClaimId, Extended};
 use crate::lease::Lease;
+use crate::loans::Loans;
 
 /// Connections for heartbeats beside each pool. One is enough until it gives no answer: the second one beats then.
 const CONNECTIONS_MAX: u32 = 2;
@@ -27,8 +28,9 @@ const CLAIMS_MAX: usize = 1000;
 /// One beating task beside each pool, with a few connections of its own. The work may use its pool up, and wait for
 /// more than there is; its leases are pushed all the same.
 #[derive(Clone, Default)]
-pub(crate) struct Beside(Arc<Mutex<Vec<(PoolOptions, Arc<Beats>)>>>);
+pub(crate) struct Beside(Arc<Mutex<Known>>);
 
+type Known = Vec<(PoolOptions, Arc<Beats>)>;
 /// What tells one pool from another.
 type PoolOptions = Arc<PgConnectOptions>;
 
@@ -73,22 +75,36 @@ impl fmt::Debug for Beside {
 pub(crate) struct Heartbeat {
     beats: Arc<Beats>,
     number: u64,
-    lost: oneshot::Receiver<()>,
+    stopped: oneshot::Receiver<Stopped>,
+    /// Those of the claim's work.
+    pub(crate) loans: Loans,
+}
+
+/// Why work is to be stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stopped {
+    /// Its claim is another holder's.
+    Lost,
+    /// A connection that was lent to it gives no answer.
+    Silent,
 }
 
 impl Heartbeat {
     /// Starts to beat.
     pub(crate) fn start(beside: &Beside, pool: &PgPool, claim: &Claim, lease: Lease) -> Self {
         let beats = beside.beats(pool);
-        let (tell, lost) = oneshot::channel();
-        let number = beats.register(claim.id(), lease, tell);
-        Self { beats, number, lost }
+        let (tell, stopped) = oneshot::channel();
+        let loans = Loans::new(lease);
+        let number = beats.register(claim.id(), lease, loans.clone(), tell);
+        Self { beats, number, stopped, loans }
     }
 
-    /// Completes when the claim is lost, and never otherwise.
-    pub(crate) async fn lost(&mut self) {
-        if (&mut self.lost).await.is_err() {
-            std::future::pending().await // it beats no longer, but no other holder is known
+    /// Completes when the work is to be stopped, and never otherwise.
+    pub(crate) async fn stopped(&mut self) -> Stopped {
+        match (&mut self.stopped).await {
+            Ok(stopped) => stopped,
+            // It beats no longer, but no other holder is known.
+            Err(_) => std::future::pending().await,
         }
     }
 }
@@ -126,10 +142,17 @@ struct HeldClaim {
     due: Option<Instant>,
     /// When it is renewed no longer.
     ends: Option<Instant>,
-    lost: oneshot::Sender<()>,
+    loans: Loans,
+    /// Gone when it was told.
+    tell: Option<oneshot::Sender<Stopped>>,
 }
 
 impl HeldClaim {
+    /// Tells the holder, if it is still there.
+    fn stop(&mut self, why: Stopped) {
+        let _ = self.tell.take().map(|tell| tell.send(why));
+    }
+
     /// A part of the time between two beats: how much earlier it may beat together with others, and how soon it beats
     /// again when it could not.
     fn soon(&self) -> Duration {
@@ -149,7 +172,13 @@ impl Beats {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn register(self: &Arc<Self>, id: ClaimId, lease: Lease, lost: oneshot::Sender<()>) -> u64 {
+    fn register(
+        self: &Arc<Self>,
+        id: ClaimId,
+        lease: Lease,
+        loans: Loans,
+        tell: oneshot::Sender<Stopped>,
+    ) -> u64 {
         let now = Instant::now();
         let mut held = self.held();
         let number = held.next_number;
@@ -157,7 +186,8 @@ impl Beats {
         let due = now + lease.heartbeat;
         let is_first = held.next_due().is_none_or(|next| due < next);
         let ends = now.checked_add(lease.renewed_for);
-        held.claims.insert(number, HeldClaim { id, lease, due: Some(due), ends, lost });
+        held.claims
+            .insert(number, HeldClaim { id, lease, due: Some(due), ends, loans, tell: Some(tell) });
         if held.task.as_ref().is_none_or(AbortHandle::is_finished) {
             held.task = Some(tokio::spawn(beat(Arc::clone(self))).abort_handle());
         } else if is_first {
@@ -221,11 +251,10 @@ impl Beats {
             let Some(claim) = held.claims.get_mut(&due.number) else { continue }; // it has ended
             match answers.get(at) {
                 Some(Extended::Lost) => {
-                    if let Some(claim) = held.claims.remove(&due.number) {
-                        let _ = claim.lost.send(()); // the holder may have ended
-                    }
+                    claim.stop(Stopped::Lost);
+                    held.claims.remove(&due.number);
                 }
-                Some(Extended::Extended) => claim.due = Some(sent + claim.lease.heartbeat),
+                Some(Extended::Pushed) => claim.due = Some(sent + claim.lease.heartbeat),
                 Some(Extended::Locked) => claim.due = Some(now + claim.soon()),
                 None => claim.due = Some(again_at.unwrap_or_else(|| now + claim.soon())),
             }
@@ -243,7 +272,15 @@ impl Held {
 
 impl HeldClaim {
     /// Whether the lease is still to be pushed.
-    fn is_renewed(&self, now: Instant) -> bool {
+    fn is_renewed(&mut self, now: Instant) -> bool {
+        if self.loans.are_silent() {
+            tracing::warn!(
+                key = self.id.log_hash(),
+                "a connection that was lent to leased work gives no answer; its lease is not renewed"
+            );
+            self.stop(Stopped::Silent);
+            return false;
+        }
         let renewed = self.ends.is_none_or(|ends| now < ends);
         if !renewed {
             tracing::warn!(

@@ -106,11 +106,6 @@ impl Proxy {
         self.shared.silent.store(u64::MAX, Ordering::Relaxed);
     }
 
-    /// How many connections were opened so far.
-    pub fn opened(&self) -> u64 {
-        self.shared.opened.load(Ordering::Relaxed)
-    }
-
     /// How to connect through the proxy.
     pub fn options(&self) -> PgConnectOptions {
         self.options.clone()
