@@ -48,6 +48,8 @@ pub struct Claim {
     /// ends with a row that is finished at once.
     pub(crate) unwritten: Option<Unwritten>,
     pub(crate) settled: bool,
+    /// How long a call for it may take.
+    pub(crate) answer_within: Duration,
 }
 
 #[derive(Debug)]
@@ -244,6 +246,7 @@ impl Claim {
             key: self.key.clone(),
             token: self.token,
             statements: Arc::clone(&self.statements),
+            answer_within: self.answer_within,
         }
     }
 }
@@ -255,6 +258,16 @@ pub(crate) struct ClaimId {
     key: Key,
     token: Uuid,
     statements: Arc<Statements>,
+    /// How long a call for it may take.
+    pub(crate) answer_within: Duration,
+}
+
+/// What became of a claim's lease.
+pub(crate) enum Extended {
+    Pushed,
+    /// Another transaction has the row locked.
+    Locked,
+    Lost,
 }
 
 impl ClaimId {
@@ -271,7 +284,7 @@ impl ClaimId {
             Finished::Completed => &self.statements.complete_leased,
             Finished::Failed => &self.statements.fail_leased,
         };
-        let (result, again) = procedure::call_patiently(pool, || {
+        let (result, again) = procedure::call_patiently(pool, self.answer_within, || {
             self.named(statement)
                 .bind(response.code)
                 .bind(response.headers.as_deref())
@@ -283,7 +296,10 @@ impl ClaimId {
         match result {
             // An earlier call may have got through, and only its answer not.
             Err(error) if again && error.kind() == ErrorKind::ClaimLost => {
-                let row = procedure::ask(pool, || self.named(&self.statements.finished_by)).await?;
+                let row = procedure::ask(pool, self.answer_within, || {
+                    self.named(&self.statements.finished_by)
+                })
+                .await?;
                 let status: Option<&str> = row.try_get(0).map_err(database)?;
                 if status == Some(finished.as_str()) { Ok(()) } else { Err(error) }
             }
@@ -293,29 +309,27 @@ impl ClaimId {
 
     pub(crate) async fn release(&self, pool: &PgPool) -> Result<()> {
         let query = || self.named(&self.statements.release_leased);
-        procedure::call_patiently(pool, query).await.0.map(drop).map_err(of_claims_call)
+        procedure::call_patiently(pool, self.answer_within, query)
+            .await
+            .0
+            .map(drop)
+            .map_err(of_claims_call)
     }
 
     /// Gives the claim up; its key stays bound to its request. `error`: how the work ended, without what it was about.
     pub(crate) async fn lapse(&self, pool: &PgPool, error: &str, at_once: bool) -> Result<()> {
         let query = || self.named(&self.statements.lapse_leased).bind(error).bind(at_once);
-        procedure::call_patiently(pool, query).await.0.map(drop).map_err(of_claims_call)
+        procedure::call_patiently(pool, self.answer_within, query)
+            .await
+            .0
+            .map(drop)
+            .map_err(of_claims_call)
     }
 
     pub(crate) async fn extend(&self, pool: &PgPool, lease: Duration) -> Result<()> {
-        let row = procedure::ask(pool, || {
-            sqlx::query(self.statements.extend_leases.clone())
-                .bind(vec![self.scope.as_str()])
-                .bind(vec![self.key.as_str()])
-                .bind(vec![self.token])
-                .bind(vec![millis(lease)])
-        })
-        .await
-        .map_err(of_claims_call)?;
-        let answers: Vec<String> = row.try_get("answers").map_err(database)?;
-        match answers.first().map(String::as_str) {
-            Some("extended") => Ok(()),
-            Some("locked") => {
+        match Self::extend_all(pool, &[(self, lease)], self.answer_within).await?.first() {
+            Some(Extended::Pushed) => Ok(()),
+            Some(Extended::Locked) => {
                 let message = "another transaction has the key's row locked; try again";
                 Err(Error::new(ErrorKind::Contention, message))
             }
@@ -326,9 +340,38 @@ impl ClaimId {
         }
     }
 
+    /// Pushes the leases of claims of one schema, with one call. An answer for each, in their order.
+    pub(crate) async fn extend_all(
+        pool: &PgPool,
+        claims: &[(&Self, Duration)],
+        within: Duration,
+    ) -> Result<Vec<Extended>> {
+        let Some((first, _)) = claims.first() else { return Ok(Vec::new()) };
+        let row = procedure::ask(pool, within, || {
+            sqlx::query(first.statements.extend_leases.clone())
+                .bind(claims.iter().map(|(id, _)| id.scope.as_str()).collect::<Vec<_>>())
+                .bind(claims.iter().map(|(id, _)| id.key.as_str()).collect::<Vec<_>>())
+                .bind(claims.iter().map(|(id, _)| id.token).collect::<Vec<_>>())
+                .bind(claims.iter().map(|(_, lease)| millis(*lease)).collect::<Vec<_>>())
+        })
+        .await
+        .map_err(of_claims_call)?;
+        let answers: Vec<String> = row.try_get("answers").map_err(database)?;
+        let answer = |answer: &String| match answer.as_str() {
+            "extended" => Extended::Pushed,
+            "locked" => Extended::Locked,
+            _ => Extended::Lost,
+        };
+        Ok(answers.iter().map(answer).collect())
+    }
+
     pub(crate) async fn report_progress(&self, pool: &PgPool, progress: &[u8]) -> Result<()> {
         let query = || self.named(&self.statements.report_progress).bind(progress);
-        procedure::call_patiently(pool, query).await.0.map(drop).map_err(of_claims_call)
+        procedure::call_patiently(pool, self.answer_within, query)
+            .await
+            .0
+            .map(drop)
+            .map_err(of_claims_call)
     }
 
     /// Records a step in the caller's transaction.
@@ -355,7 +398,11 @@ impl ClaimId {
         output: &[u8],
     ) -> Result<()> {
         let query = || self.step(&self.statements.commit_step, name, definition, output);
-        procedure::call_patiently(pool, query).await.0.map(drop).map_err(of_claims_call)
+        procedure::call_patiently(pool, self.answer_within, query)
+            .await
+            .0
+            .map(drop)
+            .map_err(of_claims_call)
     }
 
     /// Reads the recorded steps; it locks the claim's row in the caller's transaction.

@@ -20,9 +20,11 @@ pub struct Lease {
     pub(crate) length: Duration,
     pub(crate) heartbeat: Duration,
     pub(crate) renewed_for: Duration,
+    pub(crate) silent_for: Duration,
 }
 
 const LENGTH_MIN: Duration = Duration::from_millis(1);
+const SILENT_FOR_MAX: Duration = Duration::from_secs(315_576_000);
 const RENEWED_FOR_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 
 impl Lease {
@@ -36,7 +38,13 @@ impl Lease {
         if length < LENGTH_MIN {
             return Err(outside("lease", &spelled(length), "1 ms up to the retention"));
         }
-        Ok(Self { length, heartbeat: length / 3, renewed_for: RENEWED_FOR_DEFAULT })
+        Ok(Self::renewed(length, RENEWED_FOR_DEFAULT))
+    }
+
+    /// A lease of this length, with the other defaults.
+    pub(crate) fn renewed(length: Duration, renewed_for: Duration) -> Self {
+        let silent_for = length.saturating_mul(10);
+        Self { length, heartbeat: length / 3, renewed_for, silent_for }
     }
 
     /// Pushes the lease at this interval.
@@ -57,5 +65,35 @@ impl Lease {
     pub fn renewed_for(mut self, ceiling: Duration) -> Self {
         self.renewed_for = ceiling;
         self
+    }
+
+    /// How long a connection that was lent to the work may be silent; ten times the lease unless set. Work that has one
+    /// for longer is stopped, and its lease is pushed no longer: a statement may have gone into a black hole, on a
+    /// network path that drops packets and says nothing. Work that has none on loan may take as long as it likes.
+    ///
+    /// What the work sends is not seen from here, so the time counts from when the connection was handed out: for
+    /// [`step_tx`](crate::Work::step_tx) from its beginning, for [`last_tx`](crate::Work::last_tx) from the latest call
+    /// of it, and for the transaction of a leased route from the latest use of it. Set it above the longest such time.
+    ///
+    /// Calls of pgonce for the claim are given up after this time, too, or after 60 s if that is less.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use pgonce::Lease;
+    /// let lease = Lease::new(Duration::from_secs(30))?;
+    /// assert!(lease.silent_for(Duration::from_secs(3600)).is_ok());
+    /// assert!(lease.silent_for(Duration::from_secs(29)).is_err());
+    /// # Ok::<(), pgonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for less than the lease or more than ten years.
+    pub fn silent_for(mut self, longest: Duration) -> Result<Self> {
+        if longest < self.length || longest > SILENT_FOR_MAX {
+            let takes = format!("the lease, {}, up to 10 years", spelled(self.length));
+            return Err(outside("silent_for", &spelled(longest), &takes));
+        }
+        self.silent_for = longest;
+        Ok(self)
     }
 }

@@ -16,6 +16,7 @@ mod lease;
 mod leased;
 mod limits;
 mod literal;
+mod loans;
 mod migrate;
 mod once;
 mod operation;

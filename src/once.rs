@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result, database};
 use crate::heartbeat::Beside;
 use crate::key::{Key, Scope};
 use crate::operation::{Operation, attempts, millis};
+use crate::protocol::procedure::ANSWER_MAX;
 use crate::response::Response;
 use crate::schema::SchemaName;
 use crate::sql::Statements;
@@ -116,7 +117,7 @@ impl PgOnce {
     pub fn schema(mut self, schema: SchemaName) -> Self {
         self.statements = Arc::new(Statements::new(&schema));
         self.schema = schema;
-        self.flights = Flights::default(); // its keys are others
+        (self.flights, self.beside) = (Flights::default(), Beside::default()); // its keys are others
         self
     }
 
@@ -320,6 +321,7 @@ impl PgOnce {
             recovered: false,
             unwritten: None,
             settled: false,
+            answer_within: ANSWER_MAX,
         }
     }
 }

@@ -234,7 +234,7 @@ impl Recovery {
             return Ok(Vec::new());
         }
         let picking = async {
-            let row = procedure::ask(pool, || {
+            let row = procedure::ask(pool, procedure::ANSWER_MAX, || {
                 sqlx::query(self.once.statements.pick_abandoned.clone())
                     .bind(&self.scopes)
                     .bind(i32::try_from(free).unwrap_or(i32::MAX))

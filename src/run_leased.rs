@@ -14,13 +14,16 @@ use crate::before::before;
 use crate::checkout::Checkout;
 use crate::claim::{Claim, ClaimId};
 use crate::error::{Error, ErrorKind, Result, sqlstate_in};
-use crate::heartbeat::Heartbeat;
+use crate::heartbeat::{Heartbeat, Stopped};
 use crate::lease::Lease;
 use crate::once::PgOnce;
 use crate::operation::{OnLapse, Operation};
 use crate::response::Response;
 use crate::run::{BoxError, Done, Ending, Failure, RunError, answered, pause_before_look};
 use crate::work::Work;
+
+/// How long it is tried to give up a claim whose work has met silence.
+const GIVE_UP_MAX: Duration = Duration::from_secs(5);
 
 impl PgOnce {
     /// Runs `work` under a lease, for operations that call other services or take long: no transaction is
@@ -82,15 +85,20 @@ impl PgOnce {
         };
         claim.settled = true; // from here on it ends or lapses, and both are said
         let mut heartbeat = Heartbeat::start(&self.beside, pool, &claim, lease);
-        let mut held = Work::new(pool, op, claim.id(), claim.attempt());
+        claim.answer_within = heartbeat.loans.answer_within();
+        let mut held = Work::new(pool, op, claim.id(), claim.attempt(), &heartbeat.loans);
+        let mut why = Stopped::Lost;
         let ended = {
-            let mut lost = pin!(heartbeat.lost());
-            before(&mut lost, work(&mut held)).await
+            let mut stopped = pin!(async { why = heartbeat.stopped().await });
+            before(&mut stopped, work(&mut held)).await
         };
         let tx = held.tx.take();
         let ending = match ended {
             Some(ended) => ended.map_err(|error| error.into().0),
-            None => return Err(lost().into()), // the connection of `tx` is closed
+            None => {
+                drop((tx, heartbeat)); // the connection of `tx` is closed
+                return Err(stopped(pool, op, &claim.id(), why).await.into());
+            }
         };
         let id = claim.id();
         let error = match ending {
@@ -189,8 +197,25 @@ fn told(error: BoxError) -> RunError {
     }
 }
 
-fn lost() -> Error {
-    Error::new(ErrorKind::ClaimLost, "the claim was lost while its work ran; the work was stopped")
+/// The error of work that was stopped. When its connection is silent, it is still the holder, and gives its claim up.
+pub(crate) async fn stopped(pool: &PgPool, op: &Operation, id: &ClaimId, why: Stopped) -> Error {
+    let (kind, message) = match why {
+        Stopped::Lost => {
+            (ErrorKind::ClaimLost, "the claim was lost while its work ran; the work was stopped")
+        }
+        Stopped::Silent => (
+            ErrorKind::Connection,
+            "a connection that was lent to the work gave no answer; the work was stopped",
+        ),
+    };
+    let error = Error::new(kind, message);
+    if why == Stopped::Silent {
+        // The database may be silent on every connection: the claim lapses by itself then.
+        let told = redacted(&error);
+        let given_up = give_up(pool, op, id, &told);
+        let _ = tokio::time::timeout(GIVE_UP_MAX, given_up).await;
+    }
+    error
 }
 
 /// What is kept of an error, and shown in logs: its SQLSTATE, what an error of ours says, or that there was one.

@@ -10,12 +10,13 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::checkout::Checkout;
 use crate::claim::ClaimId;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, database};
 use crate::fingerprint::Fingerprint;
 use crate::key::{Key, checked};
+use crate::loans::Loans;
 use crate::once::get;
 use crate::operation::Operation;
-use crate::protocol::procedure;
+use crate::protocol::procedure::{self, answered};
 use crate::run::Failure;
 
 /// A piece of leased work that is done once per operation: its name, and what it was made from.
@@ -58,6 +59,7 @@ impl From<&str> for Step {
 /// What [`PgOnce::run_leased`](crate::PgOnce::run_leased) gives to its closure.
 pub struct Work {
     pool: PgPool,
+    loans: Loans,
     op: Operation,
     id: ClaimId,
     attempt: u32,
@@ -78,9 +80,15 @@ struct Recorded {
 }
 
 impl Work {
-    pub(crate) fn new(pool: &PgPool, op: &Operation, id: ClaimId, attempt: u32) -> Self {
-        let (pool, op) = (pool.clone(), op.clone());
-        Self { pool, op, id, attempt, steps: HashMap::new(), stale: attempt > 1, tx: None }
+    pub(crate) fn new(
+        pool: &PgPool,
+        op: &Operation,
+        id: ClaimId,
+        attempt: u32,
+        loans: &Loans,
+    ) -> Self {
+        let (pool, op, loans) = (pool.clone(), op.clone(), loans.clone());
+        Self { pool, loans, op, id, attempt, steps: HashMap::new(), stale: attempt > 1, tx: None }
     }
 
     /// How many claims the key has had, this one included.
@@ -161,7 +169,7 @@ impl Work {
         if let Some(output) = self.recorded(&step).await? {
             return Ok(output);
         }
-        let mut tx = Checkout::begin(&self.pool).await?;
+        let mut tx = Checkout::lend(&self.pool, &self.loans).await?;
         let done = match work(&mut tx).await.map_err(Into::into) {
             Ok(value) => tx.check().and_then(|()| Ok((output(&value)?, value))).map_err(Into::into),
             Err(failure) => Err(failure),
@@ -174,8 +182,9 @@ impl Work {
             }
         };
         self.stale = true; // until the record is confirmed
-        let recorded =
-            self.id.record_step(&mut tx, &step.name, step.definition.as_ref(), &output).await;
+        let recording = self.id.record_step(&mut tx, &step.name, step.definition.as_ref(), &output);
+        let within = self.loans.answer_within();
+        let recorded = answered(within, recording).await.map_err(database).flatten();
         match tx.commit_after(recorded).await {
             Ok(()) => {
                 self.passed(step, output);
@@ -196,8 +205,9 @@ impl Work {
     pub async fn last_tx(&mut self) -> Result<&mut PgConnection> {
         let tx = match self.tx.take() {
             Some(tx) => tx,
-            None => Checkout::begin(&self.pool).await?,
+            None => Checkout::lend(&self.pool, &self.loans).await?,
         };
+        tx.renew_loan();
         Ok(self.tx.insert(tx))
     }
 
@@ -243,13 +253,15 @@ impl Work {
 
     /// Reads what is recorded.
     async fn read_steps(&mut self) -> Result<()> {
-        let (rows, _) = procedure::patiently(|| async {
+        let read = || async {
             let mut tx = Checkout::look(&self.pool).await?;
             let rows = self.id.recorded_steps(&mut tx).await;
             tx.rollback().await;
             rows
-        })
-        .await;
+        };
+        let within = self.loans.answer_within();
+        let read = || async { answered(within, read()).await.map_err(database).flatten() };
+        let (rows, _) = procedure::patiently(read).await;
         for row in rows? {
             if let Entry::Vacant(entry) = self.steps.entry(get(&row, "name")?) {
                 let definition = get(&row, "definition")?;

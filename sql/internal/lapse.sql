@@ -1,4 +1,5 @@
--- lapse_leased, and the end of a counted attempt. Raises IK002 when the claim is lost.
+-- lapse_leased, and the end of a counted attempt. Raises IK002 when the claim is lost. The token goes out of use: an
+-- extend that was sent before, and comes after, finds the claim lost and does not bring it back to life.
 create or replace function :"schema"._lapse(
   p_scope text, p_key text, p_token uuid, p_last_error text, p_at_once boolean)
 returns void
@@ -11,7 +12,8 @@ begin
   perform :"schema"._lock_claim(p_scope, p_key, p_token);
   v_at := :"schema"._clock();
   update :"schema".idempotency_keys k
-     set lease_expires_at = case when p_at_once then least(k.lease_expires_at, v_at) else k.lease_expires_at end,
+     set token = gen_random_uuid(),
+         lease_expires_at = case when p_at_once then least(k.lease_expires_at, v_at) else k.lease_expires_at end,
          last_error = coalesce(left(p_last_error, 1000), k.last_error)
    where k.scope = p_scope collate "C" and k.key = p_key collate "C";
   if p_at_once then

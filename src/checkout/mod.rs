@@ -4,6 +4,7 @@ mod flight;
 mod opening;
 
 use std::ops::{Deref, DerefMut};
+use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::{Database, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction};
@@ -13,7 +14,8 @@ use crate::answer::Finished;
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, commit as commit_error, database};
 use crate::literal;
-use crate::protocol::procedure::is_unfit;
+use crate::loans::{Loan, Loans};
+use crate::protocol::procedure::{answered, is_unfit};
 use crate::response::Response;
 
 use flight::Flight;
@@ -44,6 +46,10 @@ pub(crate) struct Checkout {
     settled: bool,
     /// Others of this process wait until this is over.
     flight: Option<Flight>,
+    /// Of leased work.
+    loan: Option<Loan>,
+    /// How long a statement of ours may take. None: as long as the server lets it.
+    answer_within: Option<Duration>,
 }
 
 impl Checkout {
@@ -51,24 +57,43 @@ impl Checkout {
     async fn borrow(pool: &PgPool) -> Result<Self> {
         // Cancelling acquire is safe: nothing has been sent yet.
         let conn = pool.acquire().await.map_err(database)?;
-        Ok(Self { conn, settled: false, flight: None })
+        Ok(Self { conn, settled: false, flight: None, loan: None, answer_within: None })
     }
 
     /// Opens a transaction on a connection of the pool. One that comes with a transaction that somebody has left open
     /// on it, and has used or aborted, is closed, and another one is taken.
     pub(crate) async fn begin(pool: &PgPool) -> Result<Self> {
-        Self::begin_with(pool, BEGIN).await
+        Self::begin_with(pool, BEGIN, None).await
+    }
+
+    /// As [`begin`](Checkout::begin), for leased work.
+    pub(crate) async fn lend(pool: &PgPool, loans: &Loans) -> Result<Self> {
+        let mut checkout = Self::begin_with(pool, BEGIN, Some(loans.answer_within())).await?;
+        checkout.loan = Some(loans.lend());
+        Ok(checkout)
+    }
+
+    /// The work has asked for it again.
+    pub(crate) fn renew_loan(&self) {
+        if let Some(loan) = &self.loan {
+            loan.renew();
+        }
     }
 
     /// As [`begin`](Checkout::begin), for looking at what others commit meanwhile.
     pub(crate) async fn look(pool: &PgPool) -> Result<Self> {
-        Self::begin_with(pool, BEGIN_LOOK).await
+        Self::begin_with(pool, BEGIN_LOOK, None).await
     }
 
-    async fn begin_with(pool: &PgPool, begin: &'static str) -> Result<Self> {
+    async fn begin_with(
+        pool: &PgPool,
+        begin: &'static str,
+        answer_within: Option<Duration>,
+    ) -> Result<Self> {
         let mut unfit = 0;
         loop {
             let mut checkout = Self::borrow(pool).await?;
+            checkout.answer_within = answer_within;
             match checkout.open_transaction(begin).await {
                 Ok(()) => return Ok(checkout),
                 Err(error) if is_unfit(&error) && unfit <= pool.options().get_max_connections() => {
@@ -80,7 +105,9 @@ impl Checkout {
     }
 
     async fn open_transaction(&mut self, begin: &'static str) -> sqlx::Result<()> {
-        Manager::begin(&mut self.conn, Some(begin.into_sql_str())).await
+        bounded(self.answer_within, Manager::begin(&mut self.conn, Some(begin.into_sql_str())))
+            .await
+            .flatten()
     }
 
     /// Completes the claim and commits it with what the work wrote.
@@ -89,7 +116,10 @@ impl Checkout {
             return self.end(&[&ending, COMMIT]).await;
         }
         let completed = match self.check() {
-            Ok(()) => claim.complete(&mut self.conn, response).await,
+            Ok(()) => bounded(self.answer_within, claim.complete(&mut self.conn, response))
+                .await
+                .map_err(database)
+                .flatten(),
             Err(error) => Err(error),
         };
         self.commit_after(completed).await
@@ -102,7 +132,8 @@ impl Checkout {
             return Err(error);
         }
         let message = literal::message(statements);
-        match sqlx::raw_sql(message).execute(&mut *self.conn).await {
+        let ended = sqlx::raw_sql(message).execute(&mut *self.conn);
+        match bounded(self.answer_within, ended).await.flatten() {
             Ok(_) => {
                 self.leave();
                 Ok(())
@@ -168,7 +199,7 @@ impl Checkout {
     /// Commits a transaction whose last statement succeeded.
     pub(crate) async fn commit(mut self) -> Result<()> {
         self.check()?;
-        match Manager::commit(&mut self.conn).await {
+        match bounded(self.answer_within, Manager::commit(&mut self.conn)).await.flatten() {
             Ok(()) => {
                 self.settled = true;
                 Ok(())
@@ -216,7 +247,8 @@ impl Checkout {
     /// Rolls back. A connection on which that fails is closed.
     pub(crate) async fn rollback(mut self) {
         let depth = Manager::get_transaction_depth(&self.conn);
-        self.settled = depth == 1 && Manager::rollback(&mut self.conn).await.is_ok();
+        let rolled_back = bounded(self.answer_within, Manager::rollback(&mut self.conn)).await;
+        self.settled = depth == 1 && rolled_back.flatten().is_ok();
     }
 
     /// Whether the transaction is the one that was begun here, and nothing else is open in it. Work
@@ -234,7 +266,15 @@ impl Checkout {
     }
 
     async fn execute(&mut self, statement: &'static str) -> Result<()> {
-        sqlx::raw_sql(statement).execute(&mut *self.conn).await.map(drop).map_err(database)
+        let executed = sqlx::raw_sql(statement).execute(&mut *self.conn);
+        bounded(self.answer_within, executed).await.flatten().map(drop).map_err(database)
+    }
+}
+
+async fn bounded<F: Future>(within: Option<Duration>, future: F) -> sqlx::Result<F::Output> {
+    match within {
+        Some(within) => answered(within, future).await,
+        None => Ok(future.await),
     }
 }
 

@@ -71,10 +71,17 @@ pub(crate) fn database(error: sqlx::Error) -> Error {
              max_connections"
                 .to_owned()
         }
+        None if is_silence(&error) => {
+            "a connection to the database gave no answer in time; it is closed".to_owned()
+        }
         None if kind == ErrorKind::Connection => UNREACHED.to_owned(),
         None => "the database driver failed".to_owned(),
     };
     Error::with_source(kind, message, error)
+}
+
+fn is_silence(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Io(io) if io.kind() == std::io::ErrorKind::TimedOut)
 }
 
 /// Whether somebody has written the key's row without its lock, after begin had seen none.

@@ -182,7 +182,7 @@ impl Inbox {
 
     async fn count(&self, pool: &PgPool, op: &Operation, error: &str) -> Result<PgRow> {
         self.check()?;
-        procedure::ask(pool, || {
+        procedure::ask(pool, self.wait + procedure::ANSWER_MAX, || {
             sqlx::query(self.once.statements.count_attempt.clone())
                 .bind(self.consumer.as_str())
                 .bind(op.key().as_str())

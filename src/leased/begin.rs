@@ -57,7 +57,7 @@ impl PgOnce {
         op.check(self.retention)?;
         check_lease(lease, op.retention.unwrap_or(self.retention))?;
         let token = Uuid::new_v4();
-        let row = procedure::ask_again(pool, || {
+        let row = procedure::ask_again(pool, wait + procedure::ANSWER_MAX, || {
             sqlx::query(self.statements.begin_leased.clone())
                 .bind(op.scope.as_str())
                 .bind(op.key.as_str())

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{PgPool, Postgres};
@@ -11,23 +12,33 @@ use crate::error::{Error, ErrorKind, Result, database};
 /// How often a call is sent when the database is away for a moment, the first included.
 const TRIES_MAX: u32 = 4;
 
+/// How long a call may take, beside the time that its caller lets it wait for others.
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(60);
+
 /// Calls a procedure on a connection of the pool. `query` makes the statement, for each time that it is sent.
+/// A call that is dropped, or gets no answer within that time, closes its connection.
 ///
-/// A connection may come with a transaction that somebody has left open on it (sqlx 0.9.0 does that when a `begin` is
+/// A connection may come with a transaction that was left open on it (sqlx 0.9.0 does that when a `begin` is
 /// dropped half way), or without the statements that the driver has prepared. The database then refuses the call and
 /// has run nothing of it: such a connection is closed, and another one is taken.
 pub(crate) async fn call<'q>(
     pool: &PgPool,
+    within: Duration,
     query: impl Fn() -> Query<'q, Postgres, PgArguments>,
 ) -> Result<Option<PgRow>> {
     let mut unfit = 0;
     loop {
-        let mut conn = pool.acquire().await.map_err(database)?;
-        let error = match query().fetch_optional(&mut *conn).await {
-            Ok(row) => return Ok(row),
-            Err(error) => error,
+        let mut conn = Asked { conn: pool.acquire().await.map_err(database)?, answered: false };
+        let error = match answered(within, query().fetch_optional(&mut *conn.conn)).await {
+            Ok(Ok(row)) => {
+                conn.answered = true;
+                return Ok(row);
+            }
+            Ok(Err(error)) => error,
+            Err(silent) => return Err(database(silent)),
         };
         if !is_unfit(&error) || unfit > pool.options().get_max_connections() {
+            conn.answered = true;
             return Err(database(error));
         }
         unfit += 1;
@@ -35,26 +46,48 @@ pub(crate) async fn call<'q>(
             sqlstate = error.as_database_error().and_then(|error| error.code()).as_deref(),
             "a pooled connection had a transaction left open, or had lost its prepared statements; it is closed"
         );
-        conn.close_on_drop();
     }
+}
+
+/// A connection that is closed unless it has answered. The pool would wait for the answer, without a bound.
+struct Asked {
+    conn: PoolConnection<Postgres>,
+    answered: bool,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.conn.close_on_drop();
+        }
+    }
+}
+
+/// The output of `future`, or an error when there is none within that time.
+pub(crate) async fn answered<F: Future>(within: Duration, future: F) -> sqlx::Result<F::Output> {
+    tokio::time::timeout(within, future).await.map_err(|_| {
+        sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time"))
+    })
 }
 
 /// As [`call`], for a procedure that answers.
 pub(crate) async fn ask<'q>(
     pool: &PgPool,
+    within: Duration,
     query: impl Fn() -> Query<'q, Postgres, PgArguments>,
 ) -> Result<PgRow> {
     let none = || Error::new(ErrorKind::SchemaTooNew, "a procedure gave no answer");
-    call(pool, query).await?.ok_or_else(none)
+    call(pool, within, query).await?.ok_or_else(none)
 }
 
 /// As [`call`], and again when the database is away for a moment. Says whether it was sent more than once: an earlier
 /// call may have got through, and only its answer not.
 pub(crate) async fn call_patiently<'q>(
     pool: &PgPool,
+    within: Duration,
     query: impl Fn() -> Query<'q, Postgres, PgArguments>,
 ) -> (Result<Option<PgRow>>, bool) {
-    patiently(|| call(pool, &query)).await
+    patiently(|| call(pool, within, &query)).await
 }
 
 /// Does something again when the database is away for a moment. Says whether it was done more than once.
@@ -76,11 +109,12 @@ pub(crate) async fn patiently<T, F: Future<Output = Result<T>>>(
 /// As [`ask`], and again when the answer was lost, for procedures that may be called again with the same arguments.
 pub(crate) async fn ask_again<'q>(
     pool: &PgPool,
+    within: Duration,
     query: impl Fn() -> Query<'q, Postgres, PgArguments>,
 ) -> Result<PgRow> {
     let mut tries = 1;
     loop {
-        match ask(pool, &query).await {
+        match ask(pool, within, &query).await {
             Err(error) if error.lost_answer() && tries < TRIES_MAX => {
                 tokio::time::sleep(pause(tries)).await;
                 tries += 1;

@@ -11,6 +11,7 @@ use sqlx::{PgConnection, PgPool};
 use crate::checkout::Checkout;
 use crate::error::Result;
 use crate::key::Key;
+use crate::loans::Loans;
 use crate::operation::Operation;
 
 /// The transaction that holds the key. What a handler writes through it is committed together with the
@@ -91,6 +92,8 @@ pub(crate) struct Handle(Arc<Shared>);
 struct Shared {
     pool: PgPool,
     leased: bool,
+    /// Of a leased claim.
+    loans: Option<Loans>,
     /// A random one without a key.
     operation: Operation,
     /// 0 without a claim.
@@ -131,11 +134,13 @@ impl Handle {
         operation: Operation,
         attempt: u32,
         checkout: Option<Checkout>,
+        loans: Option<Loans>,
     ) -> Lent {
         let tx = checkout.map_or(Tx::None, Tx::Here);
         Lent(Self(Arc::new(Shared {
             pool: pool.clone(),
             leased,
+            loans,
             operation,
             attempt,
             used: AtomicBool::new(false),
@@ -257,7 +262,11 @@ impl OnceClaim {
         if let Some(tx) = self.0.take().map_err(rejected)? {
             return Ok(tx);
         }
-        let checkout = Checkout::begin(&self.0.0.pool).await?;
+        let shared = &self.0.0;
+        let checkout = match &shared.loans {
+            Some(loans) => Checkout::lend(&shared.pool, loans).await?,
+            None => Checkout::begin(&shared.pool).await?,
+        };
         let mut tx = self.0.tx();
         match *tx {
             Tx::None => {}
@@ -282,7 +291,9 @@ impl DerefMut for OnceTx {
     fn deref_mut(&mut self) -> &mut PgConnection {
         self.handle.use_it();
         self.handle.0.tx_used.store(true, Ordering::Relaxed);
-        self.checkout.as_mut().expect("BUG: only drop takes it")
+        let checkout = self.checkout.as_mut().expect("BUG: only drop takes it");
+        checkout.renew_loan();
+        checkout
     }
 }
 

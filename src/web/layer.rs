@@ -156,7 +156,7 @@ impl Idempotency {
 
     /// The lease of a leased route of this length.
     pub(crate) fn lease(&self, length: Duration) -> Lease {
-        Lease { length, heartbeat: length / 3, renewed_for: self.renewed_for }
+        Lease::renewed(length, self.renewed_for)
     }
 
     /// For how long a leased handler's claim is renewed; ten minutes by default. One that hangs loses its

@@ -26,11 +26,11 @@ use crate::before::before;
 use crate::checkout::Checkout;
 use crate::claim::{Claim, ClaimId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::heartbeat::Heartbeat;
+use crate::heartbeat::{Heartbeat, Stopped};
 use crate::lease::Lease;
 use crate::operation::{OnLapse, Operation};
 use crate::response::Response as Stored;
-use crate::run_leased::{give_up, redacted};
+use crate::run_leased::{give_up, redacted, stopped};
 
 /// How a task ended: with the request, or before the handler had it.
 #[allow(clippy::large_enum_variant, reason = "moved once")]
@@ -115,21 +115,29 @@ where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    let handle = Handle::lend(&config.pool, true, op.clone(), claim.attempt(), None);
     // Beats until the claim is settled: storing a response may have to wait for a connection.
     let mut heartbeat = Heartbeat::start(&config.once.beside, &config.pool, &claim, lease);
+    claim.answer_within = heartbeat.loans.answer_within();
+    let loans = Some(heartbeat.loans.clone());
+    let handle = Handle::lend(&config.pool, true, op.clone(), claim.attempt(), None, loans);
+    let mut why = Stopped::Lost;
     let performed = {
-        let mut lost = pin!(async {
-            heartbeat.lost().await;
+        let mut stopped = pin!(async {
+            why = heartbeat.stopped().await;
             if config.observe {
                 std::future::pending().await // observed only: it goes on
             }
         });
-        before(&mut lost, perform(config, &mut inner, request, &handle, true)).await
+        before(&mut stopped, perform(config, &mut inner, request, &handle, true)).await
     };
     let Some((performed, left)) = performed else {
-        // Another request holds the key now, so this handler was stopped.
         claim.settled = true;
+        if why == Stopped::Silent {
+            drop((handle, heartbeat)); // the connection is closed
+            let error = stopped(&config.pool, &op, &claim.id(), why).await;
+            return Ended::Refused(Refusal::uncommitted(&error));
+        }
+        // Another request holds the key now, so this handler was stopped.
         undo(handle.finish().checkout).await;
         return told_by_holder(config, &op).await;
     };

@@ -68,7 +68,7 @@ where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    let handle = Handle::lend(&config.pool, false, op, claim.attempt(), Some(checkout));
+    let handle = Handle::lend(&config.pool, false, op, claim.attempt(), Some(checkout), None);
     let (performed, left) = perform(config, &mut inner, request, &handle, true).await;
     let answered = performed.answered(left.kept);
     let (Answered { response, settle, stored }, checkout) = match (answered, left.checkout) {

@@ -41,7 +41,7 @@ where
         };
     }
     let op = op.unwrap_or_else(nameless);
-    let handle = Handle::lend(&config.pool, !config.is_transactional(), op, 0, checkout);
+    let handle = Handle::lend(&config.pool, !config.is_transactional(), op, 0, checkout, None);
     let (performed, left) = perform(config, &mut inner, request, &handle, false).await;
     let Answered { response, settle, .. } = match performed.answered(left.kept) {
         Ok(answered) => answered,

@@ -51,6 +51,7 @@ mod run_waiting;
 mod scope;
 mod search_path;
 mod secrets;
+mod silence;
 mod sql;
 mod steps_sql;
 mod storage;

@@ -1,4 +1,4 @@
-//! A proxy between client and server that cuts the connection at a chosen request.
+//! A proxy between client and server that cuts the connection at a chosen request, delays answers, or falls silent.
 //!
 //! It knows just enough of the protocol to see requests and their answers: a message is a type
 //! byte, a length and a body; a client's `Q` (simple query) or `S` (sync) asks for an answer that
@@ -8,6 +8,7 @@ use std::io::Result;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -28,51 +29,81 @@ pub enum Cut {
 /// Cuts every connection through it at the same place, or only the first one.
 pub struct Proxy {
     options: PgConnectOptions,
-    /// The text of every request so far; `execute` for what is prepared, and nothing for a ping.
-    requests: Arc<Mutex<Vec<String>>>,
-    /// How much clients have sent so far.
-    bytes_sent: Arc<AtomicU64>,
+    shared: Arc<Shared>,
     listening: AbortHandle,
     _socket_dir: tempfile::TempDir,
+}
+
+/// What all connections share.
+#[derive(Default)]
+struct Shared {
+    /// The text of every request so far; `execute` for what is prepared, and nothing for a ping.
+    requests: Mutex<Vec<String>>,
+    /// How much clients have sent so far.
+    bytes_sent: AtomicU64,
+    /// How long each answer is kept back.
+    delay: Duration,
+    opened: AtomicU64,
+    /// This many connections, counted from the first, carry nothing any more.
+    silent: AtomicU64,
+}
+
+impl Shared {
+    /// Returns never when the connection of this number has fallen silent: its sockets stay open.
+    async fn carries(&self, number: u64) {
+        if number < self.silent.load(Ordering::Relaxed) {
+            std::future::pending().await
+        }
+    }
 }
 
 impl Proxy {
     /// Cuts every connection.
     pub fn start(db: &TestDb, cut: Option<Cut>) -> Self {
-        Self::start_with(db, cut, cut)
+        Self::start_with(db, cut, cut, Duration::ZERO)
     }
 
     /// Cuts the first connection and no other.
     pub fn start_once(db: &TestDb, cut: Cut) -> Self {
-        Self::start_with(db, Some(cut), None)
+        Self::start_with(db, Some(cut), None, Duration::ZERO)
     }
 
-    fn start_with(db: &TestDb, first: Option<Cut>, later: Option<Cut>) -> Self {
+    /// Keeps each answer back for so long, as a long way to the server does.
+    pub fn start_slow(db: &TestDb, delay: Duration) -> Self {
+        Self::start_with(db, None, None, delay)
+    }
+
+    fn start_with(db: &TestDb, first: Option<Cut>, later: Option<Cut>, delay: Duration) -> Self {
         let socket_dir = tempfile::tempdir().unwrap();
         let socket = |dir: &Path| dir.join(format!(".s.PGSQL.{}", db.options.get_port()));
         let listener = UnixListener::bind(socket(socket_dir.path())).unwrap();
         let server = socket(db.options.get_socket().expect("the server listens on a socket"));
-        let requests = Arc::<Mutex<Vec<String>>>::default();
-        let bytes_sent = Arc::<AtomicU64>::default();
-        let (seen, counted) = (Arc::clone(&requests), Arc::clone(&bytes_sent));
+        let shared = Arc::new(Shared { delay, ..Shared::default() });
+        let seen = Arc::clone(&shared);
         let listening = tokio::spawn(async move {
             let mut connections = JoinSet::new(); // aborted together with this task
             let mut cut = first;
             while let Ok((client, _)) = listener.accept().await {
                 let server = UnixStream::connect(&server).await.unwrap();
-                connections.spawn(relay(
-                    client,
-                    server,
-                    cut,
-                    Arc::clone(&seen),
-                    Arc::clone(&counted),
-                ));
+                let number = seen.opened.fetch_add(1, Ordering::Relaxed);
+                connections.spawn(relay(client, server, cut, Arc::clone(&seen), number));
                 cut = later;
             }
         });
         let options = db.options.clone().socket(socket_dir.path()).ssl_mode(PgSslMode::Disable);
         let listening = listening.abort_handle();
-        Self { options, requests, bytes_sent, listening, _socket_dir: socket_dir }
+        Self { options, shared, listening, _socket_dir: socket_dir }
+    }
+
+    /// From here on the connections that are open carry nothing, and stay open. Those to come are sound.
+    pub fn fall_silent(&self) {
+        let opened = self.shared.opened.load(Ordering::Relaxed);
+        self.shared.silent.store(opened, Ordering::Relaxed);
+    }
+
+    /// From here on no connection carries anything.
+    pub fn fall_silent_for_good(&self) {
+        self.shared.silent.store(u64::MAX, Ordering::Relaxed);
     }
 
     /// How to connect through the proxy.
@@ -82,12 +113,12 @@ impl Proxy {
 
     /// What clients have asked so far.
     pub fn requests(&self) -> Vec<String> {
-        self.requests.lock().unwrap().clone()
+        self.shared.requests.lock().unwrap().clone()
     }
 
     /// How many bytes clients have sent so far.
     pub fn bytes_sent(&self) -> u64 {
-        self.bytes_sent.load(Ordering::Relaxed)
+        self.shared.bytes_sent.load(Ordering::Relaxed)
     }
 
     /// Whether a client has sent COMMIT, even if it was cut there.
@@ -107,8 +138,8 @@ async fn relay(
     client: UnixStream,
     server: UnixStream,
     cut: Option<Cut>,
-    seen: Arc<Mutex<Vec<String>>>,
-    counted: Arc<AtomicU64>,
+    shared: Arc<Shared>,
+    number: u64,
 ) {
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
@@ -119,8 +150,8 @@ async fn relay(
     };
     // An error here is one side hanging up, which ends the relay like a cut.
     tokio::select! {
-        _ = requests(from_client, to_server, before, &seen, &counted) => {}
-        _ = answers(from_server, to_client, after) => {}
+        _ = requests(from_client, to_server, before, &shared, number) => {}
+        _ = answers(from_server, to_client, after, &shared, number) => {}
     }
 }
 
@@ -129,8 +160,8 @@ async fn requests(
     mut client: impl AsyncRead + Unpin,
     mut server: impl AsyncWrite + Unpin,
     cut: usize,
-    seen: &Mutex<Vec<String>>,
-    counted: &AtomicU64,
+    shared: &Shared,
+    number: u64,
 ) -> Result<()> {
     let startup_length = client.read_u32().await?;
     let mut startup = vec![0; startup_length as usize - 4];
@@ -141,7 +172,7 @@ async fn requests(
     let mut executes = false;
     loop {
         let (kind, message) = message(&mut client).await?;
-        counted.fetch_add(message.len() as u64, Ordering::Relaxed);
+        shared.bytes_sent.fetch_add(message.len() as u64, Ordering::Relaxed);
         executes |= kind == b'E';
         if matches!(kind, b'Q' | b'S') {
             count += 1;
@@ -149,11 +180,12 @@ async fn requests(
                 b'S' if std::mem::take(&mut executes) => "execute".into(),
                 _ => String::from_utf8_lossy(message[5..].strip_suffix(b"\0").unwrap_or_default()),
             };
-            seen.lock().unwrap().push(text.into_owned());
+            shared.requests.lock().unwrap().push(text.into_owned());
         }
         if count >= cut {
             return Ok(());
         }
+        shared.carries(number).await;
         server.write_all(&message).await?;
     }
 }
@@ -163,10 +195,16 @@ async fn answers(
     mut server: impl AsyncRead + Unpin,
     mut client: impl AsyncWrite + Unpin,
     cut: usize,
+    shared: &Shared,
+    number: u64,
 ) -> Result<()> {
     let mut answered = 0; // the first `Z` ends the connecting
     loop {
         let (kind, message) = message(&mut server).await?;
+        if kind == b'Z' && !shared.delay.is_zero() {
+            tokio::time::sleep(shared.delay).await;
+        }
+        shared.carries(number).await;
         if answered < cut {
             client.write_all(&message).await?;
         }
