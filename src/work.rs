@@ -169,7 +169,10 @@ impl Work {
         let (output, value) = match done {
             Ok(done) => done,
             Err(failure) => {
-                tx.rollback().await;
+                match failure.error() {
+                    Some(error) => tx.rollback_after(error).await,
+                    None => tx.rollback().await,
+                }
                 return Err(failure);
             }
         };
@@ -243,13 +246,7 @@ impl Work {
 
     /// Reads what is recorded.
     async fn read_steps(&mut self) -> Result<()> {
-        let (rows, _) = procedure::patiently(|| async {
-            let mut tx = Checkout::look(&self.pool).await?;
-            let rows = self.id.recorded_steps(&mut tx).await;
-            tx.rollback().await;
-            rows
-        })
-        .await;
+        let (rows, _) = procedure::patiently(|| self.id.recorded_steps(&self.pool)).await;
         for row in rows? {
             if let Entry::Vacant(entry) = self.steps.entry(get(&row, "name")?) {
                 let definition = get(&row, "definition")?;

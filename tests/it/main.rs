@@ -21,6 +21,7 @@ mod inbox;
 mod inbox_cli;
 mod isolation;
 mod large_responses;
+mod leaks;
 mod leased;
 mod leased_crash;
 mod leased_cuts;
