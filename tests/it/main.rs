@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
 mod abandoned;
+mod asked_again;
 mod bad_arguments;
 #[cfg(all(feature = "bench", unix))]
 mod bench_cli;
