@@ -33,6 +33,7 @@ mod migrate;
 mod missing_objects;
 mod model;
 mod out_of_resources;
+mod partitions;
 mod poison;
 mod pooler_errors;
 mod program;
