@@ -36,6 +36,7 @@ mod out_of_resources;
 mod partitions;
 mod poison;
 mod pooler_errors;
+mod procedures;
 mod program;
 mod progress;
 mod proxy;
