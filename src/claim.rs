@@ -9,6 +9,7 @@ use sqlx::{PgConnection, PgPool, Postgres, Row, SqlStr};
 use uuid::Uuid;
 
 use crate::answer::Finished;
+use crate::checkout::Checkout;
 use crate::error::{Error, ErrorKind, Result, database, of_claim, of_claims_call};
 use crate::fingerprint::Fingerprint;
 use crate::key::{Key, Scope, log_hash};
@@ -183,9 +184,8 @@ impl Claim {
     /// connection of the pool, and is committed when this returns. Sent again when the database is away for a moment.
     ///
     /// ```no_run
-    /// # use pgonce::{Claim, Response};
-    /// # async fn example(pool: sqlx::PgPool, claim: Claim) -> Result<(), pgonce::Error> {
-    /// claim.complete_leased(&pool, Response::json(&"receipt 17")?).await
+    /// # async fn example(pool: sqlx::PgPool, claim: pgonce::Claim) -> Result<(), pgonce::Error> {
+    /// claim.complete_leased(&pool, pgonce::Response::json(&"receipt 17")?).await
     /// # }
     /// ```
     ///
@@ -316,7 +316,7 @@ impl ClaimId {
             .map_err(of_claims_call)
     }
 
-    /// Gives the claim up; its key stays bound to its request. `error`: how the work ended, without what it was about.
+    /// Gives the claim up; its key stays bound to its request. `error`: how the work ended.
     pub(crate) async fn lapse(&self, pool: &PgPool, error: &str, at_once: bool) -> Result<()> {
         let query = || self.named(&self.statements.lapse_leased).bind(error).bind(at_once);
         procedure::call_patiently(pool, self.answer_within, query)
@@ -405,9 +405,9 @@ impl ClaimId {
             .map_err(of_claims_call)
     }
 
-    /// Reads the recorded steps; it locks the claim's row in the caller's transaction.
-    pub(crate) async fn recorded_steps(&self, conn: &mut PgConnection) -> Result<Vec<PgRow>> {
-        self.named(&self.statements.recorded_steps).fetch_all(conn).await.map_err(database)
+    /// Reads the recorded steps; it locks the claim's row for a moment.
+    pub(crate) async fn recorded_steps(&self, pool: &PgPool) -> Result<Vec<PgRow>> {
+        Checkout::look(pool, || self.named(&self.statements.recorded_steps)).await
     }
 
     pub(crate) fn log_hash(&self) -> String {

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{PgConnection, Postgres, Row};
 use uuid::Uuid;
 
 use crate::answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
+#[cfg(feature = "tower")]
+use crate::checkout::Checkout;
 use crate::checkout::Flights;
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
@@ -200,6 +203,16 @@ impl PgOnce {
         self.answer(op, &row, None)
     }
 
+    /// What [`ask`](PgOnce::ask) would be told at once, in a transaction that is rolled back.
+    #[cfg(feature = "tower")]
+    pub(crate) async fn ask_pool(&self, pool: &sqlx::PgPool, op: &Operation) -> Result<Begin> {
+        op.check(self.retention)?;
+        let rows = Checkout::look(pool, || self.query(op, Duration::ZERO, false)).await;
+        let none = || Error::new(ErrorKind::SchemaTooNew, "begin gave no answer");
+        let row = rows.map_err(|error| error.in_schema(&self.schema))?.pop().ok_or_else(none)?;
+        self.answer(op, &row, None)
+    }
+
     /// What [`ask`](PgOnce::ask) would be told, for a connection outside of a transaction. Writes nothing and keeps
     /// no lock, but waits as that would.
     pub(crate) async fn look(
@@ -268,6 +281,16 @@ impl PgOnce {
         wait: Duration,
         ask_only: bool,
     ) -> Result<PgRow> {
+        let asked = self.query(op, wait, ask_only).fetch_one(conn).await;
+        asked.map_err(|error| database(error).in_schema(&self.schema))
+    }
+
+    fn query<'q>(
+        &self,
+        op: &'q Operation,
+        wait: Duration,
+        ask_only: bool,
+    ) -> Query<'q, Postgres, PgArguments> {
         sqlx::query(self.statements.begin.clone())
             .bind(op.scope.as_str())
             .bind(op.key.as_str())
@@ -278,9 +301,6 @@ impl PgOnce {
             .bind(op.max_attempts.map(attempts))
             .bind(op.lock_replay)
             .bind(ask_only)
-            .fetch_one(conn)
-            .await
-            .map_err(|error| database(error).in_schema(&self.schema))
     }
 
     /// `token`: the caller's, which a leased begin does not repeat.

@@ -9,6 +9,7 @@ use crate::before::before;
 use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
 use crate::limits::outside;
 use crate::once::{PgOnce, get};
+use crate::protocol::procedure::{Unfit, is_unfit};
 
 /// What reaping did and what is left to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -267,6 +268,7 @@ impl Reaper {
         pass: &mut Pass,
         shutdown: &mut Pin<&mut impl Future>,
     ) -> Result<Option<Reaped>> {
+        let mut unfit = Unfit::of(pool);
         loop {
             let Some(conn) = before(shutdown, pool.acquire()).await else { return Ok(None) };
             let mut conn = conn.map_err(database)?;
@@ -282,10 +284,18 @@ impl Reaper {
                 conn.close_on_drop();
                 return Err(Error::new(ErrorKind::Connection, "a batch got no answer"));
             };
-            if let Some(reaped) = ended? {
-                return Ok(Some(reaped));
+            match ended {
+                Ok(Some(reaped)) => return Ok(Some(reaped)),
+                Ok(None) => drop(conn),
+                Err(error) if is_unfit(&error) => {
+                    conn.close_on_drop();
+                    if unfit.takes_another(&error) {
+                        continue;
+                    }
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
             }
-            drop(conn);
             if before(shutdown, tokio::time::sleep(pass.pause)).await.is_none() {
                 return Ok(None);
             }

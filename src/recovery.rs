@@ -246,12 +246,10 @@ impl Recovery {
             if picked.0.is_empty() {
                 return Ok(Vec::new());
             }
-            let found =
-                sqlx::query(self.once.statements.picked.clone()).bind(picked.0).bind(picked.1);
-            let mut tx = Checkout::look(pool).await?;
-            let rows = found.fetch_all(&mut *tx).await.map_err(database);
-            tx.rollback().await;
-            rows?.iter().map(listed).collect()
+            let rows = Checkout::look(pool, || {
+                sqlx::query(self.once.statements.picked.clone()).bind(&picked.0).bind(&picked.1)
+            });
+            rows.await?.iter().map(listed).collect()
         };
         // What is dropped then closes its connection.
         tokio::time::timeout(LOOK_MAX, picking)

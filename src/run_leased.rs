@@ -117,7 +117,9 @@ impl PgOnce {
                 }
             }
             Err(Ending::Undo(error)) => {
-                rollback(tx).await;
+                if let Some(tx) = tx {
+                    tx.rollback_after(error.as_ref()).await;
+                }
                 error
             }
         };

@@ -177,7 +177,10 @@ impl Work {
         let (output, value) = match done {
             Ok(done) => done,
             Err(failure) => {
-                tx.rollback().await;
+                match failure.error() {
+                    Some(error) => tx.rollback_after(error).await,
+                    None => tx.rollback().await,
+                }
                 return Err(failure);
             }
         };
@@ -253,14 +256,10 @@ impl Work {
 
     /// Reads what is recorded.
     async fn read_steps(&mut self) -> Result<()> {
-        let read = || async {
-            let mut tx = Checkout::look(&self.pool).await?;
-            let rows = self.id.recorded_steps(&mut tx).await;
-            tx.rollback().await;
-            rows
-        };
         let within = self.loans.answer_within();
-        let read = || async { answered(within, read()).await.map_err(database).flatten() };
+        let read = || async {
+            answered(within, self.id.recorded_steps(&self.pool)).await.map_err(database).flatten()
+        };
         let (rows, _) = procedure::patiently(read).await;
         for row in rows? {
             if let Entry::Vacant(entry) = self.steps.entry(get(&row, "name")?) {

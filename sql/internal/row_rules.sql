@@ -28,14 +28,15 @@ language sql immutable parallel safe
 return p_expires_at <= p_at and (p_status <> 1 or p_lease_expires_at <= p_at);
 
 -- An unfinished key that nobody works on, and that is to go on: its claim lapsed, or it was released with steps
--- recorded or by an operator.
+-- recorded or by an operator. Not a corrupt one: every begin would refuse it.
 create or replace function :"schema"._is_abandoned(
   p_status smallint, p_token uuid, p_lease_expires_at timestamptz, p_steps integer, p_attempts_uncounted integer,
   p_expires_at timestamptz, p_at timestamptz)
 returns boolean
 language sql immutable parallel safe
 return p_status = 1 and p_expires_at > p_at and p_lease_expires_at <= p_at
-  and (p_token is not null or coalesce(p_steps, 0) > 0 or p_attempts_uncounted is not null);
+  and (p_token is not null or coalesce(p_steps, 0) > 0 or p_attempts_uncounted is not null)
+  and not :"schema"._is_corrupt(p_status, p_expires_at, p_lease_expires_at);
 
 -- The status in words.
 create or replace function :"schema"._status_word(p_status smallint) returns text

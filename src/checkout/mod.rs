@@ -3,19 +3,22 @@
 mod flight;
 mod opening;
 
+use std::error::Error as StdError;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
 use sqlx::{Database, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction};
 use sqlx_core::transaction::TransactionManager;
 
 use crate::answer::Finished;
 use crate::claim::Claim;
-use crate::error::{Error, ErrorKind, Result, commit as commit_error, database};
+use crate::error::{Error, ErrorKind, Result, commit as commit_error, database, sqlstate_in};
 use crate::literal;
 use crate::loans::{Loan, Loans};
-use crate::protocol::procedure::{answered, is_unfit};
+use crate::protocol::procedure::{Unfit, answered};
 use crate::response::Response;
 
 use flight::Flight;
@@ -80,9 +83,30 @@ impl Checkout {
         }
     }
 
-    /// As [`begin`](Checkout::begin), for looking at what others commit meanwhile.
-    pub(crate) async fn look(pool: &PgPool) -> Result<Self> {
-        Self::begin_with(pool, BEGIN_LOOK, None).await
+    /// Asks in a transaction that sees what others commit meanwhile, and rolls it back. `query` makes the statement,
+    /// for each time that it is sent: a connection that has lost its prepared statements is closed, and another one is
+    /// asked.
+    pub(crate) async fn look<'q>(
+        pool: &PgPool,
+        query: impl Fn() -> Query<'q, Postgres, PgArguments>,
+    ) -> Result<Vec<PgRow>> {
+        let mut unfit = Unfit::of(pool);
+        loop {
+            let mut checkout = Self::begin_with(pool, BEGIN_LOOK, None).await?;
+            match query().fetch_all(&mut *checkout).await.map_err(database) {
+                Err(error) => {
+                    let again = unfit.takes_another(&error);
+                    checkout.rollback_after(&error).await;
+                    if !again {
+                        return Err(error);
+                    }
+                }
+                told => {
+                    checkout.rollback().await;
+                    return told;
+                }
+            }
+        }
     }
 
     async fn begin_with(
@@ -90,24 +114,23 @@ impl Checkout {
         begin: &'static str,
         answer_within: Option<Duration>,
     ) -> Result<Self> {
-        let mut unfit = 0;
+        let mut unfit = Unfit::of(pool);
         loop {
             let mut checkout = Self::borrow(pool).await?;
             checkout.answer_within = answer_within;
             match checkout.open_transaction(begin).await {
                 Ok(()) => return Ok(checkout),
-                Err(error) if is_unfit(&error) && unfit <= pool.options().get_max_connections() => {
-                    unfit += 1;
-                }
-                Err(error) => return Err(database(error)),
+                Err(error) if unfit.takes_another(&error) => {}
+                Err(error) => return Err(error),
             }
         }
     }
 
-    async fn open_transaction(&mut self, begin: &'static str) -> sqlx::Result<()> {
+    async fn open_transaction(&mut self, begin: &'static str) -> Result<()> {
         bounded(self.answer_within, Manager::begin(&mut self.conn, Some(begin.into_sql_str())))
             .await
             .flatten()
+            .map_err(database)
     }
 
     /// Completes the claim and commits it with what the work wrote.
@@ -190,7 +213,7 @@ impl Checkout {
         match finished {
             Ok(()) => self.commit().await,
             Err(error) => {
-                self.rollback().await;
+                self.rollback_after(&error).await;
                 Err(error)
             }
         }
@@ -249,6 +272,14 @@ impl Checkout {
         let depth = Manager::get_transaction_depth(&self.conn);
         let rolled_back = bounded(self.answer_within, Manager::rollback(&mut self.conn)).await;
         self.settled = depth == 1 && rolled_back.flatten().is_ok();
+    }
+
+    /// Rolls back after this error. A connection that has lost its prepared statements is closed: whatever was
+    /// prepared on it would fail in the same way.
+    pub(crate) async fn rollback_after(mut self, error: &(dyn StdError + Send + Sync + 'static)) {
+        let depth = Manager::get_transaction_depth(&self.conn);
+        let rolled_back = depth == 1 && Manager::rollback(&mut self.conn).await.is_ok();
+        self.settled = rolled_back && sqlstate_in(error) != Some("26000");
     }
 
     /// Whether the transaction is the one that was begun here, and nothing else is open in it. Work

@@ -12,6 +12,7 @@ use crate::error::{Result, database};
 use crate::literal::{self, Literal};
 use crate::once::{Looked, PgOnce, RoundTrips};
 use crate::operation::{Operation, attempts, millis};
+use crate::protocol::procedure::Unfit;
 
 /// The longest wait that the database takes.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
@@ -32,8 +33,25 @@ pub(crate) enum Asked {
 
 impl Checkout {
     /// Begins an operation in a transaction of its own, waiting up to `wait` for others at work on the key. Of those
-    /// who wait in this process one does so in the database, and the others for that one.
+    /// who wait in this process one does so in the database, and the others for that one. A connection that refuses
+    /// because of what it was left with is closed, and another one is asked: no work has run yet.
     pub(crate) async fn ask(
+        pool: &PgPool,
+        once: &PgOnce,
+        op: &Operation,
+        wait: Duration,
+        round_trips: RoundTrips,
+    ) -> Result<Asked> {
+        let mut unfit = Unfit::of(pool);
+        loop {
+            match Self::ask_one(pool, once, op, wait, round_trips).await {
+                Err(error) if unfit.takes_another(&error) => {}
+                asked => return asked,
+            }
+        }
+    }
+
+    async fn ask_one(
         pool: &PgPool,
         once: &PgOnce,
         op: &Operation,
@@ -165,7 +183,7 @@ impl Checkout {
         op: &Operation,
         wait: Duration,
     ) -> Result<Asked> {
-        self.open_transaction(BEGIN).await.map_err(database)?;
+        self.open_transaction(BEGIN).await?;
         match once.ask(&mut self.conn, op, wait).await {
             Ok(Begin::Started(mut claim)) => {
                 claim.settled = true; // as above
@@ -186,7 +204,7 @@ impl Checkout {
                 Ok(Asked::Answered(answer))
             }
             Err(error) => {
-                self.rollback().await;
+                self.rollback_after(&error).await;
                 Err(error)
             }
         }

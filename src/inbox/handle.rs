@@ -9,7 +9,7 @@ use sqlx::{PgConnection, PgPool};
 
 use super::{FAILED, Inbox, USED_UP, reason};
 use crate::checkout::Checkout;
-use crate::error::{Error, ErrorKind, Result, database};
+use crate::error::{Error, ErrorKind, Result};
 use crate::once::get;
 use crate::operation::{Operation, millis};
 use crate::protocol::procedure;
@@ -195,14 +195,14 @@ impl Inbox {
     }
 
     async fn status(&self, pool: &PgPool, op: &Operation) -> Result<PgRow> {
-        let mut tx = Checkout::look(pool).await?;
-        let asked = sqlx::query(self.once.statements.message_status.clone())
-            .bind(self.consumer.as_str())
-            .bind(op.key().as_str())
-            .bind(self.cap());
-        let row = asked.fetch_one(&mut *tx).await.map_err(database);
-        tx.rollback().await;
-        row
+        let rows = Checkout::look(pool, || {
+            sqlx::query(self.once.statements.message_status.clone())
+                .bind(self.consumer.as_str())
+                .bind(op.key().as_str())
+                .bind(self.cap())
+        });
+        let none = || Error::new(ErrorKind::SchemaTooNew, "message_status gave no answer");
+        rows.await?.pop().ok_or_else(none)
     }
 
     /// What to tell the broker after an attempt has failed.

@@ -7,7 +7,7 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{PgPool, Postgres};
 
-use crate::error::{Error, ErrorKind, Result, database};
+use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
 
 /// How often a call is sent when the database is away for a moment, the first included.
 const TRIES_MAX: u32 = 4;
@@ -26,7 +26,7 @@ pub(crate) async fn call<'q>(
     within: Duration,
     query: impl Fn() -> Query<'q, Postgres, PgArguments>,
 ) -> Result<Option<PgRow>> {
-    let mut unfit = 0;
+    let mut unfit = Unfit::of(pool);
     loop {
         let mut conn = Asked { conn: pool.acquire().await.map_err(database)?, answered: false };
         let error = match answered(within, query().fetch_optional(&mut *conn.conn)).await {
@@ -34,18 +34,13 @@ pub(crate) async fn call<'q>(
                 conn.answered = true;
                 return Ok(row);
             }
-            Ok(Err(error)) => error,
+            Ok(Err(error)) => database(error),
             Err(silent) => return Err(database(silent)),
         };
-        if !is_unfit(&error) || unfit > pool.options().get_max_connections() {
-            conn.answered = true;
-            return Err(database(error));
+        conn.answered = !is_unfit(&error);
+        if !unfit.takes_another(&error) {
+            return Err(error);
         }
-        unfit += 1;
-        tracing::warn!(
-            sqlstate = error.as_database_error().and_then(|error| error.code()).as_deref(),
-            "a pooled connection had a transaction left open, or had lost its prepared statements; it is closed"
-        );
     }
 }
 
@@ -129,9 +124,32 @@ fn pause(tries: u32) -> Duration {
     Duration::from_millis(50 << tries)
 }
 
-/// Whether the database has refused a call or a BEGIN because of what the connection was left with: a transaction
-/// that was used (2D000 for a call, 25001 for BEGIN), an aborted one (25P02), no prepared statement (26000).
-pub(crate) fn is_unfit(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    matches!(code.as_deref(), Some("2D000" | "25001" | "25P02" | "26000"))
+/// Whether the database has refused a call, a BEGIN or a look because of what the connection was left with: a
+/// transaction that was used (2D000 for a call, 25001 for BEGIN), an aborted one (25P02), no prepared statement (26000).
+pub(crate) fn is_unfit(error: &Error) -> bool {
+    matches!(sqlstate_in(error), Some("2D000" | "25001" | "25P02" | "26000"))
+}
+
+/// How many unfit connections one call may still meet: as many as the pool has, and one more.
+pub(crate) struct Unfit {
+    left: u32,
+}
+
+impl Unfit {
+    pub(crate) fn of(pool: &PgPool) -> Self {
+        Self { left: pool.options().get_max_connections().saturating_add(1) }
+    }
+
+    /// Whether to take another connection after this error. The caller closes the one that gave it.
+    pub(crate) fn takes_another(&mut self, error: &Error) -> bool {
+        if !is_unfit(error) || self.left == 0 {
+            return false;
+        }
+        self.left -= 1;
+        tracing::warn!(
+            sqlstate = sqlstate_in(error),
+            "a pooled connection had a transaction left open, or had lost its prepared statements; it is closed"
+        );
+        true
+    }
 }

@@ -23,7 +23,6 @@ use super::unkeyed::{NotBegun, not_begun, unkeyed};
 use super::waiting::Waiting;
 use crate::answer::{Begin, Finished, InProgress};
 use crate::before::before;
-use crate::checkout::Checkout;
 use crate::claim::{Claim, ClaimId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::heartbeat::{Heartbeat, Stopped};
@@ -264,13 +263,7 @@ impl GivenUp<'_> {
 /// that one's response, or *in progress*. Never its own, which is not the operation's.
 async fn told_by_holder<R, E>(config: &Idempotency, op: &Operation) -> Ended<R, E> {
     tracing::warn!("a handler outlived its lease and another request took its key over");
-    let asked = async {
-        let mut checkout = Checkout::look(&config.pool).await?;
-        let begin = config.once.ask(&mut checkout, op, Duration::ZERO).await;
-        checkout.rollback().await;
-        begin
-    };
-    match asked.await {
+    match config.once.ask_pool(&config.pool, op).await {
         // Given back and free. It is not begun again here: the client decides.
         Ok(Begin::Started(mut claim)) => {
             claim.settled = true; // it was rolled back

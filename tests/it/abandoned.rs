@@ -254,3 +254,54 @@ async fn what_has_failed_is_due_at_once_unless_a_recovery_has_put_it_off() {
     db.advance(Duration::from_secs(5)).await;
     assert!(db.ask::<bool>(due).await);
 }
+
+// A malformed body is enough to give a claim back: it must not fill the list that operators look at.
+#[tokio::test]
+async fn a_claim_that_is_given_back_with_nothing_done_is_not_abandoned() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    let mut conn = db.conn().await;
+    let listed = async || db.ask::<i64>("select count(*) from {}.unfinished").await;
+    let through = [
+        "call {}.release_leased('test/scope', $1, $2)",
+        "call {}.release_leased('test/scope', $1, $2, 'a malformed body')",
+        "select {}.release('test/scope', $1, $2)",
+    ];
+    for (round, release) in through.into_iter().enumerate() {
+        let key = format!("sql {round}");
+        let begin = "call {}.begin_leased('test/scope', $1, $2, 60000)";
+        // Again and again, also after an attempt that has lapsed.
+        for attempt in 1..=3 {
+            let token = sqlx::types::Uuid::new_v4();
+            sqlx::query(db.sql(begin)).bind(&key).bind(token).execute(&mut conn).await.unwrap();
+            assert_eq!(listed().await, 1, "{release}");
+            if attempt == 2 {
+                db.advance(2 * MINUTE).await; // lapsed: it is abandoned until somebody goes on
+                assert_eq!(abandoned(&db).await, [key.as_str()]);
+                continue;
+            }
+            sqlx::query(db.sql(release)).bind(&key).bind(token).execute(&mut conn).await.unwrap();
+            assert_eq!((listed().await, abandoned(&db).await), (0, vec![]), "{release}");
+            db.advance(2 * MINUTE).await;
+            assert_eq!(abandoned(&db).await, [""; 0], "{release}");
+        }
+    }
+    let claim = db.lease(&op("rust"), MINUTE).await;
+    claim.release_leased(&db.pool).await.unwrap();
+    db.lease(&op("rust"), MINUTE).await.release(&mut conn).await.unwrap();
+    db.advance(2 * MINUTE).await;
+    assert_eq!((listed().await, abandoned(&db).await), (0, vec![]));
+    // With a step done it goes on, and an operator's release lets a recovery go on.
+    let claim = db.lease(&op("stepped"), MINUTE).await;
+    let step = "call {}.commit_step('test/scope', 'stepped', $1, 'charge', null, '1')";
+    sqlx::query(db.sql(step)).bind(claim.token()).execute(&mut conn).await.unwrap();
+    claim.release_leased(&db.pool).await.unwrap();
+    let claim = db.lease(&op("revoked"), MINUTE).await;
+    let seen = db.seen(&op("revoked")).await;
+    drop(claim);
+    let revoked = op("revoked");
+    db.once.revoke_claim(&mut conn, revoked.scope(), revoked.key(), &seen).await.unwrap();
+    let mut found = abandoned(&db).await;
+    found.sort();
+    assert_eq!(found, ["revoked", "stepped"]);
+}

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
 mod abandoned;
+mod asked_again;
 mod bad_arguments;
 #[cfg(all(feature = "bench", unix))]
 mod bench_cli;
@@ -21,6 +22,7 @@ mod inbox;
 mod inbox_cli;
 mod isolation;
 mod large_responses;
+mod leaks;
 mod leased;
 mod leased_crash;
 mod leased_cuts;
@@ -31,8 +33,10 @@ mod migrate;
 mod missing_objects;
 mod model;
 mod out_of_resources;
+mod partitions;
 mod poison;
 mod pooler_errors;
+mod procedures;
 mod program;
 mod progress;
 mod proxy;
@@ -44,6 +48,7 @@ mod recovery;
 #[cfg(feature = "cli")]
 mod resolve;
 mod restartable;
+mod row_states;
 mod run;
 mod run_lost;
 mod run_together;

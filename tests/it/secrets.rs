@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pgonce::{
-    Begin, Failure, Fingerprint, FingerprintSecret, Key, Operation, Reaper, Response, RunError,
+    Begin, Failure, Filter, Fingerprint, FingerprintSecret, Inbox, Key, Lease, Listed, Message,
+    Operation, Reaper, Recovery, Response, RunError, Step, Work,
 };
-use sqlx::PgConnection;
+use sqlx::{ConnectOptions, Connection, PgConnection};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::harness::{TestDb, effect, started};
+use crate::harness::{TestDb, effect, server, started};
 
 const CANARY: &str = "canary7f3a";
 
@@ -151,24 +152,157 @@ async fn show_failing_work(db: &TestDb, show: &mut impl FnMut(&dyn std::fmt::Deb
     }
 }
 
+/// Everything that commits by itself or runs in the background, and the operators' functions.
+async fn exercise_the_rest(db: &TestDb) -> String {
+    let mut shown = String::new();
+    let mut show = |thing: &dyn std::fmt::Debug| shown.push_str(&format!("{thing:?}\n"));
+    let op = |key: &str| {
+        let op = Operation::new(format!("scope {CANARY}"), format!("{key} {CANARY}")).unwrap();
+        op.fingerprint(Fingerprint::of_bytes(CANARY))
+    };
+    let lease = Lease::new(Duration::from_secs(60)).unwrap();
+    // Leased work that ends in every way, and goes on with its steps.
+    let (work_op, kept_op) = (op("work"), op("work kept"));
+    for end in ["fails", "ends", "replayed"] {
+        let run = db.once.run_leased(&db.pool, &work_op, lease, async |work: &mut Work| {
+            let step = Step::new(format!("step {CANARY}")).made_from(CANARY)?;
+            work.step(step, async || Ok::<_, Failure>(CANARY.to_owned())).await?;
+            work.step_tx(format!("tx {CANARY}").as_str(), async |tx| {
+                effect(tx, &db.schema, &format!("{end} {CANARY}")).await.map(|_| CANARY.to_owned())
+            })
+            .await?;
+            work.progress(CANARY).await?;
+            effect(work.last_tx().await?, &db.schema, &format!("last {end} {CANARY}")).await?;
+            if end == "fails" { Err(Failure::from(CANARY)) } else { Ok(CANARY.to_owned()) }
+        });
+        match run.await {
+            Ok(done) => show(&done.is_replay()),
+            Err(error) => show(&error.to_string()),
+        }
+    }
+    let kept = db.once.run_leased(&db.pool, &kept_op, lease, async |_: &mut Work| {
+        Err::<u32, _>(Failure::keep(Response::bytes(CANARY).with_headers(CANARY)))
+    });
+    show(&kept.await.unwrap_err());
+    // The procedures.
+    for (key, end) in [("done", 0), ("failed", 1), ("released", 2)] {
+        let begun = db.once.begin_leased(&db.pool, &op(key), Duration::from_secs(60)).await;
+        let mut claim = started(begun.unwrap());
+        show(&claim);
+        claim.extend(&db.pool, Duration::from_secs(90)).await.unwrap();
+        let response = Response::bytes(CANARY).with_headers(CANARY);
+        match end {
+            0 => claim.complete_leased(&db.pool, response).await,
+            1 => claim.fail_leased(&db.pool, response).await,
+            _ => claim.release_leased(&db.pool).await,
+        }
+        .unwrap();
+    }
+    show_inbox(db, &mut show).await;
+    // A recovery, whose handler fails.
+    let abandoned = op("abandoned");
+    let short = Duration::from_millis(1);
+    drop(started(db.once.begin_leased(&db.pool, &abandoned, short).await.unwrap()));
+    let recovery = Recovery::new(&db.once, &format!("scope {CANARY}%")).unwrap();
+    let (tell, told) = tokio::sync::oneshot::channel::<()>();
+    let tell = Mutex::new(Some(tell));
+    let handler = |_: Listed| {
+        drop(tell.lock().unwrap().take());
+        async { Err::<(), _>(CANARY) }
+    };
+    let recovery = recovery.interval(Duration::from_millis(1));
+    show(&recovery.run_until(db.pool.clone(), handler, told).await);
+    // What operators do.
+    let mut conn = db.conn().await;
+    show(&db.once.list(&mut conn, &Filter::default(), 9).await.unwrap().len());
+    show(&db.once.abandoned(&mut conn, 9).await.unwrap().len());
+    show(&db.once.status(&mut conn, abandoned.scope(), abandoned.key()).await);
+    let seen = db.seen(&abandoned).await;
+    let mut tx = conn.begin().await.unwrap();
+    let taken = db.once.take_over_claim(&mut tx, abandoned.scope(), abandoned.key(), &seen).await;
+    let (_, claim) = (show(&taken.is_ok()), taken.unwrap());
+    claim.release(&mut tx).await.unwrap();
+    tx.commit().await.unwrap();
+    let _ = db.once.revoke_claim(&mut conn, abandoned.scope(), abandoned.key(), &seen).await;
+    Reaper::new(&db.once).run_until(db.pool.clone(), std::future::ready(())).await;
+    db.once.reap_once(&mut conn, 10).await.unwrap();
+    shown
+}
+
+/// Messages that are handled, fail and die.
+async fn show_inbox(db: &TestDb, show: &mut impl FnMut(&dyn std::fmt::Debug)) {
+    let inbox = Inbox::new(&db.once, format!("consumer {CANARY}")).unwrap().max_attempts(1);
+    for (id, fails) in [("good", false), ("good", false), ("bad", true), ("bad", true)] {
+        let message = Message::new(format!("{id} {CANARY}")).redelivered(true);
+        let handled = inbox.handle(&db.pool, &message, async |tx: &mut PgConnection| {
+            effect(tx, &db.schema, &format!("{id} {CANARY}")).await?;
+            if fails { Err(Failure::from(CANARY)) } else { Ok(CANARY.to_owned()) }
+        });
+        show(&handled.await.verdict);
+    }
+    let first = Message::new(format!("first {CANARY}")).redelivered(false);
+    let work = async |_: &mut PgConnection| Ok::<_, Failure>(CANARY.to_owned());
+    show(&inbox.handle(&db.pool, &first, work).await.verdict);
+    let mut tx = db.pool.begin().await.unwrap();
+    show(&inbox.receive(&mut tx, &format!("received {CANARY}")).await.unwrap());
+    tx.commit().await.unwrap();
+    // What the error says is kept for people, and is theirs to keep clean.
+    show(&inbox.failed(&db.pool, &format!("bad {CANARY}"), "clean").await.is_ok());
+    let dead = Operation::new(format!("consumer {CANARY}"), format!("bad {CANARY}")).unwrap();
+    let seen = db.seen(&dead).await;
+    inbox.redrive(&mut db.conn().await, dead.key().as_str(), &seen).await.unwrap();
+}
+
+/// The statements of `run` and of transactional routes that hold values, as digits. All others hold none.
+const WITH_VALUES_IN_THEIR_TEXT: [&str; 2] = ["._open_once(", "._insert_finished("];
+
+/// A line in which the canary stands as the digits of its bytes.
+fn with_digits(logged: &str) -> Option<&str> {
+    let digits: String = CANARY.bytes().map(|byte| format!("{byte:02x}")).collect();
+    logged.lines().find(|line| {
+        line.replace(['\\', 'x'], "").contains(&digits)
+            && !WITH_VALUES_IN_THEIR_TEXT.iter().any(|excluded| line.contains(excluded))
+    })
+}
+
+/// A schema whose every statement the driver takes for a slow one.
+async fn slow(name: &str) -> TestDb {
+    let options = server().await.connect_options();
+    let options = options.log_slow_statements("warn".parse().unwrap(), Duration::ZERO);
+    TestDb::create(name, options, 10).await
+}
+
 #[tokio::test]
 async fn nothing_secret_is_logged_or_shown() {
     let log = Log::new();
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
         .with_writer(log.clone())
         .finish();
     // For the whole process: with a subscriber for this thread only, other tests' threads could
     // switch the driver's log statements off before this one reaches them.
     tracing::subscriber::set_global_default(subscriber).unwrap();
     #[allow(unused_mut, reason = "without the HTTP layer")]
-    let mut shown = exercise(&TestDb::new().await).await;
+    let mut shown = String::new();
+    // As the driver logs statements by default, and as it logs slow ones.
+    for db in [TestDb::new().await, slow("secrets_slow").await] {
+        shown.push_str(&exercise_the_rest(&db).await);
+        shown.push_str(&exercise(&db).await);
+    }
     // Traps 61, 67.
     #[cfg(feature = "axum")]
-    shown.push_str(&crate::web::secrets::exercise(&TestDb::new().await, CANARY).await);
+    for db in [TestDb::new().await, slow("secrets_slow_web").await] {
+        shown.push_str(&crate::web::secrets::exercise(&db, CANARY).await);
+    }
     let logged = log.close();
     assert!(logged.contains("claim dropped unfinished"), "the log was captured: {logged}");
-    assert!(logged.contains(".begin_leased("), "down to the driver's statements");
+    for level in ["DEBUG sqlx::query", "WARN sqlx::query"] {
+        let is_call = |line: &str| line.contains(level) && line.contains(".begin_leased(");
+        assert!(logged.lines().any(is_call), "down to the driver's statements: {level}");
+    }
+    assert!(logged.contains("slow statement"), "and to its slow ones");
+    assert_eq!(with_digits(&logged), None, "a value is part of a statement's text");
     // As a derived `Debug` of its bytes would show it.
     let bytes = format!("{:?}", CANARY.as_bytes());
     let bytes = bytes.trim_matches(['[', ']']);

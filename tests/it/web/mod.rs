@@ -55,10 +55,13 @@ use crate::harness::TestDb;
 
 /// A layer whose scope is the request's `x-tenant` header.
 pub fn layer(db: &TestDb) -> Idempotency {
-    Idempotency::new(db.once.clone(), db.pool.clone(), |request: &Parts| {
-        let tenant = request.headers.get("x-tenant")?.to_str().ok()?;
-        Scope::new(format!("{tenant}/test")).ok()
-    })
+    Idempotency::new(db.once.clone(), db.pool.clone(), scoped)
+}
+
+/// The scope of a request: its tenant's.
+pub fn scoped(request: &Parts) -> Option<Scope> {
+    let tenant = request.headers.get("x-tenant")?.to_str().ok()?;
+    Scope::new(format!("{tenant}/test")).ok()
 }
 
 /// A response in full.
