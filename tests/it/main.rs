@@ -14,6 +14,7 @@ mod commit_errors;
 mod consumers;
 mod crash;
 mod decision;
+mod dump;
 mod harness;
 mod heartbeat;
 mod inbox;
