@@ -45,6 +45,7 @@ mod recovery;
 #[cfg(feature = "cli")]
 mod resolve;
 mod restartable;
+mod roles;
 mod run;
 mod run_lost;
 mod run_together;
