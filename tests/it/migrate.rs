@@ -36,11 +36,19 @@ async fn migrate_creates_once_and_then_does_nothing() {
 
 #[tokio::test]
 async fn ten_that_start_at_once_all_succeed() {
-    let db = bare().await;
+    for isolation in ["read committed", "serializable"] {
+        let options = [("default_transaction_isolation", isolation)];
+        ten_succeed(bare().await, options).await;
+    }
+}
+
+async fn ten_succeed(db: TestDb, options: [(&str, &str); 1]) {
     let mut tasks = tokio::task::JoinSet::new();
     let barrier = std::sync::Arc::new(tokio::sync::Barrier::new(10));
     for _ in 0..10 {
-        let (once, mut conn, barrier) = (db.once.clone(), db.conn().await, barrier.clone());
+        let with = db.options.clone().options(options);
+        let mut conn = sqlx::PgConnection::connect_with(&with).await.unwrap();
+        let (once, barrier) = (db.once.clone(), barrier.clone());
         tasks.spawn(async move {
             barrier.wait().await;
             once.migrate(&mut conn).await

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use pgonce::{Failure, PgOnce, Response, RunError};
+use pgonce::{Begin, Failure, PgOnce, Response, RunError};
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::io::AsyncWriteExt;
 
@@ -44,6 +44,32 @@ async fn psql_alone_can_begin_complete_replay_and_mismatch() {
     let printed = String::from_utf8_lossy(&output.stdout);
     let printed: Vec<&str> = printed.lines().filter(|line| !line.is_empty()).collect();
     assert_eq!(printed.join("\n"), block("text").trim_end());
+}
+
+/// The statements that a page shows behind some words, for this schema.
+fn page_sql(db: &TestDb, behind: &str) -> Vec<String> {
+    let page = include_str!("../../src/docs/operations.md");
+    let (_, rest) = page.split_once(behind).expect(behind);
+    let blocks = rest.split("```sql\n").skip(1).map(|block| block.split("```").next().unwrap());
+    blocks.map(|block| block.replace("pgonce.", &format!("{}.", db.schema))).collect()
+}
+
+#[tokio::test]
+async fn the_statements_that_operators_are_told_to_run_do_run() {
+    let db = TestDb::new().await;
+    let claim = started(db.once.begin(&mut db.conn().await, &op("k")).await.unwrap());
+    drop(claim); // committed without complete
+    let run = page_sql(&db, "\n## Reaping\n");
+    assert_eq!(run.len(), 5, "{run:?}");
+    for statement in run {
+        db.execute(&statement).await;
+    }
+    let complete = &page_sql(&db, "committed without complete")[0];
+    let complete = complete.replace("'SCOPE'", "'test/scope'").replace("'KEY'", "'k'");
+    db.execute(&complete).await;
+    let retry = db.once.begin(&mut db.conn().await, &op("k")).await.unwrap();
+    let Begin::Replay(replay) = retry else { panic!("{}", word(&retry)) };
+    assert_eq!(replay.response().body(), b"BODY");
 }
 
 #[tokio::test]
