@@ -26,14 +26,16 @@ impl Programs {
     async fn fitting(server: &Throwaway) -> Vec<Self> {
         let major = server_major(&server.connect_options()).await;
         let beside = server.bin_dir().join("pg_dump").exists();
-        let of_18 = std::env::var_os("PGONCE_TEST_PG18_BIN").map(PathBuf::from);
-        let mut fitting = Vec::new();
-        for folder in [Some(beside.then(|| server.bin_dir().to_owned())), of_18.map(Some)] {
-            let Some(folder) = folder else { continue };
-            if let Some(programs) = Self::of(folder).await.filter(|these| these.major >= major) {
-                fitting.push(programs);
+        let own = Self::of(beside.then(|| server.bin_dir().to_owned())).await;
+        let of_18 = match std::env::var_os("PGONCE_TEST_PG18_BIN") {
+            Some(folder) => {
+                let programs = Self::of(Some(folder.into())).await;
+                Some(programs.expect("a pg_dump where PGONCE_TEST_PG18_BIN says"))
             }
-        }
+            None => None,
+        };
+        let fitting: Vec<_> =
+            own.into_iter().chain(of_18).filter(|these| these.major >= major).collect();
         assert!(
             !fitting.is_empty(),
             "no pg_dump of version {major} or newer, neither in {} nor on PATH; install one, or set \
