@@ -47,6 +47,7 @@ declare
   v_search_path  constant pg_catalog.text := pg_catalog.current_setting('search_path');
   v_messages     constant pg_catalog.text := pg_catalog.current_setting('client_min_messages');
   v_version      integer := 0;
+  v_serves_from  integer;
   v_digest       pg_catalog.text;
 begin
   perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
@@ -68,11 +69,12 @@ begin
       using errcode = 'IK006';
   end if;
   if to_regprocedure(':"schema".schema_version()') is not null then
-    select version, digest into v_version, v_digest from :"schema".schema_version();
+    select version, serves_from, digest into v_version, v_serves_from, v_digest from :"schema".schema_version();
   end if;
-  if v_version > :version then
-    raise exception 'schema % has version %, which is newer than this script', :'schema', v_version using errcode = 'IK006';
-  elsif v_version = :version and v_digest = :digest then
+  if v_version > :version and v_serves_from > :version then
+    raise exception 'schema % has version %, which serves libraries of version % and newer; this one has :version: update pgonce',
+      :'schema', v_version, v_serves_from using errcode = 'IK007';
+  elsif v_version > :version or v_version = :version and v_digest = :digest then
     perform set_config('client_min_messages', v_messages, true);
     raise notice 'schema % is up to date (version %); nothing was done', :'schema', v_version;
   else
@@ -117,21 +119,24 @@ impl PgOnce {
         if from > VERSION || self.is_current(&found) {
             return Ok(Migrated { from, to: from, functions_replaced: false });
         }
-        let sql = statement(&self.schema, &script(&self.schema, from));
-        sqlx::raw_sql(sql).execute(conn).await.map_err(database)?;
-        Ok(Migrated { from, to: VERSION, functions_replaced: true })
+        let sql = statement(&self.schema, &script(&self.schema));
+        sqlx::raw_sql(sql).execute(&mut *conn).await.map_err(database)?;
+        // A newer release may have been quicker; the script then does nothing.
+        let to = self.found(conn).await?.version;
+        Ok(Migrated { from, to, functions_replaced: to == VERSION })
     }
 
-    /// The SQL that [`migrate`](PgOnce::migrate) runs on a schema of version `from` (0: none), for people who apply it
-    /// with their own tool. One statement. On a schema that is up to date it does nothing, and says so in a notice.
+    /// The SQL that [`migrate`](PgOnce::migrate) runs, for people who apply it with their own tool. One statement, for
+    /// a schema of any version and for none. On a schema that is up to date, or that a newer release has migrated, it
+    /// does nothing, and says so in a notice.
     ///
     /// ```
-    /// let sql = pgonce::PgOnce::new().migration_sql(0);
+    /// let sql = pgonce::PgOnce::new().migration_sql();
     /// assert!(sql.contains(r#"create table "pgonce".idempotency_keys"#));
     /// ```
     #[must_use]
-    pub fn migration_sql(&self, from: u32) -> String {
-        render(&self.schema, &script(&self.schema, from))
+    pub fn migration_sql(&self) -> String {
+        render(&self.schema, &script(&self.schema))
     }
 
     /// Checks that the schema fits this library. For start-up.
@@ -149,15 +154,14 @@ impl PgOnce {
         let found = self.found(conn).await?;
         self.refuse_too_new(&found)?;
         let (schema, version) = (self.schema.as_str(), found.version);
-        let problem = match version {
-            0 => format!("there is no pgonce in schema {schema}; run migrate"),
-            v if v < WORKS_FROM => {
-                format!(
-                    "schema {schema} has version {v}, this library needs {WORKS_FROM} to {VERSION}; run migrate"
-                )
-            }
-            v if v == VERSION && !self.is_current(&found) => format!(
-                "schema {schema} has other functions than version {v} installs there (was it renamed?); run migrate"
+        let problem = match fit(&found, VERSION, WORKS_FROM) {
+            Fit::Missing => format!("there is no pgonce in schema {schema}; run migrate"),
+            Fit::TooOld => format!(
+                "schema {schema} has version {version}, this library needs {WORKS_FROM} to {VERSION}; run migrate"
+            ),
+            _ if version == VERSION && !self.is_current(&found) => format!(
+                "schema {schema} is not as version {version} installs it (was it renamed, or the server upgraded?); \
+                 run migrate"
             ),
             _ => return Ok(()),
         };
@@ -204,7 +208,7 @@ impl PgOnce {
     }
 
     fn refuse_too_new(&self, found: &Found) -> Result<()> {
-        if found.version > VERSION && found.serves_from > VERSION {
+        if fit(found, VERSION, WORKS_FROM) == Fit::TooNew {
             let (schema, version, serves) =
                 (self.schema.as_str(), found.version, found.serves_from);
             return Err(Error::new(
@@ -219,6 +223,27 @@ impl PgOnce {
     }
 }
 
+/// Whether a library may work on a schema.
+#[derive(Debug, PartialEq, Eq)]
+enum Fit {
+    /// There is no schema.
+    Missing,
+    TooOld,
+    Fits,
+    TooNew,
+}
+
+/// For a library of this schema version that can work on schemas from `works_from` on. How far a newer schema serves
+/// older libraries, it says itself.
+fn fit(found: &Found, version: u32, works_from: u32) -> Fit {
+    match found.version {
+        0 => Fit::Missing,
+        older if older < works_from => Fit::TooOld,
+        newer if newer > version && found.serves_from > version => Fit::TooNew,
+        _ => Fit::Fits,
+    }
+}
+
 /// Of everything that is installed, with the schema's name in it: a schema that was renamed has another one.
 fn digest(schema: &SchemaName) -> String {
     let tables = MIGRATIONS.iter().map(|(_, _, sql)| *sql);
@@ -229,9 +254,9 @@ fn digest(schema: &SchemaName) -> String {
 }
 
 /// One statement, so that it is applied whole or not at all, whatever tool sends it.
-fn script(schema: &SchemaName, from: u32) -> String {
+fn script(schema: &SchemaName) -> String {
     let mut sql = format!("-- pgonce: schema :\"schema\", version {VERSION}\n{HEAD}");
-    for (version, name, text) in MIGRATIONS.iter().filter(|(version, ..)| *version > from) {
+    for (version, name, text) in MIGRATIONS {
         sql.push_str(&format!(
             "\n  if v_version < {version} then\n    execute $pgonce_file$\n-- {name}\n{text}$pgonce_file$;\n  end if;\n"
         ));
@@ -244,4 +269,25 @@ fn script(schema: &SchemaName, from: u32) -> String {
     sql.replace(":version", &VERSION.to_string())
         .replace(":serves_from", &SERVES_FROM.to_string())
         .replace(":digest", &format!("'{}'", digest(schema)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_and_a_schema_fit_when_they_are_a_minor_version_apart() {
+        // A made-up release that installs version 3 and works on 2.
+        let fits = |version, serves_from| fit(&Found { version, serves_from, digest: None }, 3, 2);
+        assert_eq!(fits(0, 0), Fit::Missing);
+        assert_eq!(fits(1, 1), Fit::TooOld, "two releases old");
+        assert_eq!(fits(2, 1), Fit::Fits, "its processes may be replaced before the migration");
+        assert_eq!(fits(3, 2), Fit::Fits);
+        assert_eq!(
+            fits(4, 3),
+            Fit::Fits,
+            "the migration may come before its processes are replaced"
+        );
+        assert_eq!(fits(5, 4), Fit::TooNew);
+    }
 }

@@ -87,6 +87,8 @@ pub struct Listed {
 pub struct Filter {
     /// Only keys of this scope.
     pub scope: Option<Scope>,
+    /// Only keys with this name, which is one when a scope is given.
+    pub key: Option<Key>,
     /// Only keys with this status.
     pub status: Option<Status>,
     /// Only unfinished keys whose claim is in this state.
@@ -119,7 +121,8 @@ pub struct Stats {
 
 impl PgOnce {
     /// Looks at one key without locking it. `None`: the key is unknown, or its first claim is in a
-    /// transaction that is still open.
+    /// transaction that is still open. Needs the right to read the response, which an auditor does not have: for them
+    /// [`list`](PgOnce::list) finds one key, too.
     ///
     /// ```no_run
     /// # use pgonce::{Key, PgOnce, Scope};
@@ -153,7 +156,7 @@ impl PgOnce {
         row.map(|row| Ok((record(&row)?, response(&row)?))).transpose()
     }
 
-    /// Lists keys, ordered by scope and key.
+    /// Lists keys, ordered by scope and key. Needs no more than the rights of an auditor, who sees all of them.
     ///
     /// # Errors
     /// As [`inspect`](PgOnce::inspect).
@@ -168,6 +171,7 @@ impl PgOnce {
     ) -> Result<Vec<Listed>> {
         let rows = sqlx::query(self.statements.list.clone())
             .bind(filter.scope.as_ref().map(Scope::as_str))
+            .bind(filter.key.as_ref().map(Key::as_str))
             .bind(filter.status.map(Status::as_str))
             .bind(filter.claim.map(ClaimState::as_str))
             .bind(i64::from(limit))
@@ -177,7 +181,8 @@ impl PgOnce {
         rows.iter().map(listed).collect()
     }
 
-    /// Counts keys by what they are waiting for. Reads the whole table once.
+    /// Counts keys by what they are waiting for. Reads the whole table once. Needs no more than the rights of an
+    /// auditor.
     ///
     /// # Errors
     /// What the database answers.

@@ -4,7 +4,8 @@ use crate::error::{Error, Result};
 
 /// The name of the Postgres schema that holds pgonce's table and functions.
 ///
-/// Lower-case letters, digits and underscores, not starting with a digit or `pg_`, at most 63 bytes.
+/// Lower-case letters, digits and underscores, not starting with a digit or `pg_`, at most 63 bytes; and not `begin`,
+/// because psql could not restore a plain dump of it.
 /// Anything else is refused rather than quoted, so that the name means the same in Rust, in psql
 /// and in a migration tool.
 ///
@@ -39,6 +40,12 @@ impl SchemaName {
         }
         if name.starts_with("pg_") {
             return Err(Error::invalid("schema must not start with pg_, which Postgres reserves"));
+        }
+        // In `CREATE FUNCTION begin.…` psql takes the word for the start of a body. pg_dump quotes case and end.
+        if name == "begin" {
+            return Err(Error::invalid(
+                "schema must not be begin, which psql cannot restore from a plain dump",
+            ));
         }
         Ok(Self(name))
     }

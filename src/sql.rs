@@ -70,8 +70,10 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "public/receive"
     "public/message_status"
     "public/count_attempt"
-    "public/consumer_retention"
     "public/keys"
+    "internal/is_auditor"
+    "internal/list_keys"
+    "public/consumer_retention"
     "public/abandoned"
     "public/inspect_key"
     "public/operation_status"
@@ -229,11 +231,7 @@ impl Statements {
             list: fill(concat!(
                 "select scope, key, ",
                 record_columns!(),
-                r#" from :"schema".keys"#,
-                " where ($1 is null or scope operator(pg_catalog.=) $1)",
-                " and ($2 is null or status operator(pg_catalog.=) $2)",
-                " and ($3 is null or claim operator(pg_catalog.=) $3)",
-                " order by scope, key limit $4"
+                r#" from :"schema"._list_keys($1, $2, $3, $4, $5)"#,
             )),
             abandoned: fill(concat!(
                 "select scope, key, ",

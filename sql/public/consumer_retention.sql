@@ -4,10 +4,14 @@ create or replace function :"schema".consumer_retention(p_consumer text) returns
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $pgonce$
+declare
+  v_retention interval;
 begin
-  return (select k.expires_at - k.created_at from :"schema".idempotency_keys k
-           where k.scope = p_consumer collate "C"
-           order by k.created_at desc limit 1);
+  execute format(
+    'select k.expires_at - k.created_at from %I.%I k where k.scope = $1 collate "C" order by k.created_at desc limit 1',
+    :'schema', case when :"schema"._is_auditor() then 'audit_keys' else 'idempotency_keys' end)
+    into v_retention using p_consumer;
+  return v_retention;
 end
 $pgonce$;
 comment on function :"schema".consumer_retention is

@@ -1,6 +1,6 @@
 -- The table for people, as two views of one text: status in words, no token and no response. `claim` says what an
 -- unfinished key waits for: `live` (its holder), `lapsed` (the next begin takes it over, or an operator decides) or
--- `released`. `seen` is what operators' functions take.
+-- `released`. `seen` is what operators' functions take. `overdue`: the key is forgotten, and the reaper may delete it.
 --   keys        with the rights of its reader where the server can (security_invoker, PostgreSQL 15): row-level
 --               security holds for it. On 14, and after a pg_upgrade from 14 until migrate has run, it shows all rows.
 --   audit_keys  for auditors, with the rights of its owner: its reader needs none on the table, and sees all rows, also
@@ -19,10 +19,13 @@ begin
              coalesce(k.lease_expires_at, k.expires_at) as lease_expires_at, k.expires_at,
              k.response_code, k.response_omitted,
              octet_length(k.response_headers) as response_headers_bytes,
-             octet_length(k.response_body) as response_body_bytes
+             octet_length(k.response_body) as response_body_bytes,
+             :"schema"._is_forgotten(k.status, k.expires_at, k.lease_expires_at, t.at)
+               and not :"schema"._is_corrupt(k.status, k.expires_at, k.lease_expires_at) as overdue
         from :"schema".idempotency_keys k
+       cross join (select :"schema"._clock() as at offset 0) t
        cross join lateral (
-         select :"schema"._claim_word(k.status, k.token, k.lease_expires_at, :"schema"._clock()) as claim) c
+         select :"schema"._claim_word(k.status, k.token, k.lease_expires_at, t.at) as claim) c
     $view$;
   end loop;
 end

@@ -1,14 +1,15 @@
 -- What is installed, as part of the schema, so that a dump without data carries it. version: the schema version.
 -- serves_from: the oldest schema version whose library may work on it. digest: of the text of everything installed; null
--- where a view must be made again, because the server was upgraded from one that has no security_invoker.
+-- where the views must be made again, because the server was upgraded from one that has no security_invoker.
 create or replace function :"schema".schema_version(out version integer, out serves_from integer, out digest text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $pgonce$
   select :version, :serves_from,
          case when current_setting('server_version_num')::integer < 150000
-                or exists (select from pg_class c where c.oid = to_regclass(':"schema".keys')
-                              and c.reloptions @> array['security_invoker=true'])
+                or 2 = (select count(*) from pg_class c
+                         where c.oid in (to_regclass(':"schema".keys'), to_regclass(':"schema".abandoned'))
+                           and c.reloptions @> array['security_invoker=true'])
               then :digest end
 $pgonce$;
 comment on function :"schema".schema_version is

@@ -37,6 +37,7 @@ impl ErrorKind {
             "IK002" => Self::ClaimLost,
             "IK003" => Self::Corrupt,
             "IK006" => Self::SchemaOutdated,
+            "IK007" => Self::SchemaTooNew,
             // A procedure inside a transaction.
             "2D000" => Self::InvalidInput,
             "40001" | "40P01" => Self::Contention,

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use pgonce::Response;
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
 
-use crate::harness::{TestDb, op, server};
+use crate::harness::{TestDb, op, psql, server};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -24,10 +25,16 @@ impl Output {
 
 /// Runs the program on the test's database and schema; nobody sits at its standard input.
 pub async fn pgonce(db: &TestDb, args: &[&str]) -> Output {
+    pgonce_with(db, args, &[]).await
+}
+
+/// With these environment variables too.
+pub async fn pgonce_with(db: &TestDb, args: &[&str], variables: &[(&str, &str)]) -> Output {
     let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgonce"))
         .args(args)
         .env("DATABASE_URL", server().await.url())
         .env("PGONCE_SCHEMA", &db.schema)
+        .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .output()
         .await
@@ -64,7 +71,45 @@ async fn migrate_and_check_bring_the_schema_up_to_date() {
 async fn the_printed_migration_is_the_librarys() {
     let db = TestDb::new().await;
     let printed = pgonce(&db, &["migrate", "--print"]).await;
-    assert_eq!(printed.stdout, db.once.migration_sql(0));
+    assert_eq!(printed.stdout, db.once.migration_sql());
+}
+
+#[tokio::test]
+async fn a_printed_migration_does_nothing_to_a_schema_that_is_up_to_date() {
+    let db = TestDb::new().await;
+    let printed = pgonce(&db, &["migrate", "--print"]).await.stdout;
+    let mut psql = psql()
+        .await
+        .args(["-X", "-v", "ON_ERROR_STOP=1", "-d", &server().await.url()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    psql.stdin.take().unwrap().write_all(printed.as_bytes()).await.unwrap();
+    let ended = psql.wait_with_output().await.unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(ended.status.success() && said.contains("nothing was done"), "{said}");
+}
+
+#[tokio::test]
+async fn migrations_leave_no_notices_in_the_log_of_a_start() {
+    // A database of its own, where every statement has something to say.
+    let db = crate::program::database().await;
+    db.execute(
+        "create function public.say() returns event_trigger language plpgsql as
+           $$ begin raise notice 'does not exist, skipping'; end $$;
+         create event trigger say on ddl_command_end execute function public.say()",
+    )
+    .await;
+    let name = db.options.get_database().unwrap();
+    let url = server().await.url().replace("/postgres?", &format!("/{name}?"));
+    for says in ["created", "is up to date"] {
+        let variables = [("RUST_LOG", "info"), ("DATABASE_URL", url.as_str())];
+        let migrated = pgonce_with(&db, &["migrate"], &variables).await;
+        assert!(migrated.stdout.contains(says), "{} {}", migrated.stdout, migrated.stderr);
+        assert_eq!(migrated.stderr, "");
+    }
 }
 
 #[tokio::test]

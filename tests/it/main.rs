@@ -15,6 +15,7 @@ mod commit_errors;
 mod consumers;
 mod crash;
 mod decision;
+mod dump;
 mod harness;
 mod heartbeat;
 mod inbox;
@@ -48,6 +49,7 @@ mod recovery;
 #[cfg(feature = "cli")]
 mod resolve;
 mod restartable;
+mod roles;
 mod row_states;
 mod run;
 mod run_lost;

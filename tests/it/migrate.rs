@@ -36,11 +36,19 @@ async fn migrate_creates_once_and_then_does_nothing() {
 
 #[tokio::test]
 async fn ten_that_start_at_once_all_succeed() {
-    let db = bare().await;
+    for isolation in ["read committed", "serializable"] {
+        let options = [("default_transaction_isolation", isolation)];
+        ten_succeed(bare().await, options).await;
+    }
+}
+
+async fn ten_succeed(db: TestDb, options: [(&str, &str); 1]) {
     let mut tasks = tokio::task::JoinSet::new();
     let barrier = std::sync::Arc::new(tokio::sync::Barrier::new(10));
     for _ in 0..10 {
-        let (once, mut conn, barrier) = (db.once.clone(), db.conn().await, barrier.clone());
+        let with = db.options.clone().options(options);
+        let mut conn = sqlx::PgConnection::connect_with(&with).await.unwrap();
+        let (once, barrier) = (db.once.clone(), barrier.clone());
         tasks.spawn(async move {
             barrier.wait().await;
             once.migrate(&mut conn).await
@@ -73,7 +81,7 @@ async fn a_failing_migration_leaves_nothing() {
 #[tokio::test]
 async fn the_printed_sql_is_what_migrate_runs() {
     let db = bare().await;
-    let sql = db.once.migration_sql(0);
+    let sql = db.once.migration_sql();
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut db.conn().await).await.unwrap();
     let mut conn = db.conn().await;
     db.once.check(&mut conn).await.unwrap();
@@ -83,11 +91,14 @@ async fn the_printed_sql_is_what_migrate_runs() {
 
 /// Makes the schema say that it is of this version, and serves libraries from that one on.
 async fn pretend(db: &TestDb, version: u32, serves_from: u32, digest: &str) {
-    db.execute(&format!(
+    db.execute(&version_function(version, serves_from, digest)).await;
+}
+
+fn version_function(version: u32, serves_from: u32, digest: &str) -> String {
+    format!(
         "create or replace function {{}}.schema_version(out version integer, out serves_from integer, out digest text)
            language sql stable as $$ select {version}, {serves_from}, '{digest}' $$"
-    ))
-    .await;
+    )
 }
 
 #[tokio::test]
@@ -135,7 +146,7 @@ async fn a_schema_that_no_release_has_made_is_refused() {
         assert!(error.to_string().contains("unreleased version"), "{error}");
     }
     // The printed script does not ask the library.
-    let sql = sqlx::AssertSqlSafe(db.once.migration_sql(0));
+    let sql = sqlx::AssertSqlSafe(db.once.migration_sql());
     let error = sqlx::raw_sql(sql).execute(&mut conn).await.unwrap_err().to_string();
     assert!(error.contains("unreleased version"), "{error}");
 }
@@ -163,10 +174,10 @@ fn next_release(db: &TestDb) -> String {
     let last = "    execute $pgonce_file$\n-- public/schema_version";
     let deadline = "  v_deadline := clock_timestamp()\n";
     let calls = format!("  perform \"{schema}\"._next_helper();\n{deadline}");
-    let mut sql = db.once.migration_sql(1);
+    let mut sql = db.once.migration_sql();
     for (this, next) in [
-        ("v_version > 1 then", "v_version > 2 then"),
-        ("v_version = 1 and", "v_version = 2 and"),
+        ("v_version > 1 and v_serves_from > 1", "v_version > 2 and v_serves_from > 2"),
+        ("v_version > 1 or v_version = 1 and", "v_version > 2 or v_version = 2 and"),
         ("select 1, 1,", "select 2, 1,"),
         (deadline, calls.as_str()),
         (last, &format!("{helper}{last}")),
@@ -223,12 +234,49 @@ async fn live_traffic_goes_through_the_next_release_and_old_processes_may_restar
 }
 
 #[tokio::test]
-async fn an_old_script_does_not_put_its_functions_back() {
+async fn an_old_script_does_nothing_to_a_newer_schema() {
     let db = TestDb::new().await;
+    let run = async || {
+        let sql = sqlx::AssertSqlSafe(db.once.migration_sql());
+        sqlx::raw_sql(sql).execute(&mut db.conn().await).await
+    };
     pretend(&db, 2, 1, "next").await;
-    let sql = sqlx::AssertSqlSafe(db.once.migration_sql(0));
-    let error = sqlx::raw_sql(sql).execute(&mut db.conn().await).await.unwrap_err().to_string();
-    assert!(error.contains("newer than this script"), "{error}");
+    run().await.unwrap();
+    assert_eq!(db.ask::<i32>("select version from {}.schema_version()").await, 2);
+    pretend(&db, 3, 2, "the one after").await;
+    let error = run().await.unwrap_err().to_string();
+    assert!(error.contains("update pgonce"), "{error}");
+}
+
+#[tokio::test]
+async fn an_older_process_that_migrates_behind_a_newer_one_leaves_its_schema_alone() {
+    for serves_from in [1, 2] {
+        let db = TestDb::new().await;
+        pretend(&db, 1, 1, "older").await;
+        let mut newer = db.conn().await;
+        let mut migration = newer.begin().await.unwrap();
+        let lock = "select pg_advisory_xact_lock(hashtextextended('pgonce migrate {}', 0))";
+        sqlx::query(db.sql(lock)).execute(&mut *migration).await.unwrap();
+        let (once, mut conn) = (db.once.clone(), db.conn().await);
+        let older = tokio::spawn(async move { once.migrate(&mut conn).await });
+        db.until_waiting(1).await;
+        let next = version_function(2, serves_from, "next");
+        sqlx::raw_sql(db.sql(&next)).execute(&mut *migration).await.unwrap();
+        migration.commit().await.unwrap();
+        match older.await.unwrap() {
+            Ok(did) => {
+                assert_eq!(
+                    (serves_from, did.from, did.to, did.functions_replaced),
+                    (1, 1, 2, false)
+                );
+            }
+            Err(error) => {
+                assert_eq!((serves_from, error.kind()), (2, ErrorKind::SchemaTooNew));
+                assert!(error.to_string().contains("update pgonce"), "{error}");
+            }
+        }
+        assert_eq!(db.ask::<String>("select digest from {}.schema_version()").await, "next");
+    }
 }
 
 #[tokio::test]
@@ -265,7 +313,7 @@ async fn a_long_reader_is_not_queued_behind() {
     pretend(&db, 1, 1, "older").await;
     let limit = "  perform set_config('lock_timeout', '3s', true);\n";
     let ddl = format!("{limit}alter table {}.idempotency_keys add column later text;\n", db.schema);
-    let printed = db.once.migration_sql(1);
+    let printed = db.once.migration_sql();
     let sql = printed.replacen(limit, &ddl, 1);
     assert_ne!(sql, printed);
     let mut conn = db.conn().await;
@@ -316,7 +364,7 @@ async fn the_users_own_migrations_are_left_alone() {
 #[test]
 fn the_schema_name_appears_quoted_and_no_placeholder_is_left() {
     let once = PgOnce::new().schema(SchemaName::new("select").unwrap()); // a reserved word
-    let sql = once.migration_sql(0);
+    let sql = once.migration_sql();
     assert!(
         sql.contains("\"select\".idempotency_keys") && !sql.contains(":\"") && !sql.contains(":'")
     );
@@ -326,7 +374,7 @@ fn the_schema_name_appears_quoted_and_no_placeholder_is_left() {
 async fn the_printed_sql_goes_through_psql_and_a_second_time_does_nothing() {
     let db = bare().await;
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&file, db.once.migration_sql(0)).unwrap();
+    std::fs::write(&file, db.once.migration_sql()).unwrap();
     let url = crate::harness::server().await.url();
     let mut said = Vec::new();
     for _ in 0..2 {

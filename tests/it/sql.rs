@@ -3,12 +3,12 @@
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use pgonce::{Failure, PgOnce, Response, RunError};
+use pgonce::{Begin, Failure, PgOnce, Response, RunError};
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::io::AsyncWriteExt;
 
 use crate::crash::pool_of_one;
-use crate::harness::{TestDb, effect, op, psql, server, started, word};
+use crate::harness::{TestDb, op, psql, server, started, word};
 
 const SQL_DOC: &str = include_str!("../../src/docs/sql.md");
 
@@ -46,55 +46,30 @@ async fn psql_alone_can_begin_complete_replay_and_mismatch() {
     assert_eq!(printed.join("\n"), block("text").trim_end());
 }
 
-#[tokio::test]
-async fn three_roles_have_just_the_rights_they_need() {
-    let db = TestDb::new().await;
-    // The grants of src/docs/operations.md.
+/// The statements that a page shows behind some words, for this schema.
+fn page_sql(db: &TestDb, behind: &str) -> Vec<String> {
     let page = include_str!("../../src/docs/operations.md");
-    let (_, rest) = page.split_once("```sql\n").unwrap();
-    let grants = rest.split_once("```").unwrap().0.replace("pgonce.", &format!("{}.", db.schema));
-    let grants = grants.replace("schema pgonce", &format!("schema {}", db.schema));
-    let mut grants = grants;
-    for role in ["app", "reaper", "auditor"] {
-        db.execute(&format!("create role {role}_{{}} login")).await;
-        grants = grants.replace(&format!(" {role};"), &format!(" {role}_{};", db.schema));
+    let (_, rest) = page.split_once(behind).expect(behind);
+    let blocks = rest.split("```sql\n").skip(1).map(|block| block.split("```").next().unwrap());
+    blocks.map(|block| block.replace("pgonce.", &format!("{}.", db.schema))).collect()
+}
+
+#[tokio::test]
+async fn the_statements_that_operators_are_told_to_run_do_run() {
+    let db = TestDb::new().await;
+    let claim = started(db.once.begin(&mut db.conn().await, &op("k")).await.unwrap());
+    drop(claim); // committed without complete
+    let run = page_sql(&db, "\n## Reaping\n");
+    assert_eq!(run.len(), 5, "{run:?}");
+    for statement in run {
+        db.execute(&statement).await;
     }
-    db.execute(&grants).await;
-    db.execute("grant insert, select on {}.effect to app_{}").await;
-    let as_role = |role: &str| db.options.clone().username(&format!("{role}_{}", db.schema));
-
-    let app = sqlx::PgPool::connect_with(as_role("app")).await.unwrap();
-    let mut conn = app.acquire().await.unwrap();
-    db.once.check(&mut conn).await.unwrap();
-    drop(conn);
-    for _ in 0..2 {
-        db.once
-            .run(&app, &op("k"), async |tx| effect(tx, &db.schema, "k").await.map(drop))
-            .await
-            .unwrap();
-    }
-    let mut conn = app.acquire().await.unwrap();
-    let mut claim = db.lease(&op("leased"), std::time::Duration::from_secs(60)).await;
-    claim.extend(&app, std::time::Duration::from_secs(90)).await.unwrap();
-    claim.release(&mut conn).await.unwrap();
-    let minute = std::time::Duration::from_secs(60);
-    drop(started(db.once.begin_leased(&app, &op("again"), minute).await.unwrap()));
-    assert_eq!(db.once.abandoned(&mut conn, 10).await.unwrap().len(), 0, "none has lapsed");
-    let pick = db.sql("call {}.pick_abandoned('%')");
-    conn.execute(pick).await.unwrap();
-    let refused = db.once.reap_once(&mut conn, 10).await.unwrap_err();
-    assert_eq!(refused.sqlstate().as_deref(), Some("42501"), "the app deletes nothing");
-
-    let mut reaper = PgConnection::connect_with(&as_role("reaper")).await.unwrap();
-    db.once.reap_once(&mut reaper, 10).await.unwrap();
-    let refused = db.once.begin(&mut reaper, &op("k2")).await.unwrap_err();
-    assert_eq!(refused.sqlstate().as_deref(), Some("42501"), "the reaper begins nothing");
-
-    let mut auditor = PgConnection::connect_with(&as_role("auditor")).await.unwrap();
-    let listed = sqlx::query(db.sql("select * from {}.audit_keys"));
-    assert_eq!(auditor.fetch_all(listed).await.unwrap().len(), 3);
-    let bodies = sqlx::query(db.sql("select response_body from {}.idempotency_keys"));
-    assert!(auditor.execute(bodies).await.is_err(), "the auditor reads no bodies");
+    let complete = &page_sql(&db, "committed without complete")[0];
+    let complete = complete.replace("'SCOPE'", "'test/scope'").replace("'KEY'", "'k'");
+    db.execute(&complete).await;
+    let retry = db.once.begin(&mut db.conn().await, &op("k")).await.unwrap();
+    let Begin::Replay(replay) = retry else { panic!("{}", word(&retry)) };
+    assert_eq!(replay.response().body(), b"BODY");
 }
 
 #[tokio::test]

@@ -68,6 +68,11 @@ impl CliError {
         Self { message: format!("{}; to clean up by hand: {remedy}", self.message), ..self }
     }
 
+    /// Whether the role lacks a right.
+    pub(crate) fn is_missing_right(&self) -> bool {
+        self.sqlstate.as_deref() == Some("42501")
+    }
+
     /// Says where, but never with which password.
     pub(crate) fn cannot_connect(options: &PgConnectOptions, error: &sqlx::Error) -> Self {
         let place = match options.get_socket() {

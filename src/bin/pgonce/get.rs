@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pgonce::{Key, Progress, Record, Response, Scope, Status};
+use pgonce::{Filter, Key, Progress, Record, Response, Scope, Status};
 use serde_json::Value;
 
 use crate::exit::CliError;
@@ -31,9 +31,15 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
     if print_body && session.json {
         return Err(CliError::usage("--body - prints the body alone; leave out --json"));
     }
-    let (record, response) = find(session, &args.scope, &args.key).await?;
-    if let Some(file) = &args.body {
-        let body = stored_body(&record, &response)?;
+    let (record, response) = match find(session, &args.scope, &args.key).await {
+        Ok((record, response)) => (record, Some(response)),
+        Err(error) if error.is_missing_right() && args.body.is_none() => {
+            (find_as_auditor(session, args, error).await?, None)
+        }
+        Err(error) => return Err(error),
+    };
+    if let (Some(file), Some(response)) = (&args.body, &response) {
+        let body = stored_body(&record, response)?;
         if print_body {
             return output::bytes(body);
         }
@@ -41,22 +47,40 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
             CliError::failed("io", format!("cannot write {}: {error}", file.display()))
         })?;
     }
+    let progress = match response {
+        Some(_) => progress(session, args).await?,
+        None => None,
+    };
     if session.json {
         let mut shown = output::record(&args.scope, &args.key, &record);
-        shown["response_headers_bytes"] = response.headers().len().into();
-        shown["response_body_bytes"] = response.body().len().into();
-        if let Some(progress) = progress(session, args).await? {
+        if let Some(response) = &response {
+            shown["response_headers_bytes"] = response.headers().len().into();
+            shown["response_body_bytes"] = response.body().len().into();
+        }
+        if let Some(progress) = progress {
             shown["steps"] = progress.steps.clone().into();
             shown["progress"] = progress.said::<Value>().ok().flatten().into();
             shown["last_error"] = progress.last_error.into();
         }
         return output::json(&shown);
     }
-    let mut lines = lines(&record, &response);
-    if let Some(progress) = progress(session, args).await? {
+    let mut lines = lines(&record, response.as_ref());
+    if let Some(progress) = progress {
         lines.extend(work_lines(&progress));
     }
     output::pairs(&lines)
+}
+
+/// What an auditor may see of the key; `refused` unless the role is one.
+async fn find_as_auditor(
+    session: &mut Session,
+    args: &Args,
+    refused: CliError,
+) -> Result<Record, CliError> {
+    let (scope, key) = (Scope::new(args.scope.as_str())?, Key::new(args.key.as_str())?);
+    let filter = Filter { scope: Some(scope), key: Some(key), ..Filter::default() };
+    let mut listed = session.once.list(&mut session.conn, &filter, 1).await.map_err(|_| refused)?;
+    listed.pop().map(|listed| listed.record).ok_or_else(unknown)
 }
 
 /// How far its work is; nothing when the key is forgotten.
@@ -72,11 +96,11 @@ pub(crate) async fn find(
     key: &str,
 ) -> Result<(Record, Response), CliError> {
     let (scope, key) = (Scope::new(scope)?, Key::new(key)?);
-    session.once.inspect(&mut session.conn, &scope, &key).await?.ok_or_else(|| {
-        CliError::not_found(
-            "no such key in this scope (one begun in an open transaction is not shown)",
-        )
-    })
+    session.once.inspect(&mut session.conn, &scope, &key).await?.ok_or_else(unknown)
+}
+
+fn unknown() -> CliError {
+    CliError::not_found("no such key in this scope (one begun in an open transaction is not shown)")
 }
 
 /// The key as an operator has seen it: now, or when it was shown this `seen`.
@@ -105,7 +129,7 @@ fn stored_body<'r>(record: &Record, response: &'r Response) -> Result<&'r [u8], 
     }
 }
 
-fn lines(record: &Record, response: &Response) -> Vec<(&'static str, String)> {
+fn lines(record: &Record, response: Option<&Response>) -> Vec<(&'static str, String)> {
     let mut lines = vec![("status", record.status.as_str().to_owned())];
     if let Some(claim) = record.claim {
         lines.push(("claim", claim.as_str().to_owned()));
@@ -144,7 +168,8 @@ fn work_lines(progress: &Progress) -> Vec<(&'static str, String)> {
     lines
 }
 
-fn content(response: &Response) -> String {
+fn content(response: Option<&Response>) -> String {
+    let Some(response) = response else { return "not for this role".to_owned() };
     if response.is_omitted() {
         return "not kept".to_owned();
     }

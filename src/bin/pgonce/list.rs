@@ -68,6 +68,7 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
 fn filter(args: &Args) -> Result<Filter, CliError> {
     Ok(Filter {
         scope: args.scope.as_deref().map(Scope::new).transpose()?,
+        key: None,
         status: args.status.map(|word| match word {
             StatusWord::InProgress => Status::InProgress,
             StatusWord::Completed => Status::Completed,

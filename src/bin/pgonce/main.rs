@@ -86,7 +86,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Bench(args) => bench::run(&global, &args).await,
         // These two need no database.
         Command::DerivedKey(args) => derived_key::run(&global, &args),
-        Command::Migrate(args) if args.print => migrate::print(&global, &args),
+        Command::Migrate(args) if args.print => migrate::print(&global),
         Command::Migrate(_) => migrate::run(&mut global.session().await?).await,
         Command::Check(_) => check::run(&mut global.session().await?).await,
         Command::Doctor(args) => doctor::run(&mut global.session().await?, &args).await,

@@ -14,18 +14,16 @@ Examples:
   pgonce migrate --print | psql -v ON_ERROR_STOP=1 mydb
   pgonce migrate --print > migrations/20270101_pgonce.sql")]
 pub(crate) struct Args {
-    /// Print the SQL for your own migration tool instead of running it; needs no database
+    /// Print the SQL for your own migration tool instead of running it; needs no database. It does nothing where
+    /// the schema is up to date
     #[arg(long)]
     pub(crate) print: bool,
-    /// The schema version to start from; 0 when there is none yet
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "print")]
-    from: u32,
 }
 
-pub(crate) fn print(global: &Global, args: &Args) -> Result<(), CliError> {
-    let sql = global.once()?.migration_sql(args.from);
+pub(crate) fn print(global: &Global) -> Result<(), CliError> {
+    let sql = global.once()?.migration_sql();
     if global.json {
-        return output::json(&json!({ "schema": global.schema(), "from": args.from, "sql": sql }));
+        return output::json(&json!({ "schema": global.schema(), "sql": sql }));
     }
     output::bytes(sql.as_bytes())
 }

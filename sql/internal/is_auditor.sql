@@ -1,0 +1,5 @@
+-- Whether the caller has the rights of an auditor: on audit_keys, and none on the table.
+create or replace function :"schema"._is_auditor() returns boolean
+language sql stable
+return has_table_privilege(':"schema".audit_keys', 'select')
+   and not has_table_privilege(':"schema".idempotency_keys', 'select');

@@ -1,0 +1,374 @@
+//! The roles of src/docs/operations.md, made by the statements on that page: what each can do, and what it cannot.
+
+use std::time::Duration;
+
+use pgonce::{ErrorKind, Failure, Filter, Inbox, Key, Lease, Message, Operation};
+use pgonce::{Reaper, Recovery, Work};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection, Executor, PgConnection, PgPool};
+
+use crate::harness::{PATIENCE, TestDb, effect, op, started};
+
+const PAGE: &str = include_str!("../../src/docs/operations.md");
+const ROLES: [&str; 5] = ["app", "reaper", "auditor", "acme", "globex"];
+
+/// The statements of a section of the page, for this schema and for roles of this test.
+fn statements(db: &TestDb, section: &str) -> Vec<String> {
+    let (_, section) = PAGE.split_once(&format!("\n## {section}\n")).expect("the section");
+    let section = section.split("\n## ").next().unwrap();
+    let blocks = section.split("```sql\n").skip(1).map(|block| block.split("```").next().unwrap());
+    blocks
+        .map(|block| {
+            let mut words = Vec::new();
+            for line in block.lines() {
+                let line = line.split("--").next().unwrap();
+                for word in line.split_inclusive(|c: char| !(c.is_alphanumeric() || c == '_')) {
+                    let name = word.trim_end_matches(|c: char| !(c.is_alphanumeric() || c == '_'));
+                    words.push(match name {
+                        "pgonce" => word.replace("pgonce", &db.schema),
+                        _ if ROLES.contains(&name) => word.replace(name, &role(db, name)),
+                        _ => word.to_owned(),
+                    });
+                }
+                words.push("\n".to_owned());
+            }
+            words.concat()
+        })
+        .collect()
+}
+
+fn role(db: &TestDb, name: &str) -> String {
+    format!("{name}_{}", db.schema)
+}
+
+fn as_role(db: &TestDb, name: &str) -> PgConnectOptions {
+    db.options.clone().username(&role(db, name))
+}
+
+async fn conn_as(db: &TestDb, name: &str) -> PgConnection {
+    PgConnection::connect_with(&as_role(db, name)).await.unwrap()
+}
+
+fn pool_as(db: &TestDb, name: &str) -> PgPool {
+    PgPoolOptions::new().max_connections(5).connect_lazy_with(as_role(db, name))
+}
+
+/// A schema with the roles and the first block of their rights.
+async fn with_roles() -> TestDb {
+    let db = TestDb::new().await;
+    for name in ROLES {
+        db.execute(&format!("create role {} login", role(&db, name))).await;
+    }
+    db.execute(&statements(&db, "Rights")[0]).await;
+    db.execute(&format!("grant insert, select on {{}}.effect to {}", role(&db, "app"))).await;
+    db
+}
+
+/// A schema where two tenants have a role each, which sees its own scopes.
+async fn with_tenants() -> TestDb {
+    let db = with_roles().await;
+    let [app, acme, globex] = ["app", "acme", "globex"].map(|name| role(&db, name));
+    db.execute(&format!("grant {app} to {acme}, {globex}")).await;
+    db.execute(&statements(&db, "Row-level security")[0]).await;
+    db
+}
+
+fn lease() -> Lease {
+    Lease::new(PATIENCE).unwrap()
+}
+
+fn refused<T>(answer: pgonce::Result<T>) {
+    let error = answer.err().expect("it must be refused");
+    assert_eq!((error.kind(), error.sqlstate().as_deref()), (ErrorKind::Database, Some("42501")));
+}
+
+/// Work that does a step in its first attempt and fails, and is done in its second.
+async fn step_and_fail(db: &TestDb, pool: &PgPool, op: &Operation) -> bool {
+    let work = async |work: &mut Work| {
+        let attempt = work.attempt();
+        work.step("charge", async || Ok::<_, Failure>(7)).await?;
+        if attempt == 1 { Err(Failure::from("later")) } else { Ok(1) }
+    };
+    db.once.run_leased(pool, op, lease(), work).await.is_ok()
+}
+
+/// A recovery in this pool until nothing of these scopes is half done.
+async fn recover(db: &TestDb, pool: &PgPool, scopes: &str) {
+    let recovery = Recovery::new(&db.once, scopes).unwrap().interval(Duration::from_millis(1));
+    let handler = |found: pgonce::Listed| {
+        let (once, pool) = (db.once.clone(), pool.clone());
+        async move {
+            let op = Operation::new(found.scope.as_str(), found.key.as_str())?;
+            let work = async |_: &mut Work| Ok::<_, Failure>(2);
+            once.run_leased(&pool, &op, lease(), work).await.map(drop)
+        }
+    };
+    let done = format!(
+        "select not exists (select from {{}}.idempotency_keys
+           where status = 1 and steps > 0 and scope like '{scopes}')"
+    );
+    let done = db.until(&done);
+    assert_eq!(recovery.run_until(pool.clone(), handler, done).await, 1);
+}
+
+#[tokio::test]
+async fn the_app_can_do_what_a_service_does() {
+    let db = with_roles().await;
+    let pool = pool_as(&db, "app");
+    let mut conn = conn_as(&db, "app").await;
+    db.once.check(&mut conn).await.unwrap();
+    for replayed in [false, true] {
+        let ran = db.once.run(&pool, &op("k"), async |tx| effect(tx, &db.schema, "k").await).await;
+        assert_eq!(ran.unwrap().is_replay(), replayed);
+    }
+    let minute = Duration::from_secs(60);
+    let mut claim = started(db.once.begin_leased(&pool, &op("leased"), minute).await.unwrap());
+    claim.extend(&pool, minute * 2).await.unwrap();
+    claim.release(&mut conn).await.unwrap();
+    assert!(!step_and_fail(&db, &pool, &op("half done")).await);
+    let status = db.once.status(&mut conn, op("k").scope(), &Key::new("half done").unwrap()).await;
+    assert_eq!(status.unwrap().unwrap().steps, ["charge"]);
+    assert_eq!(db.once.abandoned(&mut conn, 10).await.unwrap().len(), 1);
+    recover(&db, &pool, "test/%").await;
+    let inbox = Inbox::new(&db.once, "consumer").unwrap();
+    for message in ["1", "1"] {
+        let work = async |tx: &mut PgConnection| effect(tx, &db.schema, "m").await;
+        inbox.handle(&pool, &Message::new(message), work).await.result.unwrap();
+    }
+    inbox.failed(&pool, "2", "an error").await.unwrap();
+    assert!(inbox.remembers(&mut conn).await.unwrap().is_some());
+    db.once.stats(&mut conn).await.unwrap();
+    assert!(db.once.list(&mut conn, &Filter::default(), 10).await.unwrap().len() > 3);
+    refused(db.once.reap_once(&mut conn, 10).await);
+}
+
+#[tokio::test]
+async fn the_reaper_runs_in_the_service_or_as_a_role_of_its_own() {
+    let db = with_roles().await;
+    db.execute(&statements(&db, "Rights")[1]).await;
+    for name in ["app", "reaper"] {
+        db.plant_overdue(10, 1).await;
+        let pool = pool_as(&db, name);
+        assert!(!step_and_fail(&db, &db.pool, &op("steps too")).await);
+        db.execute(
+            "update {}.idempotency_keys set created_at = created_at - interval '2 days',
+                    expires_at = expires_at - interval '2 days'",
+        )
+        .await;
+        let gone = db.until("select count(*) = 0 from {}.idempotency_keys");
+        let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1));
+        assert_eq!(reaper.run_until(pool.clone(), gone).await, 11, "{name}");
+        assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 0);
+        Reaper::new(&db.once).pass(&mut conn_as(&db, name).await).await.unwrap();
+    }
+    refused(db.once.begin(&mut conn_as(&db, "reaper").await, &op("k")).await);
+}
+
+#[tokio::test]
+async fn the_auditor_sees_states_and_no_more() {
+    let db = with_roles().await;
+    db.complete(&op("k"), "secret body").await;
+    drop(db.lease(&op("live"), PATIENCE).await);
+    db.plant_overdue(2, 1).await;
+    let mut conn = conn_as(&db, "auditor").await;
+    db.once.check(&mut conn).await.unwrap();
+    let listed = db.once.list(&mut conn, &Filter::default(), 10).await.unwrap();
+    assert_eq!(listed.len(), 4);
+    let key = Filter { key: Some(Key::new("live").unwrap()), ..Filter::default() };
+    assert_eq!(db.once.list(&mut conn, &key, 10).await.unwrap().len(), 1);
+    let (audited, all) =
+        (db.once.stats(&mut conn).await, db.once.stats(&mut db.conn().await).await);
+    let (audited, all) = (audited.unwrap(), all.unwrap());
+    let counts =
+        |s: &pgonce::Stats| (s.live, s.lapsed, s.released, s.completed, s.failed, s.overdue);
+    assert_eq!(counts(&audited), (1, 0, 0, 3, 0, 2));
+    assert_eq!(counts(&audited), counts(&all));
+    assert_eq!(audited.table_bytes, all.table_bytes);
+    let inbox = Inbox::new(&db.once, "test/scope").unwrap();
+    assert!(inbox.remembers(&mut conn).await.unwrap().is_some());
+    refused(db.once.inspect(&mut conn, op("k").scope(), op("k").key()).await.map(drop));
+    refused(db.once.status(&mut conn, op("k").scope(), op("k").key()).await.map(drop));
+    refused(db.once.begin(&mut conn, &op("new")).await.map(drop));
+    for table in ["idempotency_keys", "steps", "unfinished", "keys", "abandoned"] {
+        let read = conn.execute(db.sql(&format!("select * from {{}}.{table}"))).await;
+        assert!(read.is_err(), "{table}");
+    }
+}
+
+#[tokio::test]
+async fn no_view_shows_a_token_or_a_response() {
+    let db = TestDb::new().await;
+    db.complete(&op("k"), "secret body").await;
+    let claim = db.lease(&op("live"), PATIENCE).await;
+    let shown: String = db
+        .ask(
+            "select string_agg(v::text, ' ') from (
+               select k::text from {}.keys k union all select a::text from {}.audit_keys a
+               union all select a::text from {}.abandoned a) v",
+        )
+        .await;
+    let token: String =
+        db.ask("select token::text from {}.idempotency_keys where key = 'live'").await;
+    assert!(!shown.contains(&token) && !shown.contains("secret"), "{shown}");
+    let columns: i64 = db
+        .ask(
+            "select count(*) from information_schema.columns c join information_schema.views v
+                using (table_schema, table_name)
+              where table_schema = '{}' and column_name in ('token', 'response_body', 'response_headers')",
+        )
+        .await;
+    assert_eq!(columns, 0);
+    drop(claim);
+}
+
+#[tokio::test]
+async fn a_tenant_sees_its_own_scopes_and_works_in_them() {
+    let db = with_tenants().await;
+    for tenant in ["acme", "globex"] {
+        let pool = pool_as(&db, tenant);
+        let scope = format!("{}/orders", role(&db, tenant));
+        let op = |key: &str| Operation::new(scope.as_str(), key).unwrap();
+        for replayed in [false, true] {
+            let ran = db.once.run(&pool, &op("k"), async |_| Ok::<_, Failure>(1)).await.unwrap();
+            assert_eq!(ran.is_replay(), replayed);
+        }
+        assert!(!step_and_fail(&db, &pool, &op("half done")).await);
+        let inbox = Inbox::new(&db.once, scope.as_str()).unwrap();
+        let mut tx = pool.begin().await.unwrap();
+        let _ = inbox.receive_many(&mut tx, &["1", "2"]).await.unwrap();
+        tx.commit().await.unwrap();
+        inbox.failed(&pool, "3", "an error").await.unwrap();
+    }
+    let mut acme = conn_as(&db, "acme").await;
+    let (ours, theirs) =
+        ["acme", "globex"].map(|name| format!("{}/orders", role(&db, name))).into();
+    let count = async |acme: &mut PgConnection, what: &str| {
+        let asked = format!("select count(*) from {{}}.{what}");
+        sqlx::query_scalar::<_, i64>(db.sql(&asked)).fetch_one(acme).await.unwrap()
+    };
+    for function in ["operation_status", "inspect_key"] {
+        for (scope, rows) in [(&ours, 1), (&theirs, 0)] {
+            let asked = format!("{function}('{scope}', 'half done')");
+            assert_eq!(count(&mut acme, &asked).await, rows, "{asked}");
+        }
+    }
+    let stats = db.once.stats(&mut acme).await.unwrap();
+    assert_eq!((stats.completed, stats.released + stats.lapsed), (3, 2), "{stats:?}");
+    assert_eq!(count(&mut acme, "steps").await, 1);
+    // Before 15 views have the rights of their owner.
+    let seen_of_both = if db.ask::<bool>(VIEWS_HAVE_THEIR_READERS_RIGHTS).await { 1 } else { 2 };
+    assert_eq!(count(&mut acme, "keys").await, 5 * seen_of_both);
+    assert_eq!(count(&mut acme, "abandoned").await, seen_of_both);
+    let listed = db.once.list(&mut acme, &Filter::default(), 100).await.unwrap();
+    assert_eq!(listed.len(), 5 * usize::try_from(seen_of_both).unwrap());
+    let audit = acme.execute(db.sql("select * from {}.audit_keys")).await;
+    assert!(audit.is_err(), "no tenant is an auditor");
+
+    refused(db.once.begin(&mut acme, &Operation::new(theirs.as_str(), "new").unwrap()).await);
+    let hidden = Operation::new(theirs.as_str(), "k").unwrap();
+    assert!(db.once.begin(&mut acme, &hidden).await.is_err(), "never run again");
+    recover(&db, &pool_as(&db, "acme"), &format!("{ours}%")).await;
+    let left = db.ask::<i64>("select count(*) from {}.abandoned").await;
+    assert_eq!(left, 1, "the other tenant's");
+    Reaper::new(&db.once).pass(&mut conn_as(&db, "reaper").await).await.unwrap();
+    let mut auditor = conn_as(&db, "auditor").await;
+    assert_eq!(db.once.list(&mut auditor, &Filter::default(), 100).await.unwrap().len(), 10);
+}
+
+const VIEWS_HAVE_THEIR_READERS_RIGHTS: &str =
+    "select current_setting('server_version_num')::integer >= 150000";
+
+#[tokio::test]
+async fn views_of_a_server_that_was_upgraded_are_made_again() {
+    let db = TestDb::new().await;
+    let mut conn = db.conn().await;
+    for view in ["keys", "abandoned"] {
+        db.execute(&format!("alter view {{}}.{view} reset (security_invoker)")).await;
+        if db.ask::<bool>(VIEWS_HAVE_THEIR_READERS_RIGHTS).await {
+            let error = db.once.check(&mut conn).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::SchemaOutdated);
+            assert!(error.to_string().contains("the server upgraded?); run migrate"), "{error}");
+            assert!(db.once.migrate(&mut conn).await.unwrap().functions_replaced);
+            let mended: bool = db
+                .ask(&format!(
+                    "select reloptions @> array['security_invoker=true'] from pg_class
+                      where oid = '{{}}.{view}'::regclass"
+                ))
+                .await;
+            assert!(mended);
+        }
+        db.once.check(&mut conn).await.unwrap();
+    }
+}
+
+#[cfg(feature = "cli")]
+mod program {
+    use super::*;
+    use crate::cli::pgonce_with;
+    use crate::harness::server;
+
+    /// Arguments, the exit code, and a part of what is printed.
+    type Case<'a> = (&'a [&'a str], i32, &'a str);
+
+    const DENIED: &str = "permission denied";
+
+    async fn runs(db: &TestDb, name: &str, cases: &[Case<'_>]) {
+        let user = format!("user={}", role(db, name));
+        let url = server().await.url().replace("user=postgres", &user);
+        for (args, code, says) in cases {
+            let said = pgonce_with(db, args, &[("DATABASE_URL", url.as_str())]).await;
+            let printed = said.stdout + &said.stderr;
+            assert_eq!(said.code, *code, "{name} {args:?}: {printed}");
+            assert!(printed.contains(says), "{name} {args:?}: {printed}");
+            let private = printed.contains("secret") || printed.contains("charge");
+            assert!(name == "app" || !private, "{name} {args:?}: {printed}");
+        }
+    }
+
+    #[tokio::test]
+    async fn each_role_has_its_commands() {
+        let db = with_roles().await;
+        db.complete(&op("k"), "secret body").await;
+        assert!(!step_and_fail(&db, &db.pool, &op("half done")).await);
+        let inbox = Inbox::new(&db.once, "orders").unwrap().max_attempts(1);
+        inbox.failed(&db.pool, "1", "an error").await.unwrap();
+        let auditor: &[Case<'_>] = &[
+            (&["check"], 0, "is up to date"),
+            (&["migrate"], 0, "is up to date"),
+            (&["doctor", "--horizon", "test/scope=1h"], 0, "remembers for 1day"),
+            (&["stats"], 0, "completed"),
+            (&["list"], 0, "half done"),
+            (&["list", "--claim", "lapsed"], 0, "SCOPE"),
+            (&["get", "test/scope", "k"], 0, "not for this role"),
+            (&["get", "test/scope", "k", "--json"], 0, "\"status\":\"completed\""),
+            (&["get", "test/scope", "half done"], 0, "in_progress"),
+            (&["get", "test/scope", "unknown"], 3, "no such key"),
+            (&["get", "test/scope", "k", "--body", "-"], 1, DENIED),
+            (&["list", "--abandoned"], 1, DENIED),
+            (&["release", "test/scope", "half done", "--yes"], 1, DENIED),
+            (&["resolve", "test/scope", "half done", "--release"], 1, DENIED),
+            (&["inbox", "redrive", "orders", "1"], 1, DENIED),
+            (&["reap"], 1, DENIED),
+        ];
+        let app: &[Case<'_>] = &[
+            (&["check"], 0, "is up to date"),
+            (&["doctor", "--horizon", "test/scope=1h"], 0, "remembers for 1day"),
+            (&["stats"], 0, "completed"),
+            (&["list", "--abandoned"], 0, "half done"),
+            (&["get", "test/scope", "half done"], 0, "charge"),
+            (&["get", "test/scope", "k", "--body", "-"], 0, "secret body"),
+            (&["inbox", "redrive", "orders", "1"], 0, "redriven"),
+            (&["resolve", "test/scope", "half done", "--release"], 0, "released"),
+            (&["reap"], 1, DENIED),
+        ];
+        let reaper: &[Case<'_>] = &[
+            (&["check"], 0, "is up to date"),
+            (&["stats"], 0, "completed"),
+            (&["reap"], 0, "deleted"),
+            (&["release", "test/scope", "half done", "--yes"], 1, DENIED),
+        ];
+        for (name, cases) in [("auditor", auditor), ("app", app), ("reaper", reaper)] {
+            runs(&db, name, cases).await;
+        }
+    }
+}
