@@ -11,6 +11,7 @@ mod claim;
 #[cfg(feature = "cli")]
 mod cli;
 mod commit_errors;
+mod constraints;
 mod consumers;
 mod crash;
 mod decision;
