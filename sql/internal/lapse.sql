@@ -15,9 +15,7 @@ begin
          last_error = coalesce(left(p_last_error, 1000), k.last_error)
    where k.scope = p_scope collate "C" and k.key = p_key collate "C";
   if p_at_once then
-    -- A recovery need not wait for the lease; one that has tried already has set its pause.
-    update :"schema".unfinished u set try_at = least(u.try_at, v_at)
-     where u.scope = p_scope collate "C" and u.key = p_key collate "C" and u.tries = 0;
+    perform :"schema"._hasten_unfinished(p_scope, p_key, v_at);
   end if;
 end
 $pgonce$;

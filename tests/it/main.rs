@@ -5,6 +5,7 @@ mod abandoned;
 mod bad_arguments;
 #[cfg(all(feature = "bench", unix))]
 mod bench_cli;
+mod bounds;
 mod cancel;
 mod checkout;
 mod claim;
