@@ -296,10 +296,24 @@ impl ClaimId {
         procedure::call_patiently(pool, query).await.0.map(drop).map_err(of_claims_call)
     }
 
-    /// Gives the claim up; its key stays bound to its request. `error`: how the work ended, without what it was about.
-    pub(crate) async fn lapse(&self, pool: &PgPool, error: &str, at_once: bool) -> Result<()> {
-        let query = || self.named(&self.statements.lapse_leased).bind(error).bind(at_once);
-        procedure::call_patiently(pool, query).await.0.map(drop).map_err(of_claims_call)
+    /// Gives the claim up; its key stays bound to its request. `error`: how the work ended, without what it was about;
+    /// none: it was put off, and the attempt does not count.
+    pub(crate) async fn lapse(
+        &self,
+        pool: &PgPool,
+        error: Option<&str>,
+        at_once: bool,
+    ) -> Result<()> {
+        procedure::keeping(error, |text| async move {
+            let query = || {
+                self.named(&self.statements.lapse_leased)
+                    .bind(text.clone())
+                    .bind(at_once)
+                    .bind(text.is_some())
+            };
+            procedure::call_patiently(pool, query).await.0.map(drop).map_err(of_claims_call)
+        })
+        .await
     }
 
     pub(crate) async fn extend(&self, pool: &PgPool, lease: Duration) -> Result<()> {

@@ -233,7 +233,7 @@ impl PgOnce {
             .bind(op.fingerprint.as_ref().map(|fingerprint| fingerprint.as_bytes()))
             .fetch_one(conn)
             .await
-            .map_err(|error| database(error).in_schema(&self.schema))?;
+            .map_err(|error| database(error).in_schema(&self.schema).naming(op))?;
         if get::<Option<&str>>(&row, "answer")? == Some("replay") {
             return Ok(Some(Looked::Answered(Begin::Replay(replay(&row)?))));
         }
@@ -279,7 +279,7 @@ impl PgOnce {
             .bind(ask_only)
             .fetch_one(conn)
             .await
-            .map_err(|error| database(error).in_schema(&self.schema))
+            .map_err(|error| database(error).in_schema(&self.schema).naming(op))
     }
 
     /// `token`: the caller's, which a leased begin does not repeat.

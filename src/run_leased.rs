@@ -15,6 +15,7 @@ use crate::checkout::Checkout;
 use crate::claim::{Claim, ClaimId};
 use crate::error::{Error, ErrorKind, Result, sqlstate_in};
 use crate::heartbeat::Heartbeat;
+use crate::later::Later;
 use crate::lease::Lease;
 use crate::once::PgOnce;
 use crate::operation::{OnLapse, Operation};
@@ -114,7 +115,11 @@ impl PgOnce {
             }
         };
         drop(heartbeat); // a late beat would bring the lapsed claim back to life
-        give_up(pool, op, &id, &redacted(error.as_ref())).await;
+        let noted = match Later::in_causes(error.as_ref()) {
+            Some(_) => None,
+            None => Some(redacted(error.as_ref())),
+        };
+        give_up(pool, op, &id, noted.as_deref()).await;
         Err(told(error))
     }
 
@@ -162,9 +167,9 @@ impl PgOnce {
     }
 }
 
-/// Lets the claim of failed work lapse at once, or leaves it to an operator, and notes how it ended. Best effort:
-/// it lapses with its lease otherwise.
-pub(crate) async fn give_up(pool: &PgPool, op: &Operation, id: &ClaimId, told: &str) {
+/// Lets the claim of failed work lapse at once, or leaves it to an operator, and notes how it ended; `None`: it was put
+/// off. Best effort: it lapses with its lease otherwise, and the attempt counts.
+pub(crate) async fn give_up(pool: &PgPool, op: &Operation, id: &ClaimId, told: Option<&str>) {
     // Not released: a remote may have been called, so it stays the operation of this request.
     let at_once = op.on_lapse == OnLapse::Retry;
     let given_up = id.lapse(pool, told, at_once).await;

@@ -1,6 +1,6 @@
 -- lapse_leased, and the end of a counted attempt. Raises IK002 when the claim is lost.
 create or replace function :"schema"._lapse(
-  p_scope text, p_key text, p_token uuid, p_last_error text, p_at_once boolean)
+  p_scope text, p_key text, p_token uuid, p_last_error text, p_at_once boolean, p_counts boolean)
 returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -12,7 +12,8 @@ begin
   v_at := :"schema"._clock();
   update :"schema".idempotency_keys k
      set lease_expires_at = case when p_at_once then least(k.lease_expires_at, v_at) else k.lease_expires_at end,
-         last_error = coalesce(left(p_last_error, 1000), k.last_error)
+         last_error = coalesce(left(p_last_error, 1000), k.last_error),
+         attempts_uncounted = case when p_counts then k.attempts_uncounted else coalesce(k.attempts_uncounted, 0) + 1 end
    where k.scope = p_scope collate "C" and k.key = p_key collate "C";
   if p_at_once then
     perform :"schema"._hasten_unfinished(p_scope, p_key, v_at);

@@ -226,7 +226,7 @@ async fn what_ends_a_claim_waits_for_as_long_as_its_caller_allows() {
             let lock = format!("begin; select from {{}}.{table} where key = '{key}' for update");
             sqlx::raw_sql(db.sql(&lock)).execute(&mut blocking).await.unwrap();
             let call = match call {
-                "lapse" => "_lapse('orders', $1, $2, null, true)".to_owned(),
+                "lapse" => "_lapse('orders', $1, $2, null, true, true)".to_owned(),
                 _ => format!("{call}('orders', $1, $2)"),
             };
             for settings in [
