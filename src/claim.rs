@@ -254,7 +254,7 @@ pub(crate) struct ClaimId {
     scope: Scope,
     key: Key,
     token: Uuid,
-    statements: Arc<Statements>,
+    pub(crate) statements: Arc<Statements>,
 }
 
 impl ClaimId {
@@ -294,26 +294,6 @@ impl ClaimId {
     pub(crate) async fn release(&self, pool: &PgPool) -> Result<()> {
         let query = || self.named(&self.statements.release_leased);
         procedure::call_patiently(pool, query).await.0.map(drop).map_err(of_claims_call)
-    }
-
-    /// Gives the claim up; its key stays bound to its request. `error`: how the work ended, without what it was about;
-    /// none: it was put off, and the attempt does not count.
-    pub(crate) async fn lapse(
-        &self,
-        pool: &PgPool,
-        error: Option<&str>,
-        at_once: bool,
-    ) -> Result<()> {
-        procedure::keeping(error, |text| async move {
-            let query = || {
-                self.named(&self.statements.lapse_leased)
-                    .bind(text.clone())
-                    .bind(at_once)
-                    .bind(text.is_some())
-            };
-            procedure::call_patiently(pool, query).await.0.map(drop).map_err(of_claims_call)
-        })
-        .await
     }
 
     pub(crate) async fn extend(&self, pool: &PgPool, lease: Duration) -> Result<()> {
@@ -382,7 +362,7 @@ impl ClaimId {
     }
 
     /// A statement with scope, key and token bound.
-    fn named(&self, statement: &SqlStr) -> Query<'_, Postgres, PgArguments> {
+    pub(crate) fn named(&self, statement: &SqlStr) -> Query<'_, Postgres, PgArguments> {
         sqlx::query(statement.clone())
             .bind(self.scope.as_str())
             .bind(self.key.as_str())

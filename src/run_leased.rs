@@ -13,12 +13,13 @@ use crate::answer::{Begin, Finished};
 use crate::before::before;
 use crate::checkout::Checkout;
 use crate::claim::{Claim, ClaimId};
-use crate::error::{Error, ErrorKind, Result, sqlstate_in};
+use crate::error::{Error, ErrorKind, Result, of_claims_call, sqlstate_in};
 use crate::heartbeat::Heartbeat;
 use crate::later::Later;
 use crate::lease::Lease;
 use crate::once::PgOnce;
 use crate::operation::{OnLapse, Operation};
+use crate::protocol::procedure;
 use crate::response::Response;
 use crate::run::{BoxError, Done, Ending, Failure, RunError, answered, pause_before_look};
 use crate::work::Work;
@@ -177,6 +178,23 @@ pub(crate) async fn give_up(pool: &PgPool, op: &Operation, id: &ClaimId, told: O
         && error.kind() != ErrorKind::ClaimLost
     {
         tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given up; it lapses");
+    }
+}
+
+impl ClaimId {
+    /// Gives the claim up; its key stays bound to its request. `error`: how the work ended, without what it was about;
+    /// none: it was put off, and the attempt does not count.
+    async fn lapse(&self, pool: &PgPool, error: Option<&str>, at_once: bool) -> Result<()> {
+        procedure::keeping(error, |text| async move {
+            let query = || {
+                self.named(&self.statements.lapse_leased)
+                    .bind(text.clone())
+                    .bind(at_once)
+                    .bind(text.is_some())
+            };
+            procedure::call_patiently(pool, query).await.0.map(drop).map_err(of_claims_call)
+        })
+        .await
     }
 }
 

@@ -45,6 +45,7 @@ pub(super) fn named_in(raised: &PgDatabaseError) -> Option<&str> {
             && chars.next().is_some_and(|char| char.is_ascii_uppercase())
             && chars.all(|char| char.is_ascii_uppercase() || char.is_ascii_digit() || char == '_')
     };
-    let words = raised.message().split(|char: char| !(char.is_ascii_alphanumeric() || char == '_'));
-    words.filter(is_name).last()
+    let mut words =
+        raised.message().split(|char: char| !(char.is_ascii_alphanumeric() || char == '_'));
+    words.rfind(is_name)
 }

@@ -240,7 +240,7 @@ async fn what_ends_a_claim_waits_for_as_long_as_its_caller_allows() {
                     .bind(&key)
                     .bind(token)
                     .execute(&mut conn);
-                let ended = tokio::time::timeout(PATIENCE, async { ends.await }).await;
+                let ended = tokio::time::timeout(PATIENCE, ends).await;
                 let error =
                     ended.unwrap_or_else(|_| panic!("{call} hangs, {settings:?}")).unwrap_err();
                 let sqlstate = error.as_database_error().unwrap().code().unwrap().into_owned();

@@ -189,6 +189,26 @@ async fn no_call_ends_in_a_constraint_or_puts_a_value_into_the_servers_log() {
             }
         }
     }
+    // What another transaction commits while a call waits for it.
+    let waits = |routine: &&Routine| routine.arguments.iter().any(|(name, _)| name == "p_wait_ms");
+    for (n, routine) in routines.iter().filter(waits).enumerate() {
+        let mut values = routine.values(&format!("wait {n}"));
+        for ((name, _), value) in routine.arguments.iter().zip(&mut values) {
+            if name == "p_wait_ms" {
+                *value = Some("60000".to_owned());
+            }
+        }
+        let mut other = db.conn().await;
+        let key = format!("{CANARY} wait {n}");
+        let receive = format!("begin; select alone.receive('{key}', array['{key}'])");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(receive)).execute(&mut other).await.unwrap();
+        let commit = async {
+            db.until_waiting(1).await;
+            sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
+        };
+        let (sqlstate, ()) = tokio::join!(routine.call(&mut conn, &values), commit);
+        check(routine, "a duplicate that it waits for", sqlstate);
+    }
     println!("{failed:?}");
     assert!(failed.contains_key("IK001") && failed.contains_key("IK002"));
     let log = logged(&db, &server.data_dir()).await;
