@@ -1,6 +1,7 @@
 -- lapse_leased, and the end of a counted attempt. Raises IK002 when the claim is lost.
 create or replace function :"schema"._lapse(
-  p_scope text, p_key text, p_token uuid, p_last_error text, p_at_once boolean, p_counts boolean)
+  p_scope text, p_key text, p_token uuid, p_last_error text, p_at_once boolean,
+  p_counts boolean default true)
 returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
