@@ -14,7 +14,7 @@ create table :"schema".idempotency_keys (
   token              uuid,
   attempt            integer, -- how many claims the key has had; null: one
   steps              integer, -- how many steps are recorded; null: none
-  attempts_uncounted integer, -- how many attempts no longer count against a cap, since an operator let it run again
+  attempts_uncounted integer, -- how many attempts do not count against a cap: an operator let it run again, or it was put off
   leased             boolean, -- whether it was begun under a lease; null: no
   scope              text collate "C" not null,
   key                text collate "C" not null,

@@ -257,7 +257,7 @@ pub(crate) struct ClaimId {
     scope: Scope,
     key: Key,
     token: Uuid,
-    statements: Arc<Statements>,
+    pub(crate) statements: Arc<Statements>,
     /// How long a call for it may take.
     pub(crate) answer_within: Duration,
 }
@@ -309,16 +309,6 @@ impl ClaimId {
 
     pub(crate) async fn release(&self, pool: &PgPool) -> Result<()> {
         let query = || self.named(&self.statements.release_leased);
-        procedure::call_patiently(pool, self.answer_within, query)
-            .await
-            .0
-            .map(drop)
-            .map_err(of_claims_call)
-    }
-
-    /// Gives the claim up; its key stays bound to its request. `error`: how the work ended.
-    pub(crate) async fn lapse(&self, pool: &PgPool, error: &str, at_once: bool) -> Result<()> {
-        let query = || self.named(&self.statements.lapse_leased).bind(error).bind(at_once);
         procedure::call_patiently(pool, self.answer_within, query)
             .await
             .0
@@ -415,7 +405,7 @@ impl ClaimId {
     }
 
     /// A statement with scope, key and token bound.
-    fn named(&self, statement: &SqlStr) -> Query<'_, Postgres, PgArguments> {
+    pub(crate) fn named(&self, statement: &SqlStr) -> Query<'_, Postgres, PgArguments> {
         sqlx::query(statement.clone())
             .bind(self.scope.as_str())
             .bind(self.key.as_str())

@@ -1,6 +1,7 @@
 //! One opaque error: branch on [`Error::kind`], retry on [`Error::is_retryable`].
 
 mod classify;
+mod encoding;
 
 use std::convert::Infallible;
 use std::error::Error as StdError;
@@ -8,7 +9,10 @@ use std::fmt;
 
 use crate::schema::SchemaName;
 
-pub(crate) use classify::{commit, database, is_retryable, of_claim, of_claims_call, sqlstate_in};
+pub(crate) use classify::{
+    causes, commit, database, is_retryable, of_claim, of_claims_call, sqlstate_in,
+};
+pub(crate) use encoding::cannot_hold;
 
 /// The result of a pgonce call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -36,8 +40,8 @@ pub struct Error {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A key, scope, duration or other argument is outside its limits. The message names the field
-    /// and the limit. Nothing was written, and nothing ran but a [step](crate::Work::step) whose output is
+    /// A key, scope, duration or other argument is outside its limits, or the database's encoding cannot hold it. The
+    /// message names the field and the limit. Nothing was written, and nothing ran but a [step](crate::Work::step) whose output is
     /// too large.
     InvalidInput,
     /// The claim was released, taken over, finished or forgotten, or it is in another database. The caller must roll

@@ -12,6 +12,7 @@ mod fingerprint;
 mod heartbeat;
 mod inbox;
 mod key;
+mod later;
 mod lease;
 mod leased;
 mod limits;

@@ -209,7 +209,10 @@ impl PgOnce {
         op.check(self.retention)?;
         let rows = Checkout::look(pool, || self.query(op, Duration::ZERO, false)).await;
         let none = || Error::new(ErrorKind::SchemaTooNew, "begin gave no answer");
-        let row = rows.map_err(|error| error.in_schema(&self.schema))?.pop().ok_or_else(none)?;
+        let row = rows
+            .map_err(|error| error.in_schema(&self.schema).naming(op))?
+            .pop()
+            .ok_or_else(none)?;
         self.answer(op, &row, None)
     }
 
@@ -247,7 +250,7 @@ impl PgOnce {
             .bind(op.fingerprint.as_ref().map(|fingerprint| fingerprint.as_bytes()))
             .fetch_one(conn)
             .await
-            .map_err(|error| database(error).in_schema(&self.schema))?;
+            .map_err(|error| database(error).in_schema(&self.schema).naming(op))?;
         if get::<Option<&str>>(&row, "answer")? == Some("replay") {
             return Ok(Some(Looked::Answered(Begin::Replay(replay(&row)?))));
         }
@@ -282,7 +285,7 @@ impl PgOnce {
         ask_only: bool,
     ) -> Result<PgRow> {
         let asked = self.query(op, wait, ask_only).fetch_one(conn).await;
-        asked.map_err(|error| database(error).in_schema(&self.schema))
+        asked.map_err(|error| database(error).in_schema(&self.schema).naming(op))
     }
 
     fn query<'q>(

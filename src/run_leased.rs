@@ -13,11 +13,13 @@ use crate::answer::{Begin, Finished};
 use crate::before::before;
 use crate::checkout::Checkout;
 use crate::claim::{Claim, ClaimId};
-use crate::error::{Error, ErrorKind, Result, sqlstate_in};
+use crate::error::{Error, ErrorKind, Result, of_claims_call, sqlstate_in};
 use crate::heartbeat::{Heartbeat, Stopped};
+use crate::later::Later;
 use crate::lease::Lease;
 use crate::once::PgOnce;
 use crate::operation::{OnLapse, Operation};
+use crate::protocol::procedure;
 use crate::response::Response;
 use crate::run::{BoxError, Done, Ending, Failure, RunError, answered, pause_before_look};
 use crate::work::Work;
@@ -124,7 +126,11 @@ impl PgOnce {
             }
         };
         drop(heartbeat); // a late beat would bring the lapsed claim back to life
-        give_up(pool, op, &id, &redacted(error.as_ref())).await;
+        let noted = match Later::in_causes(error.as_ref()) {
+            Some(_) => None,
+            None => Some(redacted(error.as_ref())),
+        };
+        give_up(pool, op, &id, noted.as_deref()).await;
         Err(told(error))
     }
 
@@ -172,9 +178,9 @@ impl PgOnce {
     }
 }
 
-/// Lets the claim of failed work lapse at once, or leaves it to an operator, and notes how it ended. Best effort:
-/// it lapses with its lease otherwise.
-pub(crate) async fn give_up(pool: &PgPool, op: &Operation, id: &ClaimId, told: &str) {
+/// Lets the claim of failed work lapse at once, or leaves it to an operator, and notes how it ended; `None`: it was put
+/// off. Best effort: it lapses with its lease otherwise, and the attempt counts.
+pub(crate) async fn give_up(pool: &PgPool, op: &Operation, id: &ClaimId, told: Option<&str>) {
     // Not released: a remote may have been called, so it stays the operation of this request.
     let at_once = op.on_lapse == OnLapse::Retry;
     let given_up = id.lapse(pool, told, at_once).await;
@@ -182,6 +188,27 @@ pub(crate) async fn give_up(pool: &PgPool, op: &Operation, id: &ClaimId, told: &
         && error.kind() != ErrorKind::ClaimLost
     {
         tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given up; it lapses");
+    }
+}
+
+impl ClaimId {
+    /// Gives the claim up; its key stays bound to its request. `error`: how the work ended, without what it was about;
+    /// none: it was put off, and the attempt does not count.
+    async fn lapse(&self, pool: &PgPool, error: Option<&str>, at_once: bool) -> Result<()> {
+        procedure::keeping(error, |text| async move {
+            let query = || {
+                self.named(&self.statements.lapse_leased)
+                    .bind(text.clone())
+                    .bind(at_once)
+                    .bind(text.is_some())
+            };
+            procedure::call_patiently(pool, self.answer_within, query)
+                .await
+                .0
+                .map(drop)
+                .map_err(of_claims_call)
+        })
+        .await
     }
 }
 
@@ -214,7 +241,7 @@ pub(crate) async fn stopped(pool: &PgPool, op: &Operation, id: &ClaimId, why: St
     if why == Stopped::Silent {
         // The database may be silent on every connection: the claim lapses by itself then.
         let told = redacted(&error);
-        let given_up = give_up(pool, op, id, &told);
+        let given_up = give_up(pool, op, id, Some(&told));
         let _ = tokio::time::timeout(GIVE_UP_MAX, given_up).await;
     }
     error

@@ -27,6 +27,7 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "internal/check_fingerprint"
     "internal/check_begin"
     "internal/check_receive"
+    "internal/holds"
     "internal/raise_claim_lost"
     "internal/raise_corrupt"
     "internal/bound_waits"
@@ -142,6 +143,7 @@ pub(crate) struct Statements {
     pub(crate) report_progress: SqlStr,
     pub(crate) receive: SqlStr,
     pub(crate) count_attempt: SqlStr,
+    pub(crate) holds: SqlStr,
     pub(crate) message_status: SqlStr,
     pub(crate) redrive_message: SqlStr,
     pub(crate) consumer_retention: SqlStr,
@@ -194,7 +196,7 @@ impl Statements {
             ),
             fail_leased: fill(r#"call :"schema".fail_leased($1, $2, $3, $4, $5, $6, $7, $8)"#),
             release_leased: fill(r#"call :"schema".release_leased($1, $2, $3)"#),
-            lapse_leased: fill(r#"call :"schema".lapse_leased($1, $2, $3, $4, $5)"#),
+            lapse_leased: fill(r#"call :"schema".lapse_leased($1, $2, $3, $4, $5, $6)"#),
             record_step: fill(r#"select :"schema".record_step($1, $2, $3, $4, $5, $6)"#),
             commit_step: fill(r#"call :"schema".commit_step($1, $2, $3, $4, $5, $6)"#),
             recorded_steps: fill(
@@ -206,6 +208,9 @@ impl Statements {
                 r#"response_omitted from :"schema".receive($1, $2, $3, $4, $5)"#
             )),
             count_attempt: fill(r#"call :"schema".count_attempt($1, $2, $3, $4, $5, $6)"#),
+            holds: fill(
+                r#"select :"schema"._holds($1) as holds, pg_catalog.getdatabaseencoding()::pg_catalog.text as encoding"#,
+            ),
             message_status: fill(
                 r#"select status, used, last_error from :"schema".message_status($1, $2, $3)"#,
             ),

@@ -12,7 +12,7 @@ begin
     from :"schema"._begin(p_consumer, p_message_id, null, p_retention_ms, null, null, p_wait_ms, 'retry',
                           p_max_attempts, false, false) b;
   if v_begun.answer = 'started' then
-    perform :"schema"._lapse(p_consumer, p_message_id, v_begun.token, p_error, true);
+    perform :"schema"._lapse(p_consumer, p_message_id, v_begun.token, p_error, true, true);
   end if;
   select s.status, s.used, s.last_error into status, used, last_error
     from :"schema".message_status(p_consumer, p_message_id, p_max_attempts) s;

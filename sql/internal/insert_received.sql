@@ -28,8 +28,16 @@ exception when lock_not_available then
 end
 $pgonce$;
 
+-- Whether receive must look for blocked messages no more.
+create or replace function :"schema"._is_over(p_deadline timestamptz) returns boolean
+language sql volatile
+return clock_timestamp() > p_deadline + interval '1 second'
+    or coalesce(:"schema"._statement_left() < interval '0', false);
+
 -- The same for a batch in which some messages may be in another open transaction: halves it until each of those is
--- alone. p_message_ids: distinct and sorted. Returns the recorded ones.
+-- alone, but no longer than a second beyond the deadline: what is left then counts as blocked. p_message_ids: distinct and
+-- sorted, and tried in this order, so that a transaction waits for none that comes before one that it has recorded.
+-- Returns the recorded ones.
 create or replace function :"schema"._receive_new(
   p_consumer text, p_message_ids text[], p_retention_ms bigint, p_deadline timestamptz)
 returns text[]
@@ -42,7 +50,7 @@ declare
 begin
   if v_inserted is not null then
     return v_inserted;
-  elsif v_count = 1 then
+  elsif v_count = 1 or :"schema"._is_over(p_deadline) then
     return array[]::text[];
   end if;
   return :"schema"._receive_new(p_consumer, p_message_ids[1:v_half], p_retention_ms, p_deadline)

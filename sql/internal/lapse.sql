@@ -1,25 +1,26 @@
 -- lapse_leased, and the end of a counted attempt. Raises IK002 when the claim is lost. The token goes out of use: an
 -- extend that was sent before, and comes after, finds the claim lost and does not bring it back to life.
 create or replace function :"schema"._lapse(
-  p_scope text, p_key text, p_token uuid, p_last_error text, p_at_once boolean)
+  p_scope text, p_key text, p_token uuid, p_last_error text, p_at_once boolean,
+  p_counts boolean default true)
 returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $pgonce$
 declare
+  v_token constant uuid := gen_random_uuid();
   v_at timestamptz;
 begin
   perform :"schema"._lock_claim(p_scope, p_key, p_token);
   v_at := :"schema"._clock();
   update :"schema".idempotency_keys k
-     set token = gen_random_uuid(),
+     set token = v_token,
          lease_expires_at = case when p_at_once then least(k.lease_expires_at, v_at) else k.lease_expires_at end,
-         last_error = coalesce(left(p_last_error, 1000), k.last_error)
+         last_error = coalesce(left(p_last_error, 1000), k.last_error),
+         attempts_uncounted = case when p_counts then k.attempts_uncounted else coalesce(k.attempts_uncounted, 0) + 1 end
    where k.scope = p_scope collate "C" and k.key = p_key collate "C";
   if p_at_once then
-    -- A recovery need not wait for the lease; one that has tried already has set its pause.
-    update :"schema".unfinished u set try_at = least(u.try_at, v_at)
-     where u.scope = p_scope collate "C" and u.key = p_key collate "C" and u.tries = 0;
+    perform :"schema"._hasten_unfinished(p_scope, p_key, v_at);
   end if;
 end
 $pgonce$;

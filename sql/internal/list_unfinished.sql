@@ -1,10 +1,15 @@
--- Notes that a leased key is not finished; p_try_at is when a recovery may pick it. For begin and release.
+-- Notes that a leased key is not finished; p_try_at is when a recovery may pick it. For begin and release. This and what
+-- follows wait for another transaction's lock on that place as _bound_waits_by_caller says (55P03).
 create or replace function :"schema"._list_unfinished(p_scope text, p_key text, p_try_at timestamptz) returns void
 language plpgsql volatile
 as $pgonce$
+declare
+  v_lock_timeout constant text := current_setting('lock_timeout');
 begin
+  perform :"schema"._bound_waits_by_caller();
   insert into :"schema".unfinished (try_at, scope, key) values (p_try_at, p_scope, p_key)
   on conflict on constraint unfinished_pkey do update set try_at = excluded.try_at, tries = 0;
+  perform set_config('lock_timeout', v_lock_timeout, true);
 end
 $pgonce$;
 
@@ -12,7 +17,25 @@ $pgonce$;
 create or replace function :"schema"._unlist_unfinished(p_scope text, p_key text) returns void
 language plpgsql volatile
 as $pgonce$
+declare
+  v_lock_timeout constant text := current_setting('lock_timeout');
 begin
+  perform :"schema"._bound_waits_by_caller();
   delete from :"schema".unfinished u where u.scope = p_scope collate "C" and u.key = p_key collate "C";
+  perform set_config('lock_timeout', v_lock_timeout, true);
+end
+$pgonce$;
+
+-- A recovery need not wait for the lease any more; one that has tried already has set its pause.
+create or replace function :"schema"._hasten_unfinished(p_scope text, p_key text, p_try_at timestamptz) returns void
+language plpgsql volatile
+as $pgonce$
+declare
+  v_lock_timeout constant text := current_setting('lock_timeout');
+begin
+  perform :"schema"._bound_waits_by_caller();
+  update :"schema".unfinished u set try_at = least(u.try_at, p_try_at)
+   where u.scope = p_scope collate "C" and u.key = p_key collate "C" and u.tries = 0;
+  perform set_config('lock_timeout', v_lock_timeout, true);
 end
 $pgonce$;

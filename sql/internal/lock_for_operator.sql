@@ -1,4 +1,4 @@
--- What take_over_claim, revoke_claim and redrive_message share: locks the key's row for an operator and returns it.
+-- What take_over_claim, revoke_claim and redrive_message share: locks the key for an operator and returns its row.
 -- Raises IK002, in words, when the key is unknown, is being worked on, or is not as the operator has seen it. Does not
 -- wait for another transaction.
 create or replace function :"schema"._lock_for_operator(
@@ -20,6 +20,9 @@ begin
       from :"schema".idempotency_keys k
      where k.scope = p_scope collate "C" and k.key = p_key collate "C"
        for no key update nowait;
+    -- A recovery locks its place in the list for a moment.
+    perform 1 from :"schema".unfinished u
+      where u.scope = p_scope collate "C" and u.key = p_key collate "C" for update nowait;
   exception when lock_not_available then
     raise exception 'the key is being worked on' using errcode = 'IK002';
   end;

@@ -6,8 +6,9 @@
 --   mismatch     the key belongs to a request with another fingerprint
 --   held         the last claim lapsed and an operator must decide; held_because: lapsed or attempts
 --
--- p_wait_ms: how long to wait for another open transaction that works on the same key: 0 to 3600000. A transaction
--- that has written already does not wait, because it could deadlock with the key's holder: begin first, then write.
+-- p_wait_ms: how long to wait for another open transaction that works on the same key: 0 to 3600000. A wait
+-- that would outlast statement_timeout ends shortly before it, with an answer. A transaction that has written already
+-- does not wait, because it could deadlock with the key's holder: begin first, then write.
 -- p_on_lapse: what to do with a leased claim that has lapsed: `retry` takes it over, `hold` answers held.
 -- p_lock_replay: a replay takes a row lock, so that its commit waits for a synchronous standby.
 --

@@ -5,8 +5,9 @@
 --   in_progress  another transaction is at it: come back
 --   dead         its attempts are used up, it has failed for good, or its row is corrupt; last_error is for people
 --
--- p_wait_ms: how long to wait for other transactions. p_max_attempts: how many failures count_attempt may have
--- counted before a message is dead; null: any number. Up to 1000 messages.
+-- p_wait_ms: how long to wait for other transactions, for all messages together; up to about a second more goes by when
+-- many of them are blocked. A transaction that has written already does not wait: receive first. p_max_attempts: how many
+-- failures count_attempt may have counted before a message is dead; null: any number. Up to 1000 messages.
 --
 -- Rows and locks: one statement inserts all that have no row, in the order of their ids, so that overlapping batches
 -- queue and do not deadlock. No advisory locks: a batch would fill the server's lock table. The scope of a consumer
@@ -33,7 +34,9 @@ declare
   v_message_id text;
 begin
   perform :"schema"._check_receive(p_consumer, p_message_ids, p_retention_ms, p_wait_ms, p_max_attempts);
-  v_deadline := clock_timestamp() + p_wait_ms * interval '1 millisecond';
+  -- As in begin: who has written already does not wait, because that could be a deadlock.
+  v_deadline := clock_timestamp()
+    + case when pg_current_xact_id_if_assigned() is null then p_wait_ms else 0 end * interval '1 millisecond';
   v_fresh := :"schema"._receive_new(p_consumer, array(select distinct m collate "C" from unnest(p_message_ids) m order by 1),
                                     p_retention_ms, v_deadline);
 
@@ -51,6 +54,7 @@ begin
                                s.attempts_uncounted, v_at, null, null, 'retry', p_max_attempts) is null
        order by 1
     loop
+      exit when :"schema"._is_over(v_deadline);
       if :"schema"._receive_one(p_consumer, v_message_id, p_retention_ms, p_max_attempts) = 'started' then
         v_fresh := v_fresh || v_message_id;
       end if;
@@ -64,7 +68,7 @@ begin
                      when 'replay' then case s.status when 2 then 'seen' else 'dead' end
                      when 'held' then 'dead'
                      when 'corrupt' then 'dead'
-                     else 'in_progress' end -- its lease is live, or its row cannot be seen yet
+                     else 'in_progress' end -- its lease is live, or it is another transaction's
          end,
          case when s.status is not null then coalesce(s.attempt, 1) end,
          case when s.status is not null then :"schema"._status_word(s.status) end,

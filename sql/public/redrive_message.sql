@@ -7,6 +7,7 @@ as $pgonce$
 declare
   v_row record;
   v_at  timestamptz;
+  v_token constant uuid := gen_random_uuid();
 begin
   select l.* into v_row from :"schema"._lock_for_operator(p_consumer, p_message_id, p_seen) l;
   v_at := :"schema"._clock();
@@ -24,7 +25,7 @@ begin
      where k.scope = p_consumer collate "C" and k.key = p_message_id collate "C";
   else
     update :"schema".idempotency_keys k
-       set status = 1, completed_at = null, token = gen_random_uuid(), lease_expires_at = v_at, leased = null,
+       set status = 1, completed_at = null, token = v_token, lease_expires_at = v_at, leased = null,
            attempts_uncounted = coalesce(k.attempt, 1),
            response_code = null, response_headers = null, response_body = null, response_omitted = false
      where k.scope = p_consumer collate "C" and k.key = p_message_id collate "C";

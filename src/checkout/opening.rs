@@ -171,7 +171,7 @@ impl Checkout {
             }
             Err(error) => match error.as_database_error().and_then(|error| error.code()) {
                 Some(code) if code == NOT_NEW => Ok(None),
-                _ => Err(database(error)),
+                _ => Err(database(error).naming(op)),
             },
         }
     }

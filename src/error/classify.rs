@@ -4,7 +4,9 @@ use std::error::Error as StdError;
 
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
+use super::encoding::{UNTRANSLATABLE, cannot_hold, named_in};
 use super::{Error, ErrorKind};
+use crate::later::Later;
 
 impl ErrorKind {
     pub(super) fn is_retryable(self, sqlstate: Option<&str>) -> bool {
@@ -32,8 +34,8 @@ impl ErrorKind {
 
     fn of_raised(raised: &PgDatabaseError) -> Self {
         match raised.code() {
-            // NUL bytes and bad UTF-8 in a scope or key.
-            "IK001" | "22021" => Self::InvalidInput,
+            // NUL and bad UTF-8 in an argument, and what the database's encoding cannot hold.
+            "IK001" | "22021" | UNTRANSLATABLE => Self::InvalidInput,
             "IK002" => Self::ClaimLost,
             "IK003" => Self::Corrupt,
             "IK006" => Self::SchemaOutdated,
@@ -120,7 +122,8 @@ fn of_raised(kind: ErrorKind, raised: &PgDatabaseError) -> String {
             "the server has run out of disk space or another resource"
         }
         (_, "42501") => "a right or a policy is missing",
-        (ErrorKind::InvalidInput, _) => "scope or key is not valid UTF-8 without NUL",
+        (_, UNTRANSLATABLE) => return cannot_hold("an argument", named_in(raised)),
+        (ErrorKind::InvalidInput, _) => "an argument is not valid UTF-8 without NUL",
         (ErrorKind::Contention, _) => {
             "the database gave up this transaction for another one; run it again"
         }
@@ -249,11 +252,11 @@ pub(crate) fn sqlstate_in<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e
     raised_in(error).map(PgDatabaseError::code)
 }
 
-fn raised_by(error: &sqlx::Error) -> Option<&PgDatabaseError> {
+pub(super) fn raised_by(error: &sqlx::Error) -> Option<&PgDatabaseError> {
     error.as_database_error().and_then(|error| error.try_downcast_ref())
 }
 
-fn raised_in<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e PgDatabaseError> {
+pub(super) fn raised_in<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e PgDatabaseError> {
     causes(error).find_map(|error| match error.downcast_ref::<sqlx::Error>() {
         Some(driver) => raised_by(driver),
         // What is left of a driver's error in an `anyhow::Error`, which hides the outermost type.
@@ -265,7 +268,7 @@ fn raised_in<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e PgDatabaseEr
 }
 
 /// An error and its sources.
-fn causes<'e>(
+pub(crate) fn causes<'e>(
     error: &'e (dyn StdError + 'static),
 ) -> impl Iterator<Item = &'e (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |error| {
@@ -276,6 +279,9 @@ fn causes<'e>(
 
 /// Whether somebody else's error has a cause in the database that may pass.
 pub(crate) fn is_retryable(error: &(dyn StdError + 'static)) -> bool {
+    if Later::in_causes(error).is_some() {
+        return true;
+    }
     if let Some(ours) = causes(error).find_map(|error| error.downcast_ref::<Error>()) {
         return ours.is_retryable();
     }

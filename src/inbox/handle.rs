@@ -1,5 +1,6 @@
 //! Handling a message from begin to commit, and what to tell the broker.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -10,6 +11,7 @@ use sqlx::{PgConnection, PgPool};
 use super::{FAILED, Inbox, USED_UP, reason};
 use crate::checkout::Checkout;
 use crate::error::{Error, ErrorKind, Result};
+use crate::later::Later;
 use crate::once::get;
 use crate::operation::{Operation, millis};
 use crate::protocol::procedure;
@@ -78,8 +80,10 @@ impl Inbox {
     /// | another consumer handles it, and the wait is over | `Retry` |
     /// | `work` fails: everything is rolled back, and the attempt is counted in a commit of its own | `Retry`, or `DeadLetter` when the attempts are used up |
     /// | `work` returns [`Failure::keep`] | `DeadLetter`, now and whenever it comes again |
-    /// | the database is away, or COMMIT got no answer | `Retry`; counted only if the message was delivered before |
-    /// | the id is none | `DeadLetter` |
+    /// | `work` returns [`Failure::later`] | `Retry` with its pause; everything is rolled back, and nothing is counted |
+    /// | the connection breaks or the server ends the session while `work` runs, or COMMIT gets no answer | as a failure of `work`, unless it turns out to be committed |
+    /// | the database is away before `work` begins, or is read-only, or has no schema | `Retry`, and nothing is counted |
+    /// | the id is none, or the database's encoding cannot hold it | `DeadLetter` |
     ///
     /// ```no_run
     /// # use pgonce::{Inbox, Message, Verdict};
@@ -113,6 +117,11 @@ impl Inbox {
             }
         };
         let first = message.redelivered == Some(false);
+        let began = &AtomicBool::new(false);
+        let work = async move |tx: &mut PgConnection| {
+            began.store(true, Ordering::Relaxed);
+            work(tx).await
+        };
         let result = if first {
             self.once.run(pool, &op, work).await
         } else {
@@ -131,13 +140,14 @@ impl Inbox {
             };
             self.once.run_leased::<_, Failure, _>(pool, &op, self.lease, work).await
         };
-        let verdict = self.verdict(pool, &op, first, &result).await;
+        let began = began.load(Ordering::Relaxed);
+        let verdict = self.verdict(pool, &op, Attempt { counted: !first, began }, &result).await;
         Handled { verdict, result }
     }
 
     /// Says that the work of a message that was [received](Inbox::receive) has failed, after its transaction was
-    /// rolled back: counts the attempt, on a connection of the pool, and commits that. `error` is kept for people (1000 characters); say
-    /// nothing in it of what the message was about.
+    /// rolled back: counts the attempt, on a connection of the pool, and commits that. `error` is kept for people (1000 characters,
+    /// with question marks for what the database cannot hold); say nothing in it of what the message was about.
     ///
     /// # Errors
     /// As [`begin`](crate::PgOnce::begin).
@@ -150,12 +160,11 @@ impl Inbox {
         self.after(&row)
     }
 
-    /// What to tell the broker. `first`: the attempt has not been counted.
     async fn verdict<T>(
         &self,
         pool: &PgPool,
         op: &Operation,
-        first: bool,
+        attempt: Attempt,
         result: &Result<Done<T>, RunError>,
     ) -> Verdict {
         let problem = match result {
@@ -165,15 +174,22 @@ impl Inbox {
             Err(RunError::Protocol(error)) if error.kind() == ErrorKind::Corrupt => {
                 return Verdict::DeadLetter(error.to_string());
             }
-            Err(RunError::Protocol(error)) if is_elsewhere(error) => return self.retry(1),
-            Err(RunError::Work(error)) => redacted(error.as_ref()),
+            Err(RunError::Protocol(error)) if error.is_untranslatable() => {
+                let told = self.untranslatable(pool, op).await;
+                return told.ok().flatten().map_or_else(|| self.retry(1), Verdict::DeadLetter);
+            }
+            Err(RunError::Protocol(error)) if is_elsewhere(error, attempt) => return self.retry(1),
+            Err(RunError::Work(error)) => match Later::in_causes(error.as_ref()) {
+                Some(pause) => return Verdict::Retry(pause),
+                None => redacted(error.as_ref()),
+            },
             Err(RunError::Protocol(error)) => error.to_string(),
             Err(answer) => answer.to_string(),
         };
         let told = async {
-            let row = match first {
-                true => self.count(pool, op, &problem).await?,
-                false => self.status(pool, op).await?,
+            let row = match attempt.counted {
+                false => self.count(pool, op, &problem).await?,
+                true => self.status(pool, op).await?,
             };
             self.after(&row)
         };
@@ -182,16 +198,19 @@ impl Inbox {
 
     async fn count(&self, pool: &PgPool, op: &Operation, error: &str) -> Result<PgRow> {
         self.check()?;
-        procedure::ask(pool, self.wait + procedure::ANSWER_MAX, || {
-            sqlx::query(self.once.statements.count_attempt.clone())
-                .bind(self.consumer.as_str())
-                .bind(op.key().as_str())
-                .bind(millis(self.retention))
-                .bind(millis(self.wait))
-                .bind(self.cap())
-                .bind(error)
-        })
-        .await
+        let count = |text: Option<String>| async move {
+            procedure::ask(pool, self.wait + procedure::ANSWER_MAX, || {
+                sqlx::query(self.once.statements.count_attempt.clone())
+                    .bind(self.consumer.as_str())
+                    .bind(op.key().as_str())
+                    .bind(millis(self.retention))
+                    .bind(millis(self.wait))
+                    .bind(self.cap())
+                    .bind(text.clone())
+            })
+            .await
+        };
+        procedure::keeping(Some(error), count).await.map_err(|error| error.naming(op))
     }
 
     async fn status(&self, pool: &PgPool, op: &Operation) -> Result<PgRow> {
@@ -226,12 +245,24 @@ impl Inbox {
     }
 }
 
+/// What is known of an attempt beside its result.
+#[derive(Clone, Copy)]
+struct Attempt {
+    /// Whether it was counted before the work began.
+    counted: bool,
+    /// Whether the work began. What goes wrong from then on may be the message's fault, even if it looks like the
+    /// server's: a connection that breaks, a server-side time-out, a COMMIT without an answer.
+    began: bool,
+}
+
 /// Whether the failure has nothing to do with this message: it would only be counted against it.
-fn is_elsewhere(error: &Error) -> bool {
-    let kind = error.kind();
+fn is_elsewhere(error: &Error, attempt: Attempt) -> bool {
     let deployment = matches!(
-        kind,
-        ErrorKind::SchemaOutdated | ErrorKind::SchemaTooNew | ErrorKind::InvalidInput
+        error.kind(),
+        ErrorKind::SchemaOutdated
+            | ErrorKind::SchemaTooNew
+            | ErrorKind::InvalidInput
+            | ErrorKind::ReadOnly
     );
-    deployment || error.is_retryable()
+    deployment || (!attempt.began && error.is_retryable())
 }

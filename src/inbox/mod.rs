@@ -1,5 +1,6 @@
 //! Messages that are delivered at least once, and take effect once.
 
+mod encoding;
 mod handle;
 
 use std::time::Duration;
@@ -62,7 +63,7 @@ pub enum Received {
     InProgress,
     /// Its attempts are used up, or it has failed for good; why, in words.
     Dead(String),
-    /// Its id is none; nothing else of the batch is hindered by that.
+    /// Its id is none, or one that the database's encoding cannot hold; nothing else of the batch is hindered by that.
     Refused(Error),
 }
 
@@ -214,7 +215,8 @@ impl Inbox {
         ids: &[S],
     ) -> Result<Vec<Received>> {
         self.check()?;
-        let ops: Vec<_> = ids.iter().map(|id| self.operation(id.as_ref())).collect();
+        let mut ops: Vec<_> = ids.iter().map(|id| self.operation(id.as_ref())).collect();
+        self.refuse_untranslatable(conn, &mut ops).await?;
         let asked: Vec<&str> = ops.iter().flatten().map(|op| op.key.as_str()).collect();
         let rows = sqlx::query(self.once.statements.receive.clone())
             .bind(self.consumer.as_str())

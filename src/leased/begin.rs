@@ -71,7 +71,7 @@ impl PgOnce {
                 .bind(op.lock_replay)
         })
         .await
-        .map_err(|error| error.in_schema(&self.schema))?;
+        .map_err(|error| error.in_schema(&self.schema).naming(op))?;
         self.answer(op, &row, Some(token))
     }
 }

@@ -119,6 +119,21 @@ pub(crate) async fn ask_again<'q>(
     }
 }
 
+/// Sends a text that is for people. What the database cannot keep of it, NUL or what its encoding does not have, is
+/// replaced by question marks: the call matters more than the text.
+pub(crate) async fn keeping<T, F: Future<Output = Result<T>>>(
+    text: Option<&str>,
+    send: impl Fn(Option<String>) -> F,
+) -> Result<T> {
+    let text = text.map(|text| text.replace('\0', "?"));
+    match send(text.clone()).await {
+        Err(error) if error.is_untranslatable() => {
+            send(text.map(|text| text.replace(|char: char| !char.is_ascii(), "?"))).await
+        }
+        sent => sent,
+    }
+}
+
 /// The pause after so many tries.
 fn pause(tries: u32) -> Duration {
     Duration::from_millis(50 << tries)

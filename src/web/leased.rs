@@ -223,7 +223,7 @@ async fn uncommitted<R, E>(
     }
     tracing::warn!(%error, sqlstate = error.sqlstate(), "a handler's work was not committed");
     // So that the retry need not wait for the lease. Refused if the commit got through after all.
-    give_up(&config.pool, op, id, &redacted(error)).await;
+    give_up(&config.pool, op, id, Some(&redacted(error))).await;
     Ended::Refused(Refusal::uncommitted(error))
 }
 
@@ -249,7 +249,7 @@ impl GivenUp<'_> {
         }
         if unknown || self.acted || claim.recovered {
             claim.settled = true;
-            give_up(&config.pool, op, &claim.id(), told).await;
+            give_up(&config.pool, op, &claim.id(), Some(told)).await;
             return if hold { Answer::Unknown } else { Answer::Released };
         }
         if let Err(error) = claim.release_leased(&config.pool).await {

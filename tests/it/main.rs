@@ -6,16 +6,20 @@ mod asked_again;
 mod bad_arguments;
 #[cfg(all(feature = "bench", unix))]
 mod bench_cli;
+mod bounds;
 mod cancel;
 mod checkout;
 mod claim;
 #[cfg(feature = "cli")]
 mod cli;
 mod commit_errors;
+mod constraints;
 mod consumers;
+mod counted;
 mod crash;
 mod decision;
 mod dump;
+mod encodings;
 mod harness;
 mod heartbeat;
 mod inbox;

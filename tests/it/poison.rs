@@ -182,21 +182,35 @@ async fn what_is_not_the_messages_fault_is_not_counted_against_it() {
     let inbox = inbox(&db, 1).wait(PATIENCE);
     // The connection breaks at each request in turn, before it or behind it.
     let (mut acked, mut again, mut dead) = (0, 0, 0);
+    let began = AtomicU32::new(0);
     for cut in (1..=14).flat_map(|n| [Cut::Before(n), Cut::After(n)]) {
         let (id, proxy) = (format!("{cut:?}"), Proxy::start_once(&db, cut));
         let pool = sqlx::postgres::PgPoolOptions::new().connect_lazy_with(proxy.options());
         let message = &Message::new(&id).redelivered(false);
-        let work = async |tx: &mut PgConnection| effect(tx, &db.schema, &id).await;
+        began.store(0, Ordering::Relaxed);
+        let work = async |tx: &mut PgConnection| {
+            began.fetch_add(1, Ordering::Relaxed);
+            effect(tx, &db.schema, &id).await
+        };
         let handled = inbox.handle(&pool, message, work).await;
         match (handled.verdict, handled.result) {
             (Verdict::Ack, Ok(_)) => acked += 1,
+            // It turned out to be committed.
+            (Verdict::Ack, Err(RunError::Protocol(error))) => {
+                assert_eq!(error.kind(), ErrorKind::CommitUnknown, "{id}");
+                acked += 1;
+            }
             (Verdict::Retry(_), Err(RunError::Protocol(_))) => {
+                assert_eq!(began.load(Ordering::Relaxed), 0, "{id}");
                 again += 1;
                 let verdict = inbox.handle(&db.pool, message, work).await.verdict;
                 assert_eq!(verdict, Verdict::Ack, "{id}");
             }
-            // An error of the work counts, whatever it is: it may be the message that breaks connections.
-            (Verdict::DeadLetter(_), Err(RunError::Work(_))) => dead += 1,
+            // Whatever goes wrong once the work has begun counts: it may be the message that breaks connections.
+            (Verdict::DeadLetter(_), Err(RunError::Work(_) | RunError::Protocol(_))) => {
+                assert_eq!(began.load(Ordering::Relaxed), 1, "{id}");
+                dead += 1;
+            }
             other => panic!("{id}: {other:?}"),
         }
         pool.close().await;
