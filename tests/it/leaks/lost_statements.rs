@@ -97,6 +97,7 @@ async fn a_transaction_on_such_a_connection_fails_whole_and_the_next_one_is_on_a
         let error = write(&db, &pool, lost, lost).await.unwrap_err();
         assert!(matches!(&error, RunError::Work(_)), "{lost}: {error:?}");
         assert_eq!(effects_of(&db, lost).await, 0, "{lost}");
+        assert_eq!(effects_of(&db, &format!("{lost} step")).await, 1, "{lost}: its second try");
         assert_eq!(write(&db, &pool, lost, "").await.unwrap(), 2);
         assert_eq!(effects_of(&db, lost).await, 1, "{lost}");
         assert_eq!(effects_of(&db, &format!("{lost} step")).await, 1, "{lost}");
