@@ -1,23 +1,22 @@
 //! The right to perform an operation.
 
+mod id;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::query::Query;
-use sqlx::{PgConnection, PgPool, Postgres, Row, SqlStr};
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::answer::Finished;
-use crate::checkout::Checkout;
-use crate::error::{Error, ErrorKind, Result, database, of_claim, of_claims_call};
+use crate::error::{Result, of_claim};
 use crate::fingerprint::Fingerprint;
 use crate::key::{Key, Scope, log_hash};
 use crate::literal::{self, Literal};
 use crate::operation::millis;
-use crate::protocol::procedure;
 use crate::response::Response;
 use crate::sql::Statements;
+pub(crate) use id::{ClaimId, Extended};
 
 /// The longest response that is written out in a statement. Beyond it, a round trip saved matters less than the
 /// digits to send and to read.
@@ -248,178 +247,6 @@ impl Claim {
             statements: Arc::clone(&self.statements),
             answer_within: self.answer_within,
         }
-    }
-}
-
-/// What names a claim in the table, for those who help its holder.
-#[derive(Clone)]
-pub(crate) struct ClaimId {
-    scope: Scope,
-    key: Key,
-    token: Uuid,
-    pub(crate) statements: Arc<Statements>,
-    /// How long a call for it may take.
-    pub(crate) answer_within: Duration,
-}
-
-/// What became of a claim's lease.
-pub(crate) enum Extended {
-    Pushed,
-    /// Another transaction has the row locked.
-    Locked,
-    Lost,
-}
-
-impl ClaimId {
-    /// Completes or fails the claim. Sent again when the database is away for a moment.
-    pub(crate) async fn finish(
-        &self,
-        pool: &PgPool,
-        finished: Finished,
-        response: Response,
-        response_bytes_max: i64,
-    ) -> Result<()> {
-        let response = response.omitted_over(response_bytes_max);
-        let statement = match finished {
-            Finished::Completed => &self.statements.complete_leased,
-            Finished::Failed => &self.statements.fail_leased,
-        };
-        let (result, again) = procedure::call_patiently(pool, self.answer_within, || {
-            self.named(statement)
-                .bind(response.code)
-                .bind(response.headers.as_deref())
-                .bind(response.body.as_deref())
-                .bind(response.omitted)
-                .bind(response_bytes_max)
-        })
-        .await;
-        match result {
-            // An earlier call may have got through, and only its answer not.
-            Err(error) if again && error.kind() == ErrorKind::ClaimLost => {
-                let row = procedure::ask(pool, self.answer_within, || {
-                    self.named(&self.statements.finished_by)
-                })
-                .await?;
-                let status: Option<&str> = row.try_get(0).map_err(database)?;
-                if status == Some(finished.as_str()) { Ok(()) } else { Err(error) }
-            }
-            result => result.map(drop).map_err(of_claims_call),
-        }
-    }
-
-    pub(crate) async fn release(&self, pool: &PgPool) -> Result<()> {
-        let query = || self.named(&self.statements.release_leased);
-        procedure::call_patiently(pool, self.answer_within, query)
-            .await
-            .0
-            .map(drop)
-            .map_err(of_claims_call)
-    }
-
-    pub(crate) async fn extend(&self, pool: &PgPool, lease: Duration) -> Result<()> {
-        match Self::extend_all(pool, &[(self, lease)], self.answer_within).await?.first() {
-            Some(Extended::Pushed) => Ok(()),
-            Some(Extended::Locked) => {
-                let message = "another transaction has the key's row locked; try again";
-                Err(Error::new(ErrorKind::Contention, message))
-            }
-            _ => Err(Error::new(
-                ErrorKind::ClaimLost,
-                "the claim is lost: released, taken over, finished or forgotten",
-            )),
-        }
-    }
-
-    /// Pushes the leases of claims of one schema, with one call. An answer for each, in their order.
-    pub(crate) async fn extend_all(
-        pool: &PgPool,
-        claims: &[(&Self, Duration)],
-        within: Duration,
-    ) -> Result<Vec<Extended>> {
-        let Some((first, _)) = claims.first() else { return Ok(Vec::new()) };
-        let row = procedure::ask(pool, within, || {
-            sqlx::query(first.statements.extend_leases.clone())
-                .bind(claims.iter().map(|(id, _)| id.scope.as_str()).collect::<Vec<_>>())
-                .bind(claims.iter().map(|(id, _)| id.key.as_str()).collect::<Vec<_>>())
-                .bind(claims.iter().map(|(id, _)| id.token).collect::<Vec<_>>())
-                .bind(claims.iter().map(|(_, lease)| millis(*lease)).collect::<Vec<_>>())
-        })
-        .await
-        .map_err(of_claims_call)?;
-        let answers: Vec<String> = row.try_get("answers").map_err(database)?;
-        let answer = |answer: &String| match answer.as_str() {
-            "extended" => Extended::Pushed,
-            "locked" => Extended::Locked,
-            _ => Extended::Lost,
-        };
-        Ok(answers.iter().map(answer).collect())
-    }
-
-    pub(crate) async fn report_progress(&self, pool: &PgPool, progress: &[u8]) -> Result<()> {
-        let query = || self.named(&self.statements.report_progress).bind(progress);
-        procedure::call_patiently(pool, self.answer_within, query)
-            .await
-            .0
-            .map(drop)
-            .map_err(of_claims_call)
-    }
-
-    /// Records a step in the caller's transaction.
-    pub(crate) async fn record_step(
-        &self,
-        conn: &mut PgConnection,
-        name: &str,
-        definition: Option<&Fingerprint>,
-        output: &[u8],
-    ) -> Result<()> {
-        self.step(&self.statements.record_step, name, definition, output)
-            .execute(conn)
-            .await
-            .map(drop)
-            .map_err(database)
-    }
-
-    /// Records a step in a commit of its own.
-    pub(crate) async fn commit_step(
-        &self,
-        pool: &PgPool,
-        name: &str,
-        definition: Option<&Fingerprint>,
-        output: &[u8],
-    ) -> Result<()> {
-        let query = || self.step(&self.statements.commit_step, name, definition, output);
-        procedure::call_patiently(pool, self.answer_within, query)
-            .await
-            .0
-            .map(drop)
-            .map_err(of_claims_call)
-    }
-
-    /// Reads the recorded steps; it locks the claim's row for a moment.
-    pub(crate) async fn recorded_steps(&self, pool: &PgPool) -> Result<Vec<PgRow>> {
-        Checkout::look(pool, || self.named(&self.statements.recorded_steps)).await
-    }
-
-    pub(crate) fn log_hash(&self) -> String {
-        log_hash(self.scope.as_str(), self.key.as_str())
-    }
-
-    /// A statement with scope, key and token bound.
-    pub(crate) fn named(&self, statement: &SqlStr) -> Query<'_, Postgres, PgArguments> {
-        sqlx::query(statement.clone())
-            .bind(self.scope.as_str())
-            .bind(self.key.as_str())
-            .bind(self.token)
-    }
-
-    fn step<'q>(
-        &'q self,
-        statement: &SqlStr,
-        name: &'q str,
-        definition: Option<&'q Fingerprint>,
-        output: &'q [u8],
-    ) -> Query<'q, Postgres, PgArguments> {
-        self.named(statement).bind(name).bind(definition.map(Fingerprint::as_bytes)).bind(output)
     }
 }
 
