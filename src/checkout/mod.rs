@@ -269,17 +269,21 @@ impl Checkout {
 
     /// Rolls back. A connection on which that fails is closed.
     pub(crate) async fn rollback(mut self) {
-        let depth = Manager::get_transaction_depth(&self.conn);
-        let rolled_back = bounded(self.answer_within, Manager::rollback(&mut self.conn)).await;
-        self.settled = depth == 1 && rolled_back.flatten().is_ok();
+        self.settled = self.is_rolled_back().await;
     }
 
     /// Rolls back after this error. A connection that has lost its prepared statements is closed: whatever was
     /// prepared on it would fail in the same way.
     pub(crate) async fn rollback_after(mut self, error: &(dyn StdError + Send + Sync + 'static)) {
-        let depth = Manager::get_transaction_depth(&self.conn);
-        let rolled_back = depth == 1 && Manager::rollback(&mut self.conn).await.is_ok();
-        self.settled = rolled_back && sqlstate_in(error) != Some("26000");
+        self.settled = self.is_rolled_back().await && sqlstate_in(error) != Some("26000");
+    }
+
+    async fn is_rolled_back(&mut self) -> bool {
+        Manager::get_transaction_depth(&self.conn) == 1
+            && matches!(
+                bounded(self.answer_within, Manager::rollback(&mut self.conn)).await,
+                Ok(Ok(()))
+            )
     }
 
     /// Whether the transaction is the one that was begun here, and nothing else is open in it. Work
