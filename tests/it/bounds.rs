@@ -171,7 +171,7 @@ async fn a_cancel_by_a_person_is_not_taken_for_the_end_of_a_wait() {
 }
 
 #[tokio::test]
-async fn whoever_has_written_is_told_at_once_and_does_not_deadlock_with_the_keys_holder() {
+async fn a_transaction_that_has_written_is_told_at_once_and_does_not_deadlock() {
     let options = [("deadlock_timeout", "20ms")];
     for way in ["begin_operation", "receive"] {
         let db = TestDb::new().await;
