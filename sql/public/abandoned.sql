@@ -1,4 +1,4 @@
--- Leased operations that nobody works on: their claim lapsed, or it was released with steps recorded or by an
+-- Leased operations that no holder works on: their claim lapsed, or it was released with steps recorded or by an
 -- operator. `tries`: how often a recovery has picked them; `try_at`: when it may again. Each is looked up by its key
 -- (offset 0 keeps the planner from reading all keys instead: it cannot know how few are unfinished).
 create or replace view :"schema".abandoned as

@@ -65,6 +65,7 @@ impl Checkout {
 
     /// Opens a transaction on a connection of the pool. One that comes with a transaction that somebody has left open
     /// on it, and has used or aborted, is closed, and another one is taken.
+    #[cfg(feature = "tower")]
     pub(crate) async fn begin(pool: &PgPool) -> Result<Self> {
         Self::begin_with(pool, BEGIN, None).await
     }
