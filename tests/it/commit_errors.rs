@@ -162,11 +162,12 @@ async fn an_error_that_the_work_swallowed_is_named_and_not_retryable() {
 #[tokio::test]
 async fn a_session_that_was_idle_for_too_long_has_committed_nothing_and_says_so() {
     let db = TestDb::new().await;
-    let options = db.options.clone().options([("idle_in_transaction_session_timeout", "20")]);
-    let impatient = TestDb::open(&db.schema, options, 2).await;
     let dawdle = async |conn: &mut PgConnection| {
         let id = effect(conn, &db.schema, "k").await.unwrap();
-        let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(conn).await.unwrap();
+        let pid: i32 =
+            sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut *conn).await.unwrap();
+        let impatient = "set local idle_in_transaction_session_timeout = '20ms'";
+        sqlx::raw_sql(impatient).execute(&mut *conn).await.unwrap();
         db.until(&format!("select not exists (select from pg_stat_activity where pid = {pid})"))
             .await;
         Ok::<_, Failure>(id)
@@ -177,11 +178,11 @@ async fn a_session_that_was_idle_for_too_long_has_committed_nothing_and_says_so(
         assert!(error.to_string().contains("nothing was committed"), "{error}");
     };
     for _ in 0..5 {
-        let error = db_error(impatient.once.run(&impatient.pool, &op("k"), dawdle).await);
+        let error = db_error(db.once.run(&db.pool, &op("k"), dawdle).await);
         is_told(&error);
     }
-    let mut tx = impatient.pool.begin().await.unwrap();
-    let claim = started(impatient.once.begin(&mut tx, &op("k")).await.unwrap());
+    let mut tx = db.pool.begin().await.unwrap();
+    let claim = started(db.once.begin(&mut tx, &op("k")).await.unwrap());
     dawdle(&mut tx).await.unwrap_or_default();
     let error = claim.complete(&mut tx, Response::empty()).await.unwrap_err();
     assert!(error.is_retryable() && error.kind() == ErrorKind::Connection, "{error:?}");
