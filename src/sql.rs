@@ -40,6 +40,8 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "internal/begin"
     "internal/is_omitted"
     "internal/open_once"
+    "internal/refuse"
+    "internal/wait_for_key"
     "internal/insert_finished"
     "internal/lock_claim"
     "internal/finish"
@@ -178,7 +180,7 @@ impl Statements {
                 "response_code, response_headers, response_body, response_omitted, recovered ",
                 r#"from :"schema"._begin($1, $2, $3, $4, null, null, $5, $6, $7, $8, $9)"#
             )),
-            look: fill(include_str!("../sql/statements/look.sql")),
+            look: fill(include_str!("../sql/statements/glance.sql")),
             wait_for: fill(r#"select :"schema"._wait_for($1, $2, $3)"#),
             open_once: fill(r#"select :"schema"._open_once($1, $2, $3, $4, $5)"#),
             insert_finished: fill(
