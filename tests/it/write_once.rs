@@ -15,34 +15,32 @@ use crate::proxy::Proxy;
 async fn a_call_sends_what_its_page_says() {
     for (optimistic, new) in
         [(false, "begin execute execute execute COMMIT"), (true, "begin execute execute COMMIT")]
-    {
-        let db = TestDb::new().await;
-        let proxy = Proxy::start(&db, None);
-        let pool = pool_of_one(proxy.options());
-        let run = async |key: &str, optimistic: bool| {
-            let op = if optimistic { op(key).optimistic() } else { op(key) };
-            let work = async |tx: &mut PgConnection| effect(tx, &db.schema, key).await;
-            db.once.run(&pool, &op, work).await.unwrap()
-        };
-        run("prepares", optimistic).await;
-        run("prepares", false).await; // and a replay's
-        for (sent, replayed) in [(new, false), ("begin execute", true)] {
-            let before = proxy.requests().len();
-            assert_eq!(run("key", optimistic && !replayed).await.is_replay(), replayed);
-            let mut requests = proxy.requests().split_off(before);
-            requests.retain(|request| !request.is_empty() && request != "ROLLBACK"); // the pool sends both
-            let words = requests.iter().map(|r| r.split([' ', ';']).next().unwrap());
-            assert_eq!(words.collect::<Vec<_>>().join(" "), sent);
-            assert_eq!(requests[0], "begin deferrable");
-            assert!(!requests.concat().contains("key"), "no value is in a text: {requests:?}");
-        }
-        // The second row version of a table that is written to by nothing else.
-        assert_eq!(
-            db.ask::<String>("select max(ctid)::text from {}.idempotency_keys").await,
-            "(0,2)"
-        );
-        nothing_is_stuck(&db).await;
+    let db = TestDb::new().await;
+    let proxy = Proxy::start(&db, None);
+    let pool = pool_of_one(proxy.options());
+    let run = async |key: &str, optimistic: bool| {
+        let op = if optimistic { op(key).optimistic() } else { op(key) };
+        let work = async |tx: &mut PgConnection| effect(tx, &db.schema, key).await;
+        db.once.run(&pool, &op, work).await.unwrap()
+    };
+    run("prepares", optimistic).await;
+    run("prepares", false).await; // and a replay's
+    for (sent, replayed) in [(new, false), ("begin execute", true)] {
+        let before = proxy.requests().len();
+        assert_eq!(run("key", optimistic && !replayed).await.is_replay(), replayed);
+        let mut requests = proxy.requests().split_off(before);
+        requests.retain(|request| !request.is_empty() && request != "ROLLBACK"); // the pool sends both
+        let words = requests.iter().map(|r| r.split([' ', ';']).next().unwrap());
+        assert_eq!(words.collect::<Vec<_>>().join(" "), sent);
+        assert_eq!(requests[0], "begin deferrable");
+        assert!(!requests.concat().contains("key"), "no value is in a text: {requests:?}");
     }
+    // The second row version of a table that is written to by nothing else.
+    assert_eq!(
+        db.ask::<String>("select max(ctid)::text from {}.idempotency_keys").await,
+        "(0,2)"
+    );
+    nothing_is_stuck(&db).await;
 }
 
 // Each answer that is not *started*, from a pool of one: what is refused must leave its connection clean.
@@ -121,30 +119,28 @@ async fn a_row_written_past_the_lock_undoes_the_work() {
     let db = TestDb::new().await;
     for (optimistic, end) in
         [(false, "done"), (false, "kept"), (false, "fails"), (true, "done"), (true, "kept")]
-    {
-        let calls = AtomicU32::new(0);
-        let key = format!("{optimistic} {end}");
-        let insert = format!(
-            "insert into {{}}.idempotency_keys (created_at, expires_at, lease_expires_at, completed_at, attempt,
-               status, scope, key, response_body)
-             values (now(), now() + interval '1 day', now() + interval '1 day', now(), 1, 2, '{}', '{key}', '7')",
-            op("k").scope().as_str()
-        );
-        let work = async |tx: &mut PgConnection| {
-            calls.fetch_add(1, Ordering::Relaxed);
-            let id = effect(tx, &db.schema, &key).await?;
-            db.execute(&insert).await;
-            match end {
-                "done" => Ok(id),
-                "kept" => Err(Failure::keep(Response::bytes("declined"))),
-                _ => Err(Failure::from("a duplicate")),
-            }
-        };
-        let op = if optimistic { op(&key).optimistic() } else { op(&key) };
-        let done = db.once.run(&db.pool, &op, work).await.unwrap();
-        assert!(done.is_replay());
-        assert_eq!((*done, calls.into_inner(), db.effects().await), (7, 1, 0), "{key}");
-    }
+    let calls = AtomicU32::new(0);
+    let key = format!("{optimistic} {end}");
+    let insert = format!(
+        "insert into {{}}.idempotency_keys (created_at, expires_at, lease_expires_at, completed_at, attempt,
+           status, scope, key, response_body)
+         values (now(), now() + interval '1 day', now() + interval '1 day', now(), 1, 2, '{}', '{key}', '7')",
+        op("k").scope().as_str()
+    );
+    let work = async |tx: &mut PgConnection| {
+        calls.fetch_add(1, Ordering::Relaxed);
+        let id = effect(tx, &db.schema, &key).await?;
+        db.execute(&insert).await;
+        match end {
+            "done" => Ok(id),
+            "kept" => Err(Failure::keep(Response::bytes("declined"))),
+            _ => Err(Failure::from("a duplicate")),
+        }
+    };
+    let op = if optimistic { op(&key).optimistic() } else { op(&key) };
+    let done = db.once.run(&db.pool, &op, work).await.unwrap();
+    assert!(done.is_replay());
+    assert_eq!((*done, calls.into_inner(), db.effects().await), (7, 1, 0), "{key}");
     nothing_is_stuck(&db).await;
 }
 
@@ -230,21 +226,19 @@ async fn a_key_is_written_once_at_every_level() {
 
 #[tokio::test]
 async fn where_nothing_can_be_written_the_work_is_not_begun() {
-    {
-        let db = TestDb::new().await;
-        let options = db.options.clone().options([("default_transaction_read_only", "on")]);
-        let calls = AtomicU32::new(0);
-        let refused = db
-            .once
-            .run(&pool_of_one(options), &op("k"), async |_| {
-                calls.fetch_add(1, Ordering::Relaxed);
-                Ok::<_, Failure>(7)
-            })
-            .await
-            .unwrap_err();
-        let RunError::Protocol(error) = refused else { panic!("{refused:?}") };
-        assert_eq!((error.kind(), calls.into_inner()), (ErrorKind::ReadOnly, 0));
-    }
+    let db = TestDb::new().await;
+    let options = db.options.clone().options([("default_transaction_read_only", "on")]);
+    let calls = AtomicU32::new(0);
+    let refused = db
+        .once
+        .run(&pool_of_one(options), &op("k"), async |_| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, Failure>(7)
+        })
+        .await
+        .unwrap_err();
+    let RunError::Protocol(error) = refused else { panic!("{refused:?}") };
+    assert_eq!((error.kind(), calls.into_inner()), (ErrorKind::ReadOnly, 0));
 }
 
 // Rows that leave out lease, token and attempt are written over like any other.
@@ -298,20 +292,18 @@ async fn a_lapsed_claim_that_never_had_a_lease_is_listed_when_it_gets_one() {
 // A row that was written once has no token to be locked by.
 #[tokio::test]
 async fn a_replay_that_locks_its_row_commits_that() {
-    {
-        let db = TestDb::new().await;
-        let op = op("k").lock_replay();
-        let run = async |pool: &sqlx::PgPool| {
-            db.once.run(pool, &op, async |tx| effect(tx, &db.schema, "k").await).await.unwrap()
-        };
-        assert!(!run(&db.pool).await.is_replay());
-        let locked = "select xmax <> '0' from {}.idempotency_keys";
-        assert!(!db.ask::<bool>(locked).await);
-        let proxy = Proxy::start(&db, None);
-        assert!(run(&pool_of_one(proxy.options())).await.is_replay());
-        assert!(db.ask::<bool>(locked).await);
-        assert!(proxy.commit_was_sent());
-    }
+    let db = TestDb::new().await;
+    let op = op("k").lock_replay();
+    let run = async |pool: &sqlx::PgPool| {
+        db.once.run(pool, &op, async |tx| effect(tx, &db.schema, "k").await).await.unwrap()
+    };
+    assert!(!run(&db.pool).await.is_replay());
+    let locked = "select xmax <> '0' from {}.idempotency_keys";
+    assert!(!db.ask::<bool>(locked).await);
+    let proxy = Proxy::start(&db, None);
+    assert!(run(&pool_of_one(proxy.options())).await.is_replay());
+    assert!(db.ask::<bool>(locked).await);
+    assert!(proxy.commit_was_sent());
 }
 
 // What a row leaves out, `keys` fills in.
