@@ -15,32 +15,34 @@ use crate::proxy::Proxy;
 async fn a_call_sends_what_its_page_says() {
     for (optimistic, new) in
         [(false, "begin execute execute execute COMMIT"), (true, "begin execute execute COMMIT")]
-    let db = TestDb::new().await;
-    let proxy = Proxy::start(&db, None);
-    let pool = pool_of_one(proxy.options());
-    let run = async |key: &str, optimistic: bool| {
-        let op = if optimistic { op(key).optimistic() } else { op(key) };
-        let work = async |tx: &mut PgConnection| effect(tx, &db.schema, key).await;
-        db.once.run(&pool, &op, work).await.unwrap()
-    };
-    run("prepares", optimistic).await;
-    run("prepares", false).await; // and a replay's
-    for (sent, replayed) in [(new, false), ("begin execute", true)] {
-        let before = proxy.requests().len();
-        assert_eq!(run("key", optimistic && !replayed).await.is_replay(), replayed);
-        let mut requests = proxy.requests().split_off(before);
-        requests.retain(|request| !request.is_empty() && request != "ROLLBACK"); // the pool sends both
-        let words = requests.iter().map(|r| r.split([' ', ';']).next().unwrap());
-        assert_eq!(words.collect::<Vec<_>>().join(" "), sent);
-        assert_eq!(requests[0], "begin deferrable");
-        assert!(!requests.concat().contains("key"), "no value is in a text: {requests:?}");
+    {
+        let db = TestDb::new().await;
+        let proxy = Proxy::start(&db, None);
+        let pool = pool_of_one(proxy.options());
+        let run = async |key: &str, optimistic: bool| {
+            let op = if optimistic { op(key).optimistic() } else { op(key) };
+            let work = async |tx: &mut PgConnection| effect(tx, &db.schema, key).await;
+            db.once.run(&pool, &op, work).await.unwrap()
+        };
+        run("prepares", optimistic).await;
+        run("prepares", false).await; // and a replay's
+        for (sent, replayed) in [(new, false), ("begin execute", true)] {
+            let before = proxy.requests().len();
+            assert_eq!(run("key", optimistic && !replayed).await.is_replay(), replayed);
+            let mut requests = proxy.requests().split_off(before);
+            requests.retain(|request| !request.is_empty() && request != "ROLLBACK"); // the pool sends both
+            let words = requests.iter().map(|r| r.split([' ', ';']).next().unwrap());
+            assert_eq!(words.collect::<Vec<_>>().join(" "), sent);
+            assert_eq!(requests[0], "begin deferrable");
+            assert!(!requests.concat().contains("key"), "no value is in a text: {requests:?}");
+        }
+        // The second row version of a table that is written to by nothing else.
+        assert_eq!(
+            db.ask::<String>("select max(ctid)::text from {}.idempotency_keys").await,
+            "(0,2)"
+        );
+        nothing_is_stuck(&db).await;
     }
-    // The second row version of a table that is written to by nothing else.
-    assert_eq!(
-        db.ask::<String>("select max(ctid)::text from {}.idempotency_keys").await,
-        "(0,2)"
-    );
-    nothing_is_stuck(&db).await;
 }
 
 // Each answer that is not *started*, from a pool of one: what is refused must leave its connection clean.
@@ -119,28 +121,30 @@ async fn a_row_written_past_the_lock_undoes_the_work() {
     let db = TestDb::new().await;
     for (optimistic, end) in
         [(false, "done"), (false, "kept"), (false, "fails"), (true, "done"), (true, "kept")]
-    let calls = AtomicU32::new(0);
-    let key = format!("{optimistic} {end}");
-    let insert = format!(
-        "insert into {{}}.idempotency_keys (created_at, expires_at, lease_expires_at, completed_at, attempt,
-           status, scope, key, response_body)
-         values (now(), now() + interval '1 day', now() + interval '1 day', now(), 1, 2, '{}', '{key}', '7')",
-        op("k").scope().as_str()
-    );
-    let work = async |tx: &mut PgConnection| {
-        calls.fetch_add(1, Ordering::Relaxed);
-        let id = effect(tx, &db.schema, &key).await?;
-        db.execute(&insert).await;
-        match end {
-            "done" => Ok(id),
-            "kept" => Err(Failure::keep(Response::bytes("declined"))),
-            _ => Err(Failure::from("a duplicate")),
-        }
-    };
-    let op = if optimistic { op(&key).optimistic() } else { op(&key) };
-    let done = db.once.run(&db.pool, &op, work).await.unwrap();
-    assert!(done.is_replay());
-    assert_eq!((*done, calls.into_inner(), db.effects().await), (7, 1, 0), "{key}");
+    {
+        let calls = AtomicU32::new(0);
+        let key = format!("{optimistic} {end}");
+        let insert = format!(
+            "insert into {{}}.idempotency_keys (created_at, expires_at, lease_expires_at, completed_at, attempt,
+               status, scope, key, response_body)
+             values (now(), now() + interval '1 day', now() + interval '1 day', now(), 1, 2, '{}', '{key}', '7')",
+            op("k").scope().as_str()
+        );
+        let work = async |tx: &mut PgConnection| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            let id = effect(tx, &db.schema, &key).await?;
+            db.execute(&insert).await;
+            match end {
+                "done" => Ok(id),
+                "kept" => Err(Failure::keep(Response::bytes("declined"))),
+                _ => Err(Failure::from("a duplicate")),
+            }
+        };
+        let op = if optimistic { op(&key).optimistic() } else { op(&key) };
+        let done = db.once.run(&db.pool, &op, work).await.unwrap();
+        assert!(done.is_replay());
+        assert_eq!((*done, calls.into_inner(), db.effects().await), (7, 1, 0), "{key}");
+    }
     nothing_is_stuck(&db).await;
 }
 
