@@ -1,17 +1,16 @@
 //! One call on one key, in transactions of its own: begin and look, insert and commit, and what follows when they fail.
 //! `run` and transactional routes put their work between the two.
 
-use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgPool;
 
 use super::key::{Found, Inserted, Isolation};
+use super::performing::{Begun, Ended, Of, Performing, Right};
 use super::restarts::{Restarts, is_contention};
 use super::transaction::OwnedTransaction;
 use super::waiting::Waiting;
 use crate::answer::{Begin, Finished, InProgress};
-use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, sqlstate_in};
 use crate::once::PgOnce;
 use crate::operation::Operation;
@@ -35,45 +34,6 @@ pub(crate) struct Call<'a> {
     waits_apart: bool,
     restarts: Restarts,
     no_rows: u32,
-}
-
-/// What begin and look have come to.
-#[allow(clippy::large_enum_variant, reason = "the large one is the usual one")]
-pub(crate) enum Begun {
-    Started(Performing),
-    /// Anything but *started*. There is no transaction.
-    Answered(Begin),
-}
-
-/// A transaction in which the work may run.
-pub(crate) struct Performing {
-    pub(crate) tx: OwnedTransaction,
-    pub(crate) right: Right,
-}
-
-/// What the transaction has of its key.
-pub(crate) struct Right {
-    of: Of,
-    /// Whether there is a savepoint before the work: at SERIALIZABLE.
-    savepoint: bool,
-}
-
-enum Of {
-    /// Nothing: the INSERT finds out.
-    Nothing,
-    /// The lock. The key has no row.
-    Lock,
-    /// A row in progress, where there was one to overwrite.
-    Claim(Claim),
-}
-
-/// How a transaction ended.
-pub(crate) enum Ended {
-    Committed,
-    /// The key was another's after all. Everything was rolled back: start again.
-    Lost,
-    /// The key is decided, by another call.
-    Answered(Begin),
 }
 
 impl<'a> Call<'a> {
@@ -386,29 +346,4 @@ fn swallowed() -> Error {
         "the key's row was not written, and cannot be seen: is there a trigger, a rule or a row-level security policy \
          on pgonce's table?",
     )
-}
-
-impl Performing {
-    /// How many claims the key has had, this one included.
-    #[cfg(feature = "tower")]
-    pub(crate) fn attempt(&self) -> u32 {
-        match &self.right.of {
-            Of::Claim(claim) => claim.attempt(),
-            Of::Nothing | Of::Lock => 1,
-        }
-    }
-}
-
-impl Deref for Performing {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        &self.tx
-    }
-}
-
-impl DerefMut for Performing {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.tx
-    }
 }

@@ -15,8 +15,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::{PgConnection, PgPool};
 
-use super::call::{Begun, Call, Ended};
+use super::call::Call;
 use super::outcome::{Done, Ending, Failure, RunError, answered};
+use super::performing::{Begun, Ended};
 use super::restarts::is_contention;
 use crate::answer::Finished;
 use crate::once::PgOnce;

@@ -57,7 +57,7 @@ pub(crate) struct Waiting {
     /// Where the number of calls that wait is limited.
     places: Option<Arc<Semaphore>>,
     place: Option<OwnedSemaphorePermit>,
-    /// How many leaders may wait in the database: half of the pool's connections.
+    /// How many leaders may wait in the database: a quarter of the pool's connections.
     in_database_max: u32,
 }
 
@@ -92,7 +92,7 @@ impl Lines {
             lead: None,
             places: None,
             place: None,
-            in_database_max: pool.options().get_max_connections() / 2,
+            in_database_max: pool.options().get_max_connections() / 4,
         }
     }
 

@@ -117,7 +117,7 @@ async fn a_crowd_leaves_the_pool_to_others_whoever_it_waits_for() {
         let once = db.once.clone();
         let apart = PgOnce::new().schema(SchemaName::new(db.schema.as_str()).unwrap());
         let pool = PgPoolOptions::new()
-            .max_connections(3)
+            .max_connections(4)
             .acquire_timeout(Duration::from_secs(5))
             .connect_lazy_with(db.options.clone());
         let owner = if is_ours { &once } else { &apart };
