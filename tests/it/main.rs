@@ -25,6 +25,7 @@ mod heartbeat;
 mod inbox;
 #[cfg(feature = "cli")]
 mod inbox_cli;
+mod interleavings;
 mod isolation;
 mod large_responses;
 mod leaks;
