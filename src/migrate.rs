@@ -171,8 +171,10 @@ impl PgOnce {
     /// Asks in the simple protocol, without a prepared statement: migrate and check work through
     /// every pooler, also those that lose prepared statements between transactions.
     async fn found(&self, conn: &mut PgConnection) -> Result<Found> {
-        // Two questions, because naming a missing function would abort a caller's transaction.
-        let exists = "select pg_catalog.to_regprocedure(pg_catalog.format('%I.schema_version()', :'schema')) is not null as there,
+        // Two questions, because naming a missing function would abort a caller's transaction. A proxy may send what
+        // is not volatile to a standby, which may be late.
+        let exists = "select pg_catalog.clock_timestamp(),
+                              pg_catalog.to_regprocedure(pg_catalog.format('%I.schema_version()', :'schema')) is not null as there,
                              pg_catalog.to_regclass(pg_catalog.format('%I.migrations', :'schema')) is not null as unreleased";
         let row = self.ask_simply(conn, exists).await?;
         if row.try_get::<bool, _>("unreleased").map_err(database)? {
