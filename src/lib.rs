@@ -7,6 +7,7 @@ mod answer;
 mod before;
 mod checkout;
 mod claim;
+mod environment;
 mod error;
 mod fingerprint;
 mod heartbeat;
