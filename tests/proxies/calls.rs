@@ -15,6 +15,7 @@ use crate::stage::{Stage, effect, op};
 /// Each call is right the first time, and answers from what is stored when it is made again.
 pub async fn all_work(stage: &Stage, pool: &PgPool) {
     run(stage, pool).await;
+    optimistic(stage, pool).await;
     verbs(stage, pool).await;
     leased(stage, pool).await;
     inbox(stage, pool).await;
@@ -46,6 +47,15 @@ pub async fn run(stage: &Stage, pool: &PgPool) {
         }
     }
     assert_eq!(stage.effects("declined").await, 0);
+}
+
+async fn optimistic(stage: &Stage, pool: &PgPool) {
+    for replayed in [false, true] {
+        let work = async |conn: &mut _| effect(conn, "optimistic").await;
+        let done = stage.once.run(pool, &op("optimistic").optimistic(), work).await.unwrap();
+        assert_eq!(done.is_replay(), replayed);
+    }
+    assert_eq!(stage.effects("optimistic").await, 1);
 }
 
 async fn verbs(stage: &Stage, pool: &PgPool) {
@@ -137,7 +147,7 @@ async fn reap(stage: &Stage, pool: &PgPool) {
         )
         .await;
     let keys: i64 = stage.ask("select count(*) from pgonce.idempotency_keys").await;
-    let reaped = Reaper::new(&stage.once).pass(&mut *pool.acquire().await.unwrap()).await.unwrap();
+    let reaped = Reaper::new(&stage.once).pass(&mut pool.acquire().await.unwrap()).await.unwrap();
     assert_eq!(i64::try_from(reaped.deleted).unwrap(), keys);
     assert_eq!(stage.ask::<i64>("select count(*) from pgonce.idempotency_keys").await, 0);
 }

@@ -23,7 +23,7 @@ impl Cluster {
         let cluster = Self { stage, standby, pgpool };
         // Through it, as a deployment does.
         let pool = cluster.pool();
-        cluster.stage.once.migrate(&mut *pool.acquire().await.unwrap()).await.unwrap();
+        cluster.stage.once.migrate(&mut pool.acquire().await.unwrap()).await.unwrap();
         cluster.stage.once.check(&pool).await.unwrap();
         cluster.caught_up().await;
         let at: String = sqlx::query_scalar("select current_setting('cluster_name')")

@@ -41,7 +41,7 @@ impl Stage {
     /// With pgonce in it.
     pub async fn ready(settings: &[(&str, &str)]) -> Self {
         let stage = Self::new(settings).await;
-        stage.once.migrate(&mut *stage.direct.acquire().await.unwrap()).await.unwrap();
+        stage.once.migrate(&mut stage.direct.acquire().await.unwrap()).await.unwrap();
         stage
     }
 
