@@ -71,27 +71,25 @@ async fn assert_ours(answers: Vec<JoinHandle<Answer>>, context: &str) {
 
 #[tokio::test]
 async fn a_crowd_on_one_key_leaves_the_pool_to_others() {
-    {
-        let db = TestDb::new().await;
-        let once = db.once.clone();
-        // One connection is at work, the other one is for all the rest.
-        let proxy = Proxy::start(&db, None);
-        let pool = PgPoolOptions::new()
-            .max_connections(2)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy_with(proxy.options());
-        let first = at_work(&once, &pool, &db, op("k").wait(LONG)).await;
-        let crowd = crowd(&once, &pool, &db, 15).await;
-        let other = once.run(&pool, &op("other"), async |_| Ok::<_, sqlx::Error>(1)).await;
-        assert_eq!(other.unwrap().into_inner(), 1);
-        first.end.send(true).unwrap();
-        assert_ours(vec![first.answer], "the first").await;
-        assert_ours(crowd, "the crowd").await;
-        assert_eq!(db.effects().await, 1);
-        // The work ran twice, for two keys: the crowd has only looked.
-        let inserted = proxy.requests().iter().filter(|sent| *sent == "COMMIT").count();
-        assert_eq!(inserted, 2);
-    }
+    let db = TestDb::new().await;
+    let once = db.once.clone();
+    // One connection is at work, the other one is for all the rest.
+    let proxy = Proxy::start(&db, None);
+    let pool = PgPoolOptions::new()
+        .max_connections(2)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect_lazy_with(proxy.options());
+    let first = at_work(&once, &pool, &db, op("k").wait(LONG)).await;
+    let crowd = crowd(&once, &pool, &db, 15).await;
+    let other = once.run(&pool, &op("other"), async |_| Ok::<_, sqlx::Error>(1)).await;
+    assert_eq!(other.unwrap().into_inner(), 1);
+    first.end.send(true).unwrap();
+    assert_ours(vec![first.answer], "the first").await;
+    assert_ours(crowd, "the crowd").await;
+    assert_eq!(db.effects().await, 1);
+    // The work ran twice, for two keys: the crowd has only looked.
+    let inserted = proxy.requests().iter().filter(|sent| *sent == "COMMIT").count();
+    assert_eq!(inserted, 2);
 }
 
 #[tokio::test]
@@ -166,66 +164,58 @@ async fn others_find_a_connection(once: &PgOnce, pool: &PgPool, context: &str) {
 // It looks for itself before long: that call may have been given up by all but its future's owner.
 #[tokio::test]
 async fn an_answer_that_is_there_is_had_beside_a_call_that_hangs() {
-    {
-        let db = TestDb::new().await;
-        let once = db.once.clone();
-        let op = op("k").wait(Duration::from_secs(3600));
-        let run = || once.run(&db.pool, &op, async |_| Ok::<_, sqlx::Error>(1));
-        run().await.unwrap();
-        let mut hangs = Box::pin(run());
-        let polled = poll_fn(|context| Poll::Ready(hangs.as_mut().poll(context).is_pending()));
-        assert!(polled.await);
-        let replayed = tokio::time::timeout(PATIENCE, run()).await.expect("soon").unwrap();
-        assert!(replayed.is_replay());
-    }
+    let db = TestDb::new().await;
+    let once = db.once.clone();
+    let op = op("k").wait(Duration::from_secs(3600));
+    let run = || once.run(&db.pool, &op, async |_| Ok::<_, sqlx::Error>(1));
+    run().await.unwrap();
+    let mut hangs = Box::pin(run());
+    let polled = poll_fn(|context| Poll::Ready(hangs.as_mut().poll(context).is_pending()));
+    assert!(polled.await);
+    let replayed = tokio::time::timeout(PATIENCE, run()).await.expect("soon").unwrap();
+    assert!(replayed.is_replay());
 }
 
 #[tokio::test]
 async fn too_long_a_wait_is_refused_at_once() {
-    {
-        let db = TestDb::new().await;
-        let once = db.once.clone();
-        let first = at_work(&once, &db.pool, &db, op("k").wait(LONG)).await;
-        let op = op("k").wait(Duration::from_secs(7200));
-        let refused = once.run(&db.pool, &op, async |_| Ok::<_, sqlx::Error>(1));
-        let refused = tokio::time::timeout(PATIENCE, refused).await.expect("at once");
-        let Err(RunError::Protocol(error)) = refused else { panic!("{refused:?}") };
-        assert_eq!(error.kind(), ErrorKind::InvalidInput);
-        first.end.send(true).unwrap();
-        assert_ours(vec![first.answer], "the first").await;
-    }
+    let db = TestDb::new().await;
+    let once = db.once.clone();
+    let first = at_work(&once, &db.pool, &db, op("k").wait(LONG)).await;
+    let op = op("k").wait(Duration::from_secs(7200));
+    let refused = once.run(&db.pool, &op, async |_| Ok::<_, sqlx::Error>(1));
+    let refused = tokio::time::timeout(PATIENCE, refused).await.expect("at once");
+    let Err(RunError::Protocol(error)) = refused else { panic!("{refused:?}") };
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    first.end.send(true).unwrap();
+    assert_ours(vec![first.answer], "the first").await;
 }
 
 #[tokio::test]
 async fn a_call_waits_no_longer_than_it_was_told() {
-    {
-        let db = TestDb::new().await;
-        let once = db.once.clone();
-        let first = at_work(&once, &db.pool, &db, op("k").wait(LONG)).await;
-        let (wait, began) = (Duration::from_secs(2), Instant::now());
-        let late = call(&once, &db.pool, &db, op("k").wait(wait)).answer.await.unwrap();
-        assert!(matches!(late, Err(RunError::InProgress(_))), "{late:?}");
-        let took = began.elapsed();
-        assert!(took >= wait && took < wait * 2, "{took:?}");
-        first.end.send(true).unwrap();
-        assert_ours(vec![first.answer], "the first").await;
-    }
+    let db = TestDb::new().await;
+    let once = db.once.clone();
+    let first = at_work(&once, &db.pool, &db, op("k").wait(LONG)).await;
+    let (wait, began) = (Duration::from_secs(2), Instant::now());
+    let late = call(&once, &db.pool, &db, op("k").wait(wait)).answer.await.unwrap();
+    assert!(matches!(late, Err(RunError::InProgress(_))), "{late:?}");
+    let took = began.elapsed();
+    assert!(took >= wait && took < wait * 2, "{took:?}");
+    first.end.send(true).unwrap();
+    assert_ours(vec![first.answer], "the first").await;
 }
 
 #[tokio::test]
 async fn another_request_is_told_so_after_the_wait() {
-    {
-        let db = TestDb::new().await;
-        let once = db.once.clone();
-        let request = |text| op("k").fingerprint(Fingerprint::of_bytes(text)).wait(LONG);
-        let first = at_work(&once, &db.pool, &db, request("one")).await;
-        let second = call(&once, &db.pool, &db, request("two"));
-        tokio::task::yield_now().await;
-        first.end.send(true).unwrap();
-        assert_ours(vec![first.answer], "the first").await;
-        let refused = second.answer.await.unwrap();
-        assert!(matches!(refused, Err(RunError::Mismatch(_))), "{refused:?}");
-    }
+    let db = TestDb::new().await;
+    let once = db.once.clone();
+    let request = |text| op("k").fingerprint(Fingerprint::of_bytes(text)).wait(LONG);
+    let first = at_work(&once, &db.pool, &db, request("one")).await;
+    let second = call(&once, &db.pool, &db, request("two"));
+    tokio::task::yield_now().await;
+    first.end.send(true).unwrap();
+    assert_ours(vec![first.answer], "the first").await;
+    let refused = second.answer.await.unwrap();
+    assert!(matches!(refused, Err(RunError::Mismatch(_))), "{refused:?}");
 }
 
 // Another pool may lead to another database, where nobody works on the key.

@@ -16,17 +16,15 @@ async fn run_tells_a_duplicate_at_once() {
     let db = TestDb::new().await;
     let mut holder = db.pool.begin().await.unwrap();
     let _claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
-    {
-        let proxy = Proxy::start(&db, None);
-        let pool = pool_of_one(proxy.options());
-        for prepared in [false, true] {
-            let before = proxy.requests().len();
-            let refused = db.once.run(&pool, &op("k"), async |_| Ok::<_, Failure>(1)).await;
-            assert!(matches!(refused, Err(RunError::InProgress(_))), "{refused:?}");
-            let mut requests = proxy.requests().split_off(before);
-            requests.retain(|request| !request.is_empty()); // the pool's
-            assert!(!prepared || requests.len() == 3, "BEGIN, look, ROLLBACK: {requests:?}");
-        }
+    let proxy = Proxy::start(&db, None);
+    let pool = pool_of_one(proxy.options());
+    for prepared in [false, true] {
+        let before = proxy.requests().len();
+        let refused = db.once.run(&pool, &op("k"), async |_| Ok::<_, Failure>(1)).await;
+        assert!(matches!(refused, Err(RunError::InProgress(_))), "{refused:?}");
+        let mut requests = proxy.requests().split_off(before);
+        requests.retain(|request| !request.is_empty()); // the pool's
+        assert!(!prepared || requests.len() == 3, "BEGIN, look, ROLLBACK: {requests:?}");
     }
 }
 

@@ -230,21 +230,19 @@ async fn a_key_is_written_once_at_every_level() {
 
 #[tokio::test]
 async fn where_nothing_can_be_written_the_work_is_not_begun() {
-    {
-        let db = TestDb::new().await;
-        let options = db.options.clone().options([("default_transaction_read_only", "on")]);
-        let calls = AtomicU32::new(0);
-        let refused = db
-            .once
-            .run(&pool_of_one(options), &op("k"), async |_| {
-                calls.fetch_add(1, Ordering::Relaxed);
-                Ok::<_, Failure>(7)
-            })
-            .await
-            .unwrap_err();
-        let RunError::Protocol(error) = refused else { panic!("{refused:?}") };
-        assert_eq!((error.kind(), calls.into_inner()), (ErrorKind::ReadOnly, 0));
-    }
+    let db = TestDb::new().await;
+    let options = db.options.clone().options([("default_transaction_read_only", "on")]);
+    let calls = AtomicU32::new(0);
+    let refused = db
+        .once
+        .run(&pool_of_one(options), &op("k"), async |_| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, Failure>(7)
+        })
+        .await
+        .unwrap_err();
+    let RunError::Protocol(error) = refused else { panic!("{refused:?}") };
+    assert_eq!((error.kind(), calls.into_inner()), (ErrorKind::ReadOnly, 0));
 }
 
 // Rows that leave out lease, token and attempt are written over like any other.
@@ -298,20 +296,18 @@ async fn a_lapsed_claim_that_never_had_a_lease_is_listed_when_it_gets_one() {
 // A row that was written once has no token to be locked by.
 #[tokio::test]
 async fn a_replay_that_locks_its_row_commits_that() {
-    {
-        let db = TestDb::new().await;
-        let op = op("k").lock_replay();
-        let run = async |pool: &sqlx::PgPool| {
-            db.once.run(pool, &op, async |tx| effect(tx, &db.schema, "k").await).await.unwrap()
-        };
-        assert!(!run(&db.pool).await.is_replay());
-        let locked = "select xmax <> '0' from {}.idempotency_keys";
-        assert!(!db.ask::<bool>(locked).await);
-        let proxy = Proxy::start(&db, None);
-        assert!(run(&pool_of_one(proxy.options())).await.is_replay());
-        assert!(db.ask::<bool>(locked).await);
-        assert!(proxy.commit_was_sent());
-    }
+    let db = TestDb::new().await;
+    let op = op("k").lock_replay();
+    let run = async |pool: &sqlx::PgPool| {
+        db.once.run(pool, &op, async |tx| effect(tx, &db.schema, "k").await).await.unwrap()
+    };
+    assert!(!run(&db.pool).await.is_replay());
+    let locked = "select xmax <> '0' from {}.idempotency_keys";
+    assert!(!db.ask::<bool>(locked).await);
+    let proxy = Proxy::start(&db, None);
+    assert!(run(&pool_of_one(proxy.options())).await.is_replay());
+    assert!(db.ask::<bool>(locked).await);
+    assert!(proxy.commit_was_sent());
 }
 
 // What a row leaves out, `keys` fills in.
