@@ -144,6 +144,8 @@ impl TestDb {
         self.execute(
             "create table {}.test_clock as select clock_timestamp() as at;
              create or replace function {}._clock() returns timestamptz language sql volatile
+               as 'select at from {}.test_clock';
+             create or replace function {}._transaction_start() returns timestamptz language sql stable
                as 'select at from {}.test_clock'",
         )
         .await;

@@ -140,7 +140,7 @@ async fn a_crowd_leaves_the_pool_to_others_whoever_it_waits_for() {
         }
         let goes_on = begun.join_next().await.unwrap().unwrap().expect(&context);
         others_find_a_connection(&once, &pool, &context).await;
-        assert_eq!(db.ask::<i64>(WAITING).await, 0, "{context}");
+        assert!(db.ask::<i64>(WAITING).await <= 1, "{context}");
         crowd.swap_remove(goes_on).end.send(true).unwrap();
         for call in crowd {
             assert_eq!(call.answer.await.unwrap().unwrap(), "ours", "{context}");
