@@ -65,6 +65,9 @@ pub enum ErrorKind {
     SchemaOutdated,
     /// The schema was migrated by a newer library, which this one would damage.
     SchemaTooNew,
+    /// A pooler, or a default of the session, with which pgonce cannot keep its promises. The message names it and the
+    /// cure. Only [`PgOnce::check`](crate::PgOnce::check) says this.
+    Environment,
     /// A stored row holds what pgonce never writes. It is neither replayed nor run again.
     Corrupt,
     /// A step of leased work does not fit what is recorded: it is new and comes before recorded ones that have not

@@ -6,6 +6,7 @@
 mod answer;
 mod before;
 mod claim;
+mod environment;
 mod error;
 mod fingerprint;
 mod heartbeat;

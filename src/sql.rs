@@ -241,7 +241,8 @@ impl Statements {
             )),
             pick_abandoned: fill(r#"call :"schema".pick_abandoned($1, $2, $3, $4)"#),
             picked: fill(concat!(
-                "select k.scope, k.key, ",
+                // Not volatile, a proxy would ask a standby, which may not have the keys yet.
+                "select k.scope, k.key, pg_catalog.clock_timestamp(), ",
                 record_columns!(),
                 " from rows from (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[])) p(scope, key)",
                 r#" cross join lateral (select * from :"schema".keys k"#,

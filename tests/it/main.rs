@@ -20,6 +20,7 @@ mod crash;
 mod decision;
 mod dump;
 mod encodings;
+mod environment;
 mod harness;
 mod heartbeat;
 mod inbox;

@@ -171,7 +171,7 @@ async fn what_migrate_makes_is_the_same() {
     let before: String = sqlx::query_scalar(path).fetch_one(&mut conn).await.unwrap();
     assert!(misled.once.migrate(&mut conn).await.unwrap().functions_replaced);
     assert!(!misled.once.migrate(&mut conn).await.unwrap().functions_replaced);
-    misled.once.check(&mut conn).await.unwrap();
+    misled.once.check(&misled.pool).await.unwrap();
     let after: String = sqlx::query_scalar(path).fetch_one(&mut conn).await.unwrap();
     assert_eq!(after, before);
     // Views and functions with a body of their own remember the operators that they were made with.

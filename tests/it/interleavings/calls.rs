@@ -67,14 +67,15 @@ impl Client {
         let query =
             sqlx::query(sql).bind(self.scope).bind(self.key.clone()).bind(FINGERPRINT.to_vec());
         let name = if take { "look" } else { "look without the lock" };
-        let rows = self.ask(name, Reach::Shared, query.bind(take)).await?;
+        let token = format!("{:016x}", fastrand::u64(..));
+        let rows = self.ask(name, Reach::Shared, query.bind(take).bind(token)).await?;
         let [row] = &rows[..] else { panic!("the look returns one row") };
         let look = Look {
             found: row.get::<Option<bool>, _>("found").unwrap_or(false),
             answer: row.get("answer"),
             status: row.get("status"),
             body: text(row, "response_body"),
-            is_ours: row.get::<Option<bool>, _>("is_ours").unwrap_or(false),
+            is_ours: row.get::<Option<bool>, _>("has_lock").unwrap_or(false),
         };
         self.note(match (&look.answer, look.found, look.is_ours) {
             (Some(answer), ..) => answer,
