@@ -19,7 +19,9 @@ macro_rules! files {
 /// The functions, procedures and views, in the order in which they can be created.
 pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "internal/clock"
+    "internal/is_slow"
     "internal/lock_id"
+    "internal/refuse"
     "internal/row_rules"
     "internal/decide"
     "internal/check_range"
@@ -34,13 +36,11 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "internal/take_lock"
     "internal/check_locks"
     "internal/list_unfinished"
-    "internal/insert_row"
     "internal/overwrite_row"
     "internal/lock_replay"
     "internal/begin"
     "internal/is_omitted"
     "internal/open_once"
-    "internal/refuse"
     "internal/wait_for_key"
     "internal/insert_finished"
     "internal/lock_claim"

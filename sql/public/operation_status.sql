@@ -8,6 +8,7 @@ returns table (
   response_code integer, response_omitted boolean, steps text[], progress bytea, last_error text)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $pgonce$
 declare
   v_at constant timestamptz := :"schema"._clock();
