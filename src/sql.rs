@@ -92,7 +92,8 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
 /// Says what is installed, and so is installed last.
 pub(crate) const SCHEMA_VERSION: &str = include_str!("../sql/public/schema_version.sql");
 
-/// Times cross as microseconds since the epoch: no `sqlx/time`, and `infinity` cannot panic.
+/// Times cross as microseconds since the epoch: no `sqlx/time`, and `infinity` cannot panic. It is the largest number or
+/// the smallest.
 macro_rules! micros {
     ($column:literal) => {
         concat!(
@@ -100,7 +101,11 @@ macro_rules! micros {
             $column,
             ") then (extract(epoch from ",
             $column,
-            ") operator(pg_catalog.*) 1000000)::bigint end as ",
+            ") operator(pg_catalog.*) 1000000)::bigint when ",
+            $column,
+            " operator(pg_catalog.>) pg_catalog.now() then 9223372036854775807 when ",
+            $column,
+            " operator(pg_catalog.<) pg_catalog.now() then '-9223372036854775808'::bigint end as ",
             $column
         )
     };
