@@ -9,6 +9,7 @@ mod bench_cli;
 mod bounds;
 mod cancel;
 mod checkout;
+mod citus;
 mod claim;
 #[cfg(feature = "cli")]
 mod cli;
