@@ -40,6 +40,7 @@ mod missing_objects;
 mod model;
 mod out_of_resources;
 mod partitions;
+mod plans;
 mod poison;
 mod pooler_errors;
 mod procedures;
