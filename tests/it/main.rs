@@ -66,6 +66,7 @@ mod search_path;
 mod secrets;
 mod silence;
 mod sql;
+mod statements;
 mod steps_sql;
 mod storage;
 mod tidy;
