@@ -5,7 +5,6 @@
 
 mod answer;
 mod before;
-mod checkout;
 mod claim;
 mod error;
 mod fingerprint;
@@ -16,7 +15,6 @@ mod later;
 mod lease;
 mod leased;
 mod limits;
-mod literal;
 mod loans;
 mod migrate;
 mod once;
@@ -27,19 +25,18 @@ mod reaper;
 mod record;
 mod recovery;
 mod response;
-mod run;
 mod run_leased;
 mod schema;
 mod scope;
 mod sql;
 #[cfg(feature = "throwaway")]
 pub mod throwaway;
+mod transactional;
 #[cfg(feature = "tower")]
 pub mod web;
 mod work;
 
 pub use answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
-pub use checkout::commit;
 pub use claim::Claim;
 pub use error::{Error, ErrorKind, Result};
 pub use fingerprint::{Fingerprint, FingerprintSecret};
@@ -47,16 +44,16 @@ pub use inbox::{Handled, Inbox, Message, Receipt, Received, Verdict};
 pub use key::Key;
 pub use lease::Lease;
 pub use migrate::Migrated;
-pub use once::{PgOnce, RoundTrips};
+pub use once::PgOnce;
 pub use operation::{OnLapse, Operation};
 pub use progress::Progress;
 pub use reaper::{Reaped, Reaper};
 pub use record::{ClaimState, Filter, Listed, Record, Stats, Status};
 pub use recovery::Recovery;
 pub use response::Response;
-pub use run::{Done, Failure, RunError};
 pub use schema::SchemaName;
 pub use scope::Scope;
+pub use transactional::{Done, Failure, RunError, commit};
 pub use work::{Step, Work};
 
 /// sqlx's types are part of this API; use the same version.

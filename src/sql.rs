@@ -40,9 +40,7 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "internal/lock_replay"
     "internal/begin"
     "internal/is_omitted"
-    "internal/open_once"
     "internal/wait_for_key"
-    "internal/insert_finished"
     "internal/lock_claim"
     "internal/finish"
     "internal/finished_by"
@@ -132,8 +130,7 @@ macro_rules! record_columns {
 pub(crate) struct Statements {
     pub(crate) begin: SqlStr,
     pub(crate) look: SqlStr,
-    pub(crate) wait_for: SqlStr,
-    pub(crate) open_once: SqlStr,
+    pub(crate) wait_for_key: SqlStr,
     pub(crate) insert_finished: SqlStr,
     pub(crate) complete: SqlStr,
     pub(crate) fail: SqlStr,
@@ -183,14 +180,11 @@ impl Statements {
                 // By name: columns that a later version adds must not change this result.
                 "select answer, token, attempt, lease_remaining_ms, held_because, status, ",
                 "response_code, response_headers, response_body, response_omitted, recovered ",
-                r#"from :"schema"._begin($1, $2, $3, $4, null, null, $5, $6, $7, $8, $9)"#
+                r#"from :"schema".begin_operation($1, $2, $3, $4, $5, $6, $7, $8)"#
             )),
-            look: fill(include_str!("../sql/statements/glance.sql")),
-            wait_for: fill(r#"select :"schema"._wait_for($1, $2, $3)"#),
-            open_once: fill(r#"select :"schema"._open_once($1, $2, $3, $4, $5)"#),
-            insert_finished: fill(
-                r#"select :"schema"._insert_finished($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
-            ),
+            look: fill(include_str!("../sql/statements/look.sql")),
+            wait_for_key: fill(r#"select :"schema"._wait_for_key($1, $2, $3)"#),
+            insert_finished: fill(include_str!("../sql/statements/insert_finished.sql")),
             complete: fill(r#"select :"schema".complete($1, $2, $3, $4, $5, $6, $7, $8)"#),
             fail: fill(r#"select :"schema".fail($1, $2, $3, $4, $5, $6, $7, $8)"#),
             release: fill(r#"select :"schema".release($1, $2, $3)"#),

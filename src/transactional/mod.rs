@@ -1,0 +1,20 @@
+//! Work in one transaction with its key: `run`, and what transactional routes share with it.
+
+mod call;
+mod key;
+mod outcome;
+mod restarts;
+mod run;
+mod transaction;
+mod waiting;
+
+#[cfg(feature = "tower")]
+pub(crate) use call::{Begun, Call, Ended, Performing};
+pub(crate) use outcome::{BoxError, Ending, answered};
+pub use outcome::{Done, Failure, RunError};
+pub(crate) use restarts::{Restarts, is_contention, jitter};
+pub(crate) use transaction::OwnedTransaction;
+pub use transaction::commit;
+pub(crate) use waiting::Lines;
+#[cfg(feature = "tower")]
+pub(crate) use waiting::Waiting;
