@@ -1,10 +1,8 @@
 -- begin_leased, and begin_operation for all but the usual cases. The answer is told there; beside their arguments:
 -- p_lease_ms null: transactional, and p_token is null too. p_token: a new random one, from the caller.
--- p_ask_only: writes nothing and keeps no lock. `started` has no token then; attempt is 1 when _open_once may be
--- tried, and null otherwise.
 create or replace function :"schema"._begin(
   p_scope text, p_key text, p_fingerprint bytea, p_retention_ms bigint, p_token uuid, p_lease_ms bigint,
-  p_wait_ms bigint, p_on_lapse text, p_max_attempts integer, p_lock_replay boolean, p_ask_only boolean,
+  p_wait_ms bigint, p_on_lapse text, p_max_attempts integer, p_lock_replay boolean,
   out answer             text,
   out token              uuid,
   out attempt            integer,
@@ -51,8 +49,8 @@ begin
       -- Nothing decides yet, so the right to write is needed. This block is a subtransaction: leaving it by an error
       -- gives the locks back, so that a caller who does not write keeps no other one waiting.
       begin
-        if p_ask_only or not pg_try_advisory_xact_lock(v_lock_id) then
-          perform :"schema"._take_lock(v_lock_id, v_deadline, p_ask_only);
+        if not pg_try_advisory_xact_lock(v_lock_id) then
+          perform :"schema"._take_lock(v_lock_id, v_deadline);
         end if;
         -- A look of its own: a snapshot taken before the lock would miss what its last holder committed.
         select k.* into v_row from :"schema".idempotency_keys k
@@ -63,10 +61,6 @@ begin
                                     v_at, p_fingerprint, p_token, p_on_lapse, p_max_attempts);
         if answer <> 'started' then
           raise exception 'give the locks back' using errcode = 'IK000';
-        elsif p_ask_only then
-          answer := 'started';
-          attempt := case when v_row.status is null and :"schema"._can_open() then 1 end;
-          return;
         end if;
         -- Others hold a row without the key's lock: receive, a reaper, an operator. Not less than 250 ms, because it
         -- bounds the wait for a page at the end of the table as well.

@@ -98,7 +98,7 @@ begin
     into answer, token, attempt, lease_remaining_ms, held_because, status, response_code,
          response_headers, response_body, response_omitted, recovered
     from :"schema"._begin(p_scope, p_key, p_fingerprint, p_retention_ms, null, null, p_wait_ms, p_on_lapse,
-                          p_max_attempts, p_lock_replay, false) b;
+                          p_max_attempts, p_lock_replay) b;
 end
 $pgonce$;
 comment on function :"schema".begin_operation is
