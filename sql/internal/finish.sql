@@ -27,9 +27,10 @@ begin
   if :"schema"._is_slow(v_at) then
     discard plans;
   end if;
-  if v_leased is null then
-    perform :"schema"._raise_claim_lost();
-  elsif v_leased then
+  if v_leased is not false then
+    if v_leased is null then
+      perform :"schema"._raise_claim_lost();
+    end if;
     perform :"schema"._unlist_unfinished(p_scope, p_key);
   end if;
   v_bound := case when v_bound is not null then pg_catalog.set_config('lock_timeout', '0', true) end;

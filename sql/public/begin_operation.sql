@@ -42,7 +42,6 @@ as $pgonce$
 declare
   v_at constant pg_catalog.timestamptz := :"schema"._clock();
   v_lock_timeout pg_catalog.text := pg_catalog.current_setting('lock_timeout');
-  v_found boolean;
 begin
   if :"schema"._fits_begin(p_scope, p_key, p_fingerprint, p_retention_ms, null, p_wait_ms, p_on_lapse, p_max_attempts) then
     select :"schema"._decide(k.status, k.token, k.fingerprint, k.expires_at, k.lease_expires_at, k.steps, k.attempt,
@@ -53,13 +52,12 @@ begin
       from :"schema".idempotency_keys k
      where k.scope operator(pg_catalog.=) p_scope collate pg_catalog."C"
        and k.key operator(pg_catalog.=) p_key collate pg_catalog."C";
-    v_found := found;
     if :"schema"._is_slow(v_at) then
       discard plans;
     end if;
-    if v_found and answer operator(pg_catalog.=) 'replay' and p_lock_replay is not true then
+    if found and answer operator(pg_catalog.=) 'replay' and p_lock_replay is not true then
       return;
-    elsif not v_found then
+    elsif not found then
       -- A subtransaction, which gives the lock back and ends a wait with an answer. With the key's lock, only `receive`
       -- can be in the way, or what was begun since the look; the primary key decides.
       begin
@@ -83,7 +81,8 @@ begin
         when sqlstate 'IK004' then
           null;
         when lock_not_available then
-          if p_wait_ms operator(pg_catalog.=) 0 then
+          p_wait_ms := p_wait_ms operator(pg_catalog.-) 250; -- is over
+          if p_wait_ms operator(pg_catalog.<=) 0 then
             answer := 'in_progress';
             return;
           end if;
