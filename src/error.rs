@@ -107,6 +107,16 @@ impl Error {
         self
     }
 
+    /// Says of an error before COMMIT what a lost connection leaves open otherwise.
+    pub(crate) fn before_commit(mut self) -> Self {
+        const COMMITTED: &str = "nothing was committed";
+        if self.kind == ErrorKind::Connection && !self.message.contains(COMMITTED) {
+            self.message.push_str("; ");
+            self.message.push_str(COMMITTED);
+        }
+        self
+    }
+
     /// What refused a COMMIT, when that was a constraint or a trigger of the work's.
     pub(crate) fn into_works_own(self) -> Result<Box<dyn StdError + Send + Sync>> {
         match self.source {

@@ -1,17 +1,20 @@
 -- What a call asks first, in a transaction that it has begun for the key. $1 scope, $2 key, $3 fingerprint, $4 whether to
--- take the key.
+-- take the key, $5 a random token of the call's.
 --
 -- found: the key has a row. answer: what it decides; null when it may be overwritten. has_lock, where there is no row and
 -- $4: whether this transaction now has the key's lock. A row takes no lock, so replays do not wait for each other.
--- is_ours: the transaction is the one that was begun for the key; DEFERRABLE, which BEGIN has set, means nothing else here.
+-- is_committed: a transaction in which this call has looked before was committed, which only its work can have done. A
+-- setting of the session's tells it: COMMIT keeps it, and ROLLBACK takes it back.
 --
 -- Lock and look are one statement, so that Citus sends both to the same node. The look is older than the lock: what
 -- commits in between is found by the INSERT. Names are qualified: the caller's search_path may lead to others.
 select s.found, s.answer, s.status, s.response_code, s.response_headers, s.response_body, s.response_omitted,
        case when s.found is null and $4
             then pg_catalog.pg_try_advisory_xact_lock(:"schema"._lock_id($1, $2)) end as has_lock,
+       case when pg_catalog.current_setting('pgonce.call', true) operator(pg_catalog.=) $5 then true
+            else pg_catalog.set_config('pgonce.call', $5, false) is null end as is_committed,
        pg_catalog.current_setting('transaction_isolation') as isolation,
-       pg_catalog.current_setting('transaction_deferrable') operator(pg_catalog.=) 'on' as is_ours
+       pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'on' as is_read_only
   from (values (1)) one(row)
   left join (
     select true as found, :"schema"._status_word(k.status) as status,

@@ -25,6 +25,8 @@ pub(crate) struct Call<'a> {
     once: &'a PgOnce,
     pool: &'a PgPool,
     op: &'a Operation,
+    /// Tells the call's own transactions.
+    token: String,
     waiting: Waiting,
     unfit: Unfit,
     /// Whether the next start skips the look.
@@ -87,6 +89,7 @@ impl<'a> Call<'a> {
             once,
             pool,
             op,
+            token: format!("{:016x}", fastrand::u64(..)),
             waiting,
             unfit: Unfit::of(pool),
             optimistic: op.optimistic,
@@ -149,11 +152,11 @@ impl<'a> Call<'a> {
 
     /// Looks, and takes the key where it has no row.
     async fn look(&mut self, mut tx: OwnedTransaction) -> Result<Begun> {
-        let looked = self.once.look(&mut tx, self.op, true).await;
+        let looked = self.once.look(&mut tx, self.op, true, &self.token).await;
         let (mut tx, look) = tx.unless_failed(looked).await?;
-        if !look.is_ours {
+        if look.is_committed {
             tx.rollback().await;
-            return Err(ended_by_the_work());
+            return Err(committed_by_the_work());
         }
         self.waits_apart = look.isolation != Isolation::ReadCommitted;
         let of = match look.found {
@@ -162,15 +165,19 @@ impl<'a> Call<'a> {
                     tx.rollback().await;
                     return Err(swallowed());
                 }
+                if look.is_read_only {
+                    tx.rollback().await;
+                    return Err(read_only());
+                }
                 Of::Lock
             }
             Found::Taken => {
-                tx.leave();
+                self.give_back(tx).await;
                 let wait = InProgress { lease_remaining: None };
                 return Ok(Begun::Answered(Begin::InProgress(wait)));
             }
             Found::Replay(replay) if !self.op.lock_replay => {
-                tx.rollback().await;
+                self.give_back(tx).await;
                 return Ok(Begun::Answered(Begin::Replay(replay)));
             }
             Found::Replay(_) | Found::Overwritable | Found::Other => {
@@ -188,7 +195,7 @@ impl<'a> Call<'a> {
                         return Ok(Begun::Answered(Begin::Replay(replay)));
                     }
                     answer => {
-                        tx.rollback().await;
+                        self.give_back(tx).await;
                         return Ok(Begun::Answered(answer));
                     }
                 }
@@ -204,6 +211,15 @@ impl<'a> Call<'a> {
         Ok(Begun::Started(Performing { tx, right: Right { of, savepoint } }))
     }
 
+    /// Rolls back a transaction that has only asked. One that has waited may have the key's lock, for which others wait.
+    async fn give_back(&self, tx: OwnedTransaction) {
+        if self.waiting.leads() {
+            tx.rollback().await;
+        } else {
+            tx.leave();
+        }
+    }
+
     /// Writes the key, finished, and commits it with the work.
     pub(crate) async fn finish(
         &mut self,
@@ -215,6 +231,7 @@ impl<'a> Call<'a> {
         let checked = tx.check();
         (tx, ()) = tx.unless_failed(checked).await?;
         let written = self.write(&mut tx, &right.of, finished, response).await;
+        let written = written.map_err(Error::before_commit);
         let (tx, inserted) = tx.unless_failed(written).await?;
         if inserted != Inserted::Written {
             tx.rollback().await;
@@ -273,14 +290,15 @@ impl<'a> Call<'a> {
         response: Response,
     ) -> Result<Ended> {
         self.optimistic = false;
-        if performing.right.savepoint {
-            let Performing { mut tx, right } = performing;
+        let Performing { mut tx, right } = performing;
+        let checked = tx.check();
+        (tx, ()) = tx.unless_failed(checked).await?;
+        if right.savepoint {
             let undone = tx.undo_work().await;
-            let (tx, ()) = tx.unless_failed(undone).await?;
-            let performing = Performing { tx, right };
-            return self.finish(performing, Finished::Failed, response).await;
+            (tx, ()) = tx.unless_failed(undone).await?;
+            return self.finish(Performing { tx, right }, Finished::Failed, response).await;
         }
-        let tx = performing.tx.start_anew(self.pool).await?;
+        let tx = tx.start_anew(self.pool).await?;
         let mut begun = self.look(tx).await;
         loop {
             begun = match begun {
@@ -313,11 +331,12 @@ impl<'a> Call<'a> {
             Err(lost) if lost.kind() == ErrorKind::TransactionLost => return Err(lost),
             Err(_) => return Ok(None), // the connection is closed, and the server rolls back
         };
-        let Ok(look) = self.once.look(&mut tx, self.op, false).await else { return Ok(None) };
+        let looked = self.once.look(&mut tx, self.op, false, &self.token).await;
+        let Ok((mut tx, look)) = tx.unless_failed(looked).await else { return Ok(None) };
         let decided = match look.found {
-            _ if !look.is_ours => {
+            _ if look.is_committed => {
                 tx.rollback().await;
-                return Err(ended_by_the_work());
+                return Err(committed_by_the_work());
             }
             Found::Replay(replay) => Some(Begin::Replay(replay)),
             Found::Other => match self.once.ask(&mut tx, self.op, Duration::ZERO).await {
@@ -350,11 +369,15 @@ impl<'a> Call<'a> {
     }
 }
 
-fn ended_by_the_work() -> Error {
+fn committed_by_the_work() -> Error {
     Error::new(
         ErrorKind::TransactionLost,
-        "the work ended its own transaction; what it wrote may be committed without its key",
+        "the work committed its own transaction; what it wrote is committed without its key",
     )
+}
+
+fn read_only() -> Error {
+    Error::new(ErrorKind::ReadOnly, "the database is read-only; pgonce needs the primary")
 }
 
 fn swallowed() -> Error {

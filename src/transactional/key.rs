@@ -36,8 +36,9 @@ pub(super) enum Found {
 pub(super) struct Look {
     pub(super) found: Found,
     pub(super) isolation: Isolation,
-    /// Whether the transaction is the one that was begun for the key.
-    pub(super) is_ours: bool,
+    /// Whether the work has committed a transaction of this call.
+    pub(super) is_committed: bool,
+    pub(super) is_read_only: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,18 +58,20 @@ pub(super) enum Inserted {
 }
 
 impl PgOnce {
-    /// Looks for the key. `takes`: where there is no row, tries to take the key's lock.
+    /// Looks for the key. `takes`: where there is no row, tries to take the key's lock. `token`: the call's.
     pub(super) async fn look(
         &self,
         conn: &mut PgConnection,
         op: &Operation,
         takes: bool,
+        token: &str,
     ) -> Result<Look> {
         let row = sqlx::query(self.statements.look.clone())
             .bind(op.scope.as_str())
             .bind(op.key.as_str())
             .bind(op.fingerprint.as_ref().map(Fingerprint::as_bytes))
             .bind(takes)
+            .bind(token)
             .fetch_one(conn)
             .await
             .map_err(|error| database(error).in_schema(&self.schema).naming(op))?;
@@ -163,6 +166,7 @@ impl Look {
             "repeatable read" => Isolation::RepeatableRead,
             _ => Isolation::ReadCommitted,
         };
-        Ok(Self { found, isolation, is_ours: get(row, "is_ours")? })
+        let is_committed = get(row, "is_committed")?;
+        Ok(Self { found, isolation, is_committed, is_read_only: get(row, "is_read_only")? })
     }
 }

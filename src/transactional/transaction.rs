@@ -24,8 +24,8 @@ const BEGIN: &str = "begin deferrable";
 const BEGIN_READ_COMMITTED: &str = "begin isolation level read committed, deferrable";
 const SAVEPOINT: &str = "savepoint pgonce_work";
 const UNDO_WORK: &str = "rollback to savepoint pgonce_work";
-/// Fails where no transaction is open (25P01). The next one has the mark if the last one had it.
-const START_ANEW: &str = "rollback and chain";
+/// Fails where no transaction is open (25P01).
+const START_ANEW: &str = "rollback and chain; set transaction deferrable";
 
 /// A connection borrowed from a pool with a transaction open on it, which it owns: it can be handed
 /// to somebody and taken back, as sqlx's own `Transaction` cannot without giving up what follows.

@@ -22,6 +22,7 @@ use crate::operation::Operation;
 
 /// The longest pause of a leader before it asks for a leased claim again.
 const LEADER_PAUSE_MAX: Duration = Duration::from_millis(250);
+const BOUND_MAX: Duration = Duration::from_secs(86_400);
 /// The pauses of the rest, from the first to the longest.
 const LOOK_AFTER: Duration = Duration::from_millis(100);
 const LOOK_AFTER_MAX: Duration = Duration::from_secs(1);
@@ -83,7 +84,8 @@ impl Lines {
         Waiting {
             lines: self.clone(),
             id: self.0.hasher.hash_one((options, op.scope.as_str(), op.key.as_str())),
-            deadline: Instant::now() + bound,
+            // A bound that is too long is refused before anything waits.
+            deadline: Instant::now() + bound.min(BOUND_MAX),
             pauses: 0,
             leased: false,
             line: None,
@@ -121,6 +123,10 @@ impl Waiting {
     pub(crate) fn in_database(&self) -> Duration {
         let waits = self.lead.as_ref().is_some_and(|lead| lead.slot.is_some()) && !self.leased;
         if waits { self.left() } else { Duration::ZERO }
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        self.lead.is_some()
     }
 
     /// Pauses before another look, and says whether there is to be one: the bound may be over.

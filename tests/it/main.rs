@@ -59,6 +59,7 @@ mod roles;
 mod row_states;
 mod run;
 mod run_lost;
+mod run_races;
 mod run_together;
 mod run_waiting;
 mod scope;

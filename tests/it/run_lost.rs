@@ -90,7 +90,7 @@ async fn lost_transactions_are_recognised_in_every_kind_of_error() {
         lose(tx).await.map_err(Wrapped)
     });
     assert!(run.await.unwrap_err().is_retryable());
-    assert_eq!(calls.load(Ordering::Relaxed), 30, "ten each");
+    assert_eq!(calls.load(Ordering::Relaxed), 60, "twenty each");
 }
 
 #[tokio::test]
