@@ -142,7 +142,7 @@ const RULES: [Rule; 10] = [
                     && !before.is_alphanumeric()
                     && s[at + name.len()..].starts_with('(')
             };
-            TABLES.iter().any(|t| table(&t)) || s.match_indices('_').any(ours)
+            TABLES.iter().any(table) || s.match_indices('_').any(ours)
         },
         &[],
     ),
@@ -317,13 +317,13 @@ async fn everything(db: &TestDb) {
         let writes = async |tx: &mut PgConnection| effect(tx, "alone", "step").await;
         work.step_tx(Step::new("ours"), writes).await
     };
-    once.run_leased(pool, &op("steps"), lease.clone(), work).await.unwrap();
+    once.run_leased(pool, &op("steps"), lease, work).await.unwrap();
     let gives_up = async |work: &mut Work| {
         work.step("remote", async || Ok::<_, Failure>(1)).await?;
         Err::<(), _>(Failure::from(std::io::Error::other("no")))
     };
     for _ in 0..2 {
-        let _ = once.run_leased(pool, &op("given up"), lease.clone(), gives_up).await;
+        let _ = once.run_leased(pool, &op("given up"), lease, gives_up).await;
     }
     // Operators.
     for act in ["take over", "revoke"] {
