@@ -19,7 +19,9 @@ macro_rules! files {
 /// The functions, procedures and views, in the order in which they can be created.
 pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "internal/clock"
+    "internal/is_slow"
     "internal/lock_id"
+    "internal/refuse"
     "internal/row_rules"
     "internal/decide"
     "internal/check_range"
@@ -34,12 +36,10 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "internal/take_lock"
     "internal/check_locks"
     "internal/list_unfinished"
-    "internal/insert_row"
     "internal/overwrite_row"
     "internal/lock_replay"
     "internal/begin"
     "internal/is_omitted"
-    "internal/refuse"
     "internal/wait_for_key"
     "internal/lock_claim"
     "internal/finish"
@@ -90,7 +90,8 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
 /// Says what is installed, and so is installed last.
 pub(crate) const SCHEMA_VERSION: &str = include_str!("../sql/public/schema_version.sql");
 
-/// Times cross as microseconds since the epoch: no `sqlx/time`, and `infinity` cannot panic.
+/// Times cross as microseconds since the epoch: no `sqlx/time`, and `infinity` cannot panic. It is the largest number or
+/// the smallest.
 macro_rules! micros {
     ($column:literal) => {
         concat!(
@@ -98,7 +99,11 @@ macro_rules! micros {
             $column,
             ") then (extract(epoch from ",
             $column,
-            ") operator(pg_catalog.*) 1000000)::bigint end as ",
+            ") operator(pg_catalog.*) 1000000)::bigint when ",
+            $column,
+            " operator(pg_catalog.>) pg_catalog.now() then 9223372036854775807 when ",
+            $column,
+            " operator(pg_catalog.<) pg_catalog.now() then '-9223372036854775808'::bigint end as ",
             $column
         )
     };

@@ -4,8 +4,8 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $pgonce$
 begin
-  perform :"schema"._take_lock(:"schema"._lock_id(p_scope, p_key), 
-                               clock_timestamp() + p_wait_ms * interval '1 millisecond', false);
+  perform :"schema"._take_lock(:"schema"._lock_id(p_scope, p_key),
+                               clock_timestamp() + p_wait_ms * interval '1 millisecond');
   return true;
 exception when lock_not_available then
   return false;

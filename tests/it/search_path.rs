@@ -179,3 +179,21 @@ async fn what_migrate_makes_is_the_same() {
     run(&db, &op("k")).await.unwrap();
     db.once.inspect(&mut db.conn().await, op("k").scope(), op("k").key()).await.unwrap().unwrap();
 }
+
+// They pin no search_path of their own.
+#[tokio::test]
+async fn the_verbs_write_the_same() {
+    let db = TestDb::new().await;
+    let misled = misled(&db).await;
+    let mut conn = misled.conn().await;
+    let claim = started(misled.once.begin(&mut conn, &op("k")).await.unwrap());
+    let kept = "select expires_at - created_at = interval '1 day' and lease_expires_at = expires_at
+                  from {}.idempotency_keys";
+    assert!(db.ask::<bool>(kept).await);
+    claim.complete(&mut conn, Response::empty()).await.unwrap();
+    // Every status is said to be the one that is asked for, and yet a finished claim is not finished again.
+    let again = "select {}.fail(scope, key, token) from {}.idempotency_keys";
+    let error = sqlx::query(misled.sql(again)).execute(&mut conn).await.unwrap_err();
+    assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some("IK002"));
+    assert_eq!(word(&misled.once.begin(&mut conn, &op("k")).await.unwrap()), "replay");
+}

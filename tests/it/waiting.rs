@@ -212,7 +212,7 @@ async fn an_answer_after_a_wait_leaves_the_holder_alone() {
     let db = TestDb::new().await;
     let mut holder = db.pool.begin().await.unwrap();
     // A leased begin that has not committed yet.
-    let begin = "select token from {}._begin('test/scope', 'k', null, 86400000, null, 60000, 0, 'retry', null, false, false)";
+    let begin = "select token from {}._begin('test/scope', 'k', null, 86400000, null, 60000, 0, 'retry', null, false)";
     let token: sqlx::types::Uuid =
         sqlx::query_scalar(db.sql(begin)).fetch_one(&mut *holder).await.unwrap();
     let waiter = tokio::spawn({
