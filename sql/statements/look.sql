@@ -14,7 +14,8 @@ select s.found, s.answer, s.status, s.response_code, s.response_headers, s.respo
        case when pg_catalog.current_setting('pgonce.call', true) operator(pg_catalog.=) $5 then true
             else pg_catalog.set_config('pgonce.call', $5, false) is null end as is_committed,
        pg_catalog.current_setting('transaction_isolation') as isolation,
-       pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'on' as is_read_only
+       pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'on' as is_read_only,
+       :"schema"._is_slow(pg_catalog.statement_timestamp()) as is_slow
   from (values (1)) one(row)
   left join (
     select true as found, :"schema"._status_word(k.status) as status,

@@ -66,15 +66,20 @@ impl PgOnce {
         takes: bool,
         token: &str,
     ) -> Result<Look> {
+        let naming = |error| database(error).in_schema(&self.schema).naming(op);
         let row = sqlx::query(self.statements.look.clone())
             .bind(op.scope.as_str())
             .bind(op.key.as_str())
             .bind(op.fingerprint.as_ref().map(Fingerprint::as_bytes))
             .bind(takes)
             .bind(token)
-            .fetch_one(conn)
+            .fetch_one(&mut *conn)
             .await
-            .map_err(|error| database(error).in_schema(&self.schema).naming(op))?;
+            .map_err(naming)?;
+        if get(&row, "is_slow")? {
+            // Its plan may be of a time when the table was small.
+            sqlx::raw_sql("discard plans").execute(conn).await.map_err(naming)?;
+        }
         Look::of(&row)
     }
 
