@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 
 use super::key::{Found, Inserted, Isolation};
-use super::performing::{Begun, Ended, Of, Performing, Right};
+use super::performing::{Begun, Ended, Performing, Right};
 use super::restarts::{Restarts, is_contention};
 use super::transaction::OwnedTransaction;
 use super::waiting::Waiting;
@@ -87,8 +87,7 @@ impl<'a> Call<'a> {
     async fn begin_once(&mut self) -> Result<Begun> {
         if self.optimistic {
             let tx = OwnedTransaction::begin(self.pool).await?;
-            let right = Right { of: Of::Nothing, savepoint: false };
-            return Ok(Begun::Started(Performing { tx, right }));
+            return Ok(Begun::Started(Performing { tx, right: Right::None }));
         }
         let wait = self.waiting.in_database();
         if self.waits_apart && !wait.is_zero() {
@@ -119,7 +118,7 @@ impl<'a> Call<'a> {
             return Err(committed_by_the_work());
         }
         self.waits_apart = look.isolation != Isolation::ReadCommitted;
-        let of = match look.found {
+        let right = match look.found {
             Found::Free => {
                 if self.no_rows >= NO_ROWS_MAX {
                     tx.rollback().await;
@@ -129,7 +128,7 @@ impl<'a> Call<'a> {
                     tx.rollback().await;
                     return Err(read_only());
                 }
-                Of::Lock
+                Right::Lock
             }
             Found::Taken => {
                 self.give_back(tx).await;
@@ -147,7 +146,7 @@ impl<'a> Call<'a> {
                 match answer {
                     Begin::Started(mut claim) => {
                         claim.settled = true; // it ends with this transaction, however that ends
-                        Of::Claim(claim)
+                        Right::Claim(claim)
                     }
                     // Its row is locked, so COMMIT waits for the standby.
                     Begin::Replay(replay) if self.op.lock_replay => {
@@ -163,12 +162,11 @@ impl<'a> Call<'a> {
         };
         // A failure that is kept may rest on what the work has read. At SERIALIZABLE only a COMMIT of the same
         // transaction proves that, so the work can be undone there without ending it.
-        let savepoint = look.isolation == Isolation::Serializable;
-        if savepoint {
+        if look.isolation == Isolation::Serializable {
             let set = tx.set_savepoint().await;
             (tx, ()) = tx.unless_failed(set).await?;
         }
-        Ok(Begun::Started(Performing { tx, right: Right { of, savepoint } }))
+        Ok(Begun::Started(Performing { tx, right }))
     }
 
     /// Rolls back a transaction that has only asked. One that has waited may have the key's lock, for which others wait.
@@ -190,7 +188,7 @@ impl<'a> Call<'a> {
         let Performing { mut tx, right } = performing;
         let checked = tx.check();
         (tx, ()) = tx.unless_failed(checked).await?;
-        let written = self.write(&mut tx, &right.of, finished, response).await;
+        let written = self.write(&mut tx, &right, finished, response).await;
         let written = written.map_err(Error::before_commit);
         let (tx, inserted) = tx.unless_failed(written).await?;
         if inserted != Inserted::Written {
@@ -207,16 +205,16 @@ impl<'a> Call<'a> {
     async fn write(
         &self,
         tx: &mut OwnedTransaction,
-        of: &Of,
+        right: &Right,
         finished: Finished,
         response: Response,
     ) -> Result<Inserted> {
-        match of {
-            Of::Claim(claim) => {
+        match right {
+            Right::Claim(claim) => {
                 claim.finish(tx, finished, response).await.map(|()| Inserted::Written)
             }
-            Of::Nothing => self.once.insert(tx, self.op, finished, response, true).await,
-            Of::Lock => self.once.insert(tx, self.op, finished, response, false).await,
+            Right::None => self.once.insert(tx, self.op, finished, response, true).await,
+            Right::Lock => self.once.insert(tx, self.op, finished, response, false).await,
         }
     }
 
@@ -231,7 +229,7 @@ impl<'a> Call<'a> {
         let finished = async {
             tx.check()?;
             tx.set_savepoint().await?;
-            let written = self.write(&mut tx, &right.of, Finished::Completed, response).await;
+            let written = self.write(&mut tx, &right, Finished::Completed, response).await;
             if !matches!(written, Ok(Inserted::Written)) {
                 tracing::warn!(error = ?written.err(), "an observed key was not completed");
                 tx.undo_work().await?;
@@ -253,7 +251,7 @@ impl<'a> Call<'a> {
         let Performing { mut tx, right } = performing;
         let checked = tx.check();
         (tx, ()) = tx.unless_failed(checked).await?;
-        if right.savepoint {
+        if tx.has_savepoint() {
             let undone = tx.undo_work().await;
             (tx, ()) = tx.unless_failed(undone).await?;
             return self.finish(Performing { tx, right }, Finished::Failed, response).await;
@@ -266,7 +264,7 @@ impl<'a> Call<'a> {
                     self.begin().await
                 }
                 Ok(Begun::Answered(answer)) => return Ok(Ended::Answered(answer)),
-                Ok(Begun::Started(performing)) if performing.right.savepoint => {
+                Ok(Begun::Started(performing)) if performing.tx.has_savepoint() => {
                     performing.tx.rollback().await; // an optimistic call: the work must run after the savepoint
                     return Ok(Ended::Lost);
                 }

@@ -23,15 +23,9 @@ pub(crate) struct Performing {
 }
 
 /// What the transaction has of its key.
-pub(crate) struct Right {
-    pub(super) of: Of,
-    /// Whether there is a savepoint before the work: at SERIALIZABLE.
-    pub(super) savepoint: bool,
-}
-
-pub(super) enum Of {
-    /// Nothing: the INSERT finds out.
-    Nothing,
+pub(crate) enum Right {
+    /// Nothing: an optimistic call. The INSERT finds out.
+    None,
     /// The lock. The key has no row.
     Lock,
     /// A row in progress, where there was one to overwrite.
@@ -51,9 +45,9 @@ impl Performing {
     /// How many claims the key has had, this one included.
     #[cfg(feature = "tower")]
     pub(crate) fn attempt(&self) -> u32 {
-        match &self.right.of {
-            Of::Claim(claim) => claim.attempt(),
-            Of::Nothing | Of::Lock => 1,
+        match &self.right {
+            Right::Claim(claim) => claim.attempt(),
+            Right::None | Right::Lock => 1,
         }
     }
 }

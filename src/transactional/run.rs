@@ -1,15 +1,19 @@
 //! The closure form: it cannot be forgotten half way. For a key without a row it sends
 //!
 //! 1. `begin deferrable`, by itself;
-//! 2. the look (`sql/statements/look.sql`), which takes the key's lock where it sees no row. A row decides, and the call
-//!    answers. Another transaction has the lock: the call rolls back, and waits if its caller allows that;
-//! 3. the work;
-//! 4. the INSERT of the finished row (`sql/statements/insert_finished.sql`). When another call has written one since the
-//!    look, it returns no row: everything is rolled back, and the call starts again;
+//! 2. the look (`sql/statements/look.sql`), which tries the key's lock where it sees no row. A finished row is replayed.
+//!    Another transaction has the lock: the call rolls back and is *in progress*, or waits if its caller allows that, and
+//!    begins again;
+//! 3. the work. When it fails everything is rolled back, and the call looks once more before it believes the error: the
+//!    work may have failed because it is a duplicate;
+//! 4. the INSERT of the finished row (`sql/statements/insert_finished.sql`). It returns no row when another call has
+//!    written one since the look: everything is rolled back, and the call begins again;
 //! 5. `COMMIT`, by itself.
 //!
-//! Where the row may be overwritten (a lapsed claim, a forgotten key), `begin_operation` follows the look and `complete`
-//! takes the place of the INSERT. An [optimistic](Operation::optimistic) call leaves out the look.
+//! A row that may be overwritten (a lapsed claim, a forgotten key) goes to `begin_operation` after the look, and to
+//! `complete` or `fail` in place of the INSERT. A failure that is kept takes steps 1, 2, 4 and 5 anew, without the work;
+//! at SERIALIZABLE it goes back to a savepoint before the work instead. An [optimistic](Operation::optimistic) call
+//! leaves out the look. `call.rs` has the steps.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -33,17 +37,18 @@ impl PgOnce {
     /// again, so `work` may be called several times; only one call's writes are ever committed.
     ///
     /// When `work` fails, everything is rolled back and nothing is remembered, unless it returns
-    /// [`Failure::keep`]: then its writes are undone, and the failure is stored and replayed.
+    /// [`Failure::keep`]: then its writes are undone, and the failure is stored and replayed. Should another call have
+    /// finished the key meanwhile, its response is the answer in both cases.
     ///
     /// Inside `work`, nested transactions (`tx.begin()`) are savepoints. Let each of them end, and do not
     /// drop a `begin` half way: sqlx 0.9.0 then rolls back the whole transaction behind the work's back.
-    /// `run` notices and answers [`TransactionLost`](ErrorKind::TransactionLost). Never send `COMMIT` or
+    /// `run` notices and answers [`TransactionLost`](crate::ErrorKind::TransactionLost). Never send `COMMIT` or
     /// `ROLLBACK` yourself: what was written before is committed without its key, and the next call does it again.
     /// `run` answers `TransactionLost` then, too.
     ///
-    /// The connection is in use while `work` runs, and while this waits for an open transaction elsewhere. Calls that
-    /// share this `PgOnce` or a clone of it, a pool and a key take one between them while they
-    /// [wait](Operation::wait). Do not call other services from `work`: an open
+    /// The connection is in use while `work` runs, and while this waits for an open transaction elsewhere. Of the calls
+    /// that [wait](Operation::wait) for one key, on one pool and through clones of one `PgOnce`, at most one holds a
+    /// connection. Do not call other services from `work`: an open
     /// transaction blocks vacuum. That is what leased claims are for.
     ///
     /// ```no_run
@@ -63,7 +68,7 @@ impl PgOnce {
     /// ```
     ///
     /// # Errors
-    /// [`RunError`]. After [`CommitUnknown`](ErrorKind::CommitUnknown), call it again with the same
+    /// [`RunError`]. After [`CommitUnknown`](crate::ErrorKind::CommitUnknown), call it again with the same
     /// key to find out.
     ///
     /// # Cancel safety
@@ -87,27 +92,23 @@ impl PgOnce {
                 Begun::Started(tx) => tx,
                 Begun::Answered(answer) => return answered(answer),
             };
-            let ended = match work.clone()(&mut tx).await.map_err(|error| error.into().0) {
+            let (outcome, ended) = match work.clone()(&mut tx).await.map_err(|error| error.into().0)
+            {
                 Ok(value) => {
-                    let mut response = match Response::json(&value) {
-                        Ok(response) => response,
+                    let response = match Response::json(&value) {
+                        Ok(response) => Response { omitted: op.secret, ..response },
                         Err(error) => {
                             tx.tx.rollback().await;
                             return Err(error.into());
                         }
                     };
-                    response.omitted = op.secret;
-                    match call.finish(tx, Finished::Completed, response).await {
-                        Ok(Ended::Committed) => return Ok(Done::new(value)),
-                        ended => ended,
-                    }
+                    let ended = call.finish(tx, Finished::Completed, response).await;
+                    (Ok(Done::new(value)), ended)
                 }
-                Err(Ending::Keep(response)) => match call.keep(tx, response.clone()).await {
-                    Ok(Ended::Committed) => {
-                        return Err(RunError::Failed { response, replayed: false });
-                    }
-                    ended => ended,
-                },
+                Err(Ending::Keep(response)) => {
+                    let ended = call.keep(tx, response.clone()).await;
+                    (Err(RunError::Failed { response, replayed: false }), ended)
+                }
                 Err(Ending::Undo(error)) => match call.undo(tx).await {
                     // Not retryable, whatever the error: what the work wrote may be committed.
                     Err(lost) => return Err(lost.caused_by(error).into()),
@@ -119,8 +120,9 @@ impl PgOnce {
                 },
             };
             match ended {
-                Ok(Ended::Committed | Ended::Lost) => {}
+                Ok(Ended::Committed) => return outcome,
                 Ok(Ended::Answered(answer)) => return answered(answer),
+                Ok(Ended::Lost) => {} // to another call: begin again
                 Err(error) if call.starts_again(&error).await => {}
                 Err(error) => return Err(RunError::of_end(error)),
             }

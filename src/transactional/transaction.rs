@@ -38,6 +38,8 @@ const START_ANEW: &str = "rollback and chain; set transaction deferrable";
 pub(crate) struct OwnedTransaction {
     conn: PoolConnection<Postgres>,
     settled: bool,
+    /// Whether the work can be undone without ending the transaction.
+    savepoint: bool,
     /// Of leased work.
     loan: Option<Loan>,
     /// How long a statement of ours may take. None: as long as the server lets it.
@@ -107,7 +109,7 @@ impl OwnedTransaction {
     ) -> Result<Self> {
         // Cancelling acquire is safe: nothing has been sent yet.
         let conn = pool.acquire().await.map_err(database)?;
-        let mut tx = Self { conn, settled: false, loan: None, answer_within };
+        let mut tx = Self { conn, settled: false, savepoint: false, loan: None, answer_within };
         let begun = Manager::begin(&mut tx.conn, Some(begin.into_sql_str()));
         bounded(answer_within, begun).await.flatten().map_err(database)?;
         Ok(tx)
@@ -115,7 +117,13 @@ impl OwnedTransaction {
 
     /// Sets the savepoint to which [`undo_work`](Self::undo_work) goes back.
     pub(crate) async fn set_savepoint(&mut self) -> Result<()> {
-        self.execute(SAVEPOINT).await
+        self.execute(SAVEPOINT).await?;
+        self.savepoint = true;
+        Ok(())
+    }
+
+    pub(crate) fn has_savepoint(&self) -> bool {
+        self.savepoint
     }
 
     pub(crate) async fn undo_work(&mut self) -> Result<()> {
@@ -128,7 +136,10 @@ impl OwnedTransaction {
     pub(crate) async fn start_anew(mut self, pool: &PgPool) -> Result<Self> {
         let restarted = match Manager::get_transaction_depth(&self.conn) {
             0 => self.check(),
-            1 => self.execute(START_ANEW).await,
+            1 => {
+                self.savepoint = false;
+                self.execute(START_ANEW).await
+            }
             _ => {
                 drop(self); // a nested transaction was left open: closed, and the server rolls back
                 return Self::begin(pool).await;
