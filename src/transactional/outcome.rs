@@ -12,7 +12,7 @@ use crate::response::Response;
 
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What [`PgOnce::run`] returns: the value, performed now or replayed.
+/// What [`PgOnce::run`](crate::PgOnce::run) returns: the value, performed now or replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Done<T> {
     value: T,
@@ -34,7 +34,7 @@ pub(crate) enum Ending {
     Keep(Response),
 }
 
-/// Why [`PgOnce::run`] has no value to return.
+/// Why [`PgOnce::run`](crate::PgOnce::run) has no value to return.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
