@@ -52,6 +52,14 @@ impl Finished {
             Self::Failed => "failed",
         }
     }
+
+    /// The status of the key's row.
+    pub(crate) fn code(self) -> i16 {
+        match self {
+            Self::Completed => 2,
+            Self::Failed => 3,
+        }
+    }
 }
 
 /// Another claim on the key is alive.

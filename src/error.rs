@@ -65,6 +65,9 @@ pub enum ErrorKind {
     SchemaOutdated,
     /// The schema was migrated by a newer library, which this one would damage.
     SchemaTooNew,
+    /// A pooler, or a default of the session, with which pgonce cannot keep its promises. The message names it and the
+    /// cure. Only [`PgOnce::check`](crate::PgOnce::check) says this.
+    Environment,
     /// A stored row holds what pgonce never writes. It is neither replayed nor run again.
     Corrupt,
     /// A step of leased work does not fit what is recorded: it is new and comes before recorded ones that have not
@@ -103,6 +106,16 @@ impl Error {
     pub(crate) fn in_schema(mut self, schema: &SchemaName) -> Self {
         if self.kind == ErrorKind::SchemaOutdated || sqlstate_in(&self) == Some("42501") {
             self.message.push_str(&format!("; pgonce's schema here is {}", schema.as_str()));
+        }
+        self
+    }
+
+    /// Says of an error before COMMIT what a lost connection leaves open otherwise.
+    pub(crate) fn before_commit(mut self) -> Self {
+        const COMMITTED: &str = "nothing was committed";
+        if self.kind == ErrorKind::Connection && !self.message.contains(COMMITTED) {
+            self.message.push_str("; ");
+            self.message.push_str(COMMITTED);
         }
         self
     }

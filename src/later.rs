@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::error::causes;
-use crate::run::{Failure, RunError};
+use crate::transactional::{Failure, RunError};
 
 /// What is in a [`Failure::later`].
 #[derive(Debug)]

@@ -5,8 +5,8 @@
 
 mod answer;
 mod before;
-mod checkout;
 mod claim;
+mod environment;
 mod error;
 mod fingerprint;
 mod heartbeat;
@@ -16,7 +16,6 @@ mod later;
 mod lease;
 mod leased;
 mod limits;
-mod literal;
 mod loans;
 mod migrate;
 mod once;
@@ -27,19 +26,18 @@ mod reaper;
 mod record;
 mod recovery;
 mod response;
-mod run;
 mod run_leased;
 mod schema;
 mod scope;
 mod sql;
 #[cfg(feature = "throwaway")]
 pub mod throwaway;
+mod transactional;
 #[cfg(feature = "tower")]
 pub mod web;
 mod work;
 
 pub use answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
-pub use checkout::commit;
 pub use claim::Claim;
 pub use error::{Error, ErrorKind, Result};
 pub use fingerprint::{Fingerprint, FingerprintSecret};
@@ -47,16 +45,16 @@ pub use inbox::{Handled, Inbox, Message, Receipt, Received, Verdict};
 pub use key::Key;
 pub use lease::Lease;
 pub use migrate::Migrated;
-pub use once::{PgOnce, RoundTrips};
+pub use once::PgOnce;
 pub use operation::{OnLapse, Operation};
 pub use progress::Progress;
 pub use reaper::{Reaped, Reaper};
 pub use record::{ClaimState, Filter, Listed, Record, Stats, Status};
 pub use recovery::Recovery;
 pub use response::Response;
-pub use run::{Done, Failure, RunError};
 pub use schema::SchemaName;
 pub use scope::Scope;
+pub use transactional::{Done, Failure, RunError, commit};
 pub use work::{Step, Work};
 
 /// sqlx's types are part of this API; use the same version.

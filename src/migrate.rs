@@ -1,8 +1,9 @@
 //! Bringing pgonce's schema up to date.
 
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::{PgConnection, PgPool, Row};
 
+use crate::environment;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::key::digest_of_parts;
 use crate::once::PgOnce;
@@ -139,18 +140,36 @@ impl PgOnce {
         render(&self.schema, &script(&self.schema))
     }
 
-    /// Checks that the schema fits this library. For start-up.
+    /// Checks that the schema fits this library, and that the way to the server does. For start-up.
     ///
-    /// It fits when it is of the library's own release, or of one that is at most a minor version older or newer, so
-    /// that a deployment may migrate before or after its processes are replaced, and be rolled back.
+    /// The schema fits when it is of the library's own release, or of one that is at most a minor version older or
+    /// newer, so that a deployment may migrate before or after its processes are replaced, and be rolled back.
+    ///
+    /// The way fits when prepared statements can be trusted behind the pooler, if there is one, and no default of the
+    /// session breaks a promise ([operations](crate::_docs::operations)). A pooler shows itself to two connections
+    /// only: with a pool of one connection this is not checked. Behind a busy pooler it can also be missed.
+    ///
+    /// ```no_run
+    /// # async fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
+    /// let once = pgonce::PgOnce::new();
+    /// once.check(&pool).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// [`SchemaOutdated`](ErrorKind::SchemaOutdated) when it is missing, too old, or not what this release installs
-    /// (for example under another name); [`SchemaTooNew`](ErrorKind::SchemaTooNew) when it is too new.
+    /// [`SchemaOutdated`](ErrorKind::SchemaOutdated) when the schema is missing, too old, or not what this release
+    /// installs (for example under another name); [`SchemaTooNew`](ErrorKind::SchemaTooNew) when it is too new;
+    /// [`Environment`](ErrorKind::Environment), which names everything that does not fit, and its cure.
     ///
     /// # Cancel safety
     /// Cancel safe: it only reads.
-    pub async fn check(&self, conn: &mut PgConnection) -> Result<()> {
+    pub async fn check(&self, pool: &PgPool) -> Result<()> {
+        self.check_schema(&mut *pool.acquire().await.map_err(database)?).await?;
+        environment::check(pool).await
+    }
+
+    async fn check_schema(&self, conn: &mut PgConnection) -> Result<()> {
         let found = self.found(conn).await?;
         self.refuse_too_new(&found)?;
         let (schema, version) = (self.schema.as_str(), found.version);
@@ -171,8 +190,10 @@ impl PgOnce {
     /// Asks in the simple protocol, without a prepared statement: migrate and check work through
     /// every pooler, also those that lose prepared statements between transactions.
     async fn found(&self, conn: &mut PgConnection) -> Result<Found> {
-        // Two questions, because naming a missing function would abort a caller's transaction.
-        let exists = "select pg_catalog.to_regprocedure(pg_catalog.format('%I.schema_version()', :'schema')) is not null as there,
+        // Two questions, because naming a missing function would abort a caller's transaction. A proxy may send what
+        // is not volatile to a standby, which may be late.
+        let exists = "select pg_catalog.clock_timestamp(),
+                              pg_catalog.to_regprocedure(pg_catalog.format('%I.schema_version()', :'schema')) is not null as there,
                              pg_catalog.to_regclass(pg_catalog.format('%I.migrations', :'schema')) is not null as unreleased";
         let row = self.ask_simply(conn, exists).await?;
         if row.try_get::<bool, _>("unreleased").map_err(database)? {

@@ -1,7 +1,7 @@
 //! The entry point: configuration and the two begins.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
@@ -9,9 +9,6 @@ use sqlx::{PgConnection, Postgres, Row};
 use uuid::Uuid;
 
 use crate::answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
-#[cfg(feature = "tower")]
-use crate::checkout::Checkout;
-use crate::checkout::Flights;
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::heartbeat::Beside;
@@ -21,6 +18,9 @@ use crate::protocol::procedure::ANSWER_MAX;
 use crate::response::Response;
 use crate::schema::SchemaName;
 use crate::sql::Statements;
+use crate::transactional::Lines;
+#[cfg(feature = "tower")]
+use crate::transactional::OwnedTransaction;
 
 /// The entry point: which schema to use, and the defaults. Cheap to clone; holds no connection. Make one per process
 /// and clone it: clones know of each other's calls, and [wait](Operation::wait) for them at less cost.
@@ -40,52 +40,9 @@ pub struct PgOnce {
     pub(crate) schema: SchemaName,
     pub(crate) statements: Arc<Statements>,
     pub(crate) beside: Beside,
-    pub(crate) flights: Flights,
+    pub(crate) lines: Lines,
     pub(crate) retention: Duration,
     pub(crate) response_bytes_max: u32,
-    pub(crate) round_trips: RoundTrips,
-}
-
-/// How many round trips [`run`](PgOnce::run) and transactional routes take for a new key, beside the work's own.
-///
-/// Whichever it is, the promise is the same; they differ in speed, and in what the *server's* log may show. (For work
-/// that breaks the rules and sends COMMIT itself, `Five` leaves a key in progress, the others leave none.)
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum RoundTrips {
-    /// As many as a bare transaction: BEGIN with the key's lock and a look in one message, the finished row with
-    /// COMMIT in another. It takes every key for a new one, so a retry takes one round trip in vain, and leaves a
-    /// line in the server's log (`ERROR: the key is not new`) with scope and key as hexadecimal digits. Above READ
-    /// COMMITTED every call does. For services on a slow network, where retries are few.
-    Two,
-    /// One more, to look first: a retry is answered by it, without a transaction. What was said of the log is true
-    /// only of calls that meet between the look and the next message.
-    #[default]
-    Three,
-    /// Every statement on its own, and every value apart from it. Nothing that a caller has chosen is part of a
-    /// statement's text, so no log shows it. The key's row is written twice, by begin and by complete.
-    Five,
-}
-
-/// What a look has found.
-pub(crate) enum Looked {
-    /// Anything but *started*.
-    Answered(Begin),
-    /// It has no row, and `open_once` may be tried.
-    New,
-    /// It can be started, but only begin can do it.
-    Free,
-}
-
-impl Looked {
-    /// Whether waiting would change nothing: anything but a key that is free, or in another open transaction.
-    pub(crate) fn is_final(&self) -> bool {
-        match self {
-            Self::Answered(Begin::InProgress(wait)) => wait.lease_remaining.is_some(),
-            Self::Answered(_) => true,
-            Self::New | Self::Free => false,
-        }
-    }
 }
 
 /// How long keys are remembered unless told otherwise.
@@ -107,11 +64,10 @@ impl PgOnce {
         Self {
             statements: Arc::new(Statements::new(&schema)),
             beside: Beside::default(),
-            flights: Flights::default(),
+            lines: Lines::default(),
             schema,
             retention: RETENTION_DEFAULT,
             response_bytes_max: RESPONSE_BYTES_MAX_DEFAULT,
-            round_trips: RoundTrips::default(),
         }
     }
 
@@ -120,7 +76,7 @@ impl PgOnce {
     pub fn schema(mut self, schema: SchemaName) -> Self {
         self.statements = Arc::new(Statements::new(&schema));
         self.schema = schema;
-        (self.flights, self.beside) = (Flights::default(), Beside::default()); // its keys are others
+        (self.lines, self.beside) = (Lines::default(), Beside::default()); // its keys are others
         self
     }
 
@@ -137,20 +93,6 @@ impl PgOnce {
     #[must_use]
     pub fn response_bytes_max(mut self, bytes: u32) -> Self {
         self.response_bytes_max = bytes;
-        self
-    }
-
-    /// How [`run`](PgOnce::run) and transactional routes talk to the database.
-    ///
-    /// ```
-    /// use pgonce::{PgOnce, RoundTrips};
-    ///
-    /// let far_away = PgOnce::new().round_trips(RoundTrips::Two);
-    /// let discreet = PgOnce::new().round_trips(RoundTrips::Five);
-    /// ```
-    #[must_use]
-    pub fn round_trips(mut self, round_trips: RoundTrips) -> Self {
-        self.round_trips = round_trips;
         self
     }
 
@@ -199,7 +141,8 @@ impl PgOnce {
         wait: Duration,
     ) -> Result<Begin> {
         op.check(self.retention)?;
-        let row = self.call(conn, op, wait, false).await?;
+        let asked = self.query(op, wait).fetch_one(conn).await;
+        let row = asked.map_err(|error| database(error).in_schema(&self.schema).naming(op))?;
         self.answer(op, &row, None)
     }
 
@@ -207,7 +150,7 @@ impl PgOnce {
     #[cfg(feature = "tower")]
     pub(crate) async fn ask_pool(&self, pool: &sqlx::PgPool, op: &Operation) -> Result<Begin> {
         op.check(self.retention)?;
-        let rows = Checkout::look(pool, || self.query(op, Duration::ZERO, false)).await;
+        let rows = OwnedTransaction::look(pool, || self.query(op, Duration::ZERO)).await;
         let none = || Error::new(ErrorKind::SchemaTooNew, "begin gave no answer");
         let row = rows
             .map_err(|error| error.in_schema(&self.schema).naming(op))?
@@ -216,84 +159,7 @@ impl PgOnce {
         self.answer(op, &row, None)
     }
 
-    /// What [`ask`](PgOnce::ask) would be told, for a connection outside of a transaction. Writes nothing and keeps
-    /// no lock, but waits as that would.
-    pub(crate) async fn look(
-        &self,
-        conn: &mut PgConnection,
-        op: &Operation,
-        wait: Duration,
-    ) -> Result<Looked> {
-        let since = Instant::now();
-        let left = || wait.saturating_sub(since.elapsed());
-        while !op.lock_replay
-            && let Some(looked) = self.glance(conn, op).await?
-        {
-            if left().is_zero() || !matches!(looked, Looked::Answered(Begin::InProgress(_))) {
-                return Ok(looked);
-            }
-            self.wait_for(conn, op, left()).await?;
-        }
-        let row = self.call(conn, op, left(), true).await?;
-        Ok(match (get::<&str>(&row, "answer")?, get::<Option<i32>>(&row, "attempt")?) {
-            ("started", Some(_)) => Looked::New,
-            ("started", None) => Looked::Free,
-            _ => Looked::Answered(self.answer(op, &row, None)?),
-        })
-    }
-
-    /// A look for the usual answers, at a third of the price. None: it takes begin to tell.
-    async fn glance(&self, conn: &mut PgConnection, op: &Operation) -> Result<Option<Looked>> {
-        let row = sqlx::query(self.statements.look.clone())
-            .bind(op.scope.as_str())
-            .bind(op.key.as_str())
-            .bind(op.fingerprint.as_ref().map(|fingerprint| fingerprint.as_bytes()))
-            .fetch_one(conn)
-            .await
-            .map_err(|error| database(error).in_schema(&self.schema).naming(op))?;
-        if get::<Option<&str>>(&row, "answer")? == Some("replay") {
-            return Ok(Some(Looked::Answered(Begin::Replay(replay(&row)?))));
-        }
-        Ok(get::<Option<bool>>(&row, "is_free")?.map(|is_free| match is_free {
-            true => Looked::New,
-            // In another open transaction: there is no lease to tell.
-            false => Looked::Answered(Begin::InProgress(InProgress { lease_remaining: None })),
-        }))
-    }
-
-    async fn wait_for(
-        &self,
-        conn: &mut PgConnection,
-        op: &Operation,
-        wait: Duration,
-    ) -> Result<()> {
-        sqlx::query(self.statements.wait_for.clone())
-            .bind(op.scope.as_str())
-            .bind(op.key.as_str())
-            .bind(millis(wait))
-            .execute(conn)
-            .await
-            .map(drop)
-            .map_err(database)
-    }
-
-    async fn call(
-        &self,
-        conn: &mut PgConnection,
-        op: &Operation,
-        wait: Duration,
-        ask_only: bool,
-    ) -> Result<PgRow> {
-        let asked = self.query(op, wait, ask_only).fetch_one(conn).await;
-        asked.map_err(|error| database(error).in_schema(&self.schema).naming(op))
-    }
-
-    fn query<'q>(
-        &self,
-        op: &'q Operation,
-        wait: Duration,
-        ask_only: bool,
-    ) -> Query<'q, Postgres, PgArguments> {
+    fn query<'q>(&self, op: &'q Operation, wait: Duration) -> Query<'q, Postgres, PgArguments> {
         sqlx::query(self.statements.begin.clone())
             .bind(op.scope.as_str())
             .bind(op.key.as_str())
@@ -303,7 +169,6 @@ impl PgOnce {
             .bind(op.on_lapse.as_str())
             .bind(op.max_attempts.map(attempts))
             .bind(op.lock_replay)
-            .bind(ask_only)
     }
 
     /// `token`: the caller's, which a leased begin does not repeat.
@@ -342,14 +207,13 @@ impl PgOnce {
             statements: Arc::clone(&self.statements),
             response_bytes_max: i64::from(self.response_bytes_max),
             recovered: false,
-            unwritten: None,
             settled: false,
             answer_within: ANSWER_MAX,
         }
     }
 }
 
-fn replay(row: &PgRow) -> Result<Replay> {
+pub(crate) fn replay(row: &PgRow) -> Result<Replay> {
     let status = match get::<&str>(row, "status")? {
         "completed" => Finished::Completed,
         _ => Finished::Failed,

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use sqlx::PgConnection;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
-use time::OffsetDateTime;
+use time::{OffsetDateTime, PrimitiveDateTime};
 
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
@@ -52,7 +52,7 @@ pub enum Status {
     Completed,
     /// Finished with fail.
     Failed,
-    /// The row holds a status that pgonce never writes; begin refuses it.
+    /// The row holds a status that pgonce never writes; begin refuses it. In a list also: a time.
     Corrupt,
 }
 
@@ -156,10 +156,11 @@ impl PgOnce {
         row.map(|row| Ok((record(&row)?, response(&row)?))).transpose()
     }
 
-    /// Lists keys, ordered by scope and key. Needs no more than the rights of an auditor, who sees all of them.
+    /// Lists keys, ordered by scope and key. Needs no more than the rights of an auditor, who sees all of them. A row with
+    /// a time that pgonce never writes is [`Corrupt`](Status::Corrupt), and that time the first or last there is.
     ///
     /// # Errors
-    /// As [`inspect`](PgOnce::inspect).
+    /// What the database answers.
     ///
     /// # Cancel safety
     /// Cancel safe: it only reads.
@@ -281,7 +282,32 @@ impl PgOnce {
 }
 
 pub(crate) fn record(row: &PgRow) -> Result<Record> {
-    Ok(Record {
+    match fields(row)? {
+        (record, true) => Ok(record),
+        _ => Err(corrupt()),
+    }
+}
+
+/// A row of a list is always one: a corrupt row must not hide the others.
+pub(crate) fn listed(row: &PgRow) -> Result<Listed> {
+    let (mut record, is_sound) = fields(row)?;
+    if !is_sound {
+        record.status = Status::Corrupt;
+    }
+    Ok(Listed { scope: get(row, "scope")?, key: get(row, "key")?, record })
+}
+
+/// What the row says, and whether its times are real ones: others are cut to the first or the last that there is.
+fn fields(row: &PgRow) -> Result<(Record, bool)> {
+    let mut is_sound = true;
+    let mut time = |column| -> Result<Option<OffsetDateTime>> {
+        let Some(micros) = get::<Option<i64>>(row, column)? else { return Ok(None) };
+        let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000);
+        is_sound &= time.is_ok();
+        let end = if micros > 0 { PrimitiveDateTime::MAX } else { PrimitiveDateTime::MIN };
+        Ok(Some(time.unwrap_or(end.assume_utc())))
+    };
+    let record = Record {
         status: match get::<&str>(row, "status")? {
             "in_progress" => Status::InProgress,
             "completed" => Status::Completed,
@@ -296,25 +322,14 @@ pub(crate) fn record(row: &PgRow) -> Result<Record> {
         attempt: get::<i32>(row, "attempt")?.unsigned_abs(),
         seen: get(row, "seen")?,
         fingerprinted: get(row, "fingerprinted")?,
-        created_at: time(row, "created_at")?.ok_or_else(corrupt)?,
-        completed_at: time(row, "completed_at")?,
-        lease_expires_at: time(row, "lease_expires_at")?.ok_or_else(corrupt)?,
-        expires_at: time(row, "expires_at")?.ok_or_else(corrupt)?,
+        created_at: time("created_at")?.ok_or_else(corrupt)?,
+        completed_at: time("completed_at")?,
+        lease_expires_at: time("lease_expires_at")?.ok_or_else(corrupt)?,
+        expires_at: time("expires_at")?.ok_or_else(corrupt)?,
         response_code: get(row, "response_code")?,
         response_omitted: get(row, "response_omitted")?,
-    })
-}
-
-pub(crate) fn listed(row: &PgRow) -> Result<Listed> {
-    Ok(Listed { scope: get(row, "scope")?, key: get(row, "key")?, record: record(row)? })
-}
-
-fn time(row: &PgRow, column: &str) -> Result<Option<OffsetDateTime>> {
-    let micros: Option<i64> = row.try_get(column).map_err(database)?;
-    micros
-        .map(|micros| OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000))
-        .transpose()
-        .map_err(|_| corrupt())
+    };
+    Ok((record, is_sound))
 }
 
 fn corrupt() -> Error {

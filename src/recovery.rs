@@ -9,15 +9,15 @@ use sqlx::{PgConnection, PgPool};
 use tokio::task::{Id, JoinSet};
 
 use crate::before::before;
-use crate::checkout::Checkout;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::key::{checked, log_hash};
 use crate::once::{PgOnce, get};
 use crate::operation::millis;
 use crate::protocol::procedure;
 use crate::record::{Listed, listed};
-use crate::run::{BoxError, jitter};
 use crate::run_leased::redacted;
+use crate::transactional::OwnedTransaction;
+use crate::transactional::{BoxError, jitter};
 
 /// Runs abandoned operations again in the background: leased ones whose holder has died, has failed, or has
 /// given them back.
@@ -246,7 +246,7 @@ impl Recovery {
             if picked.0.is_empty() {
                 return Ok(Vec::new());
             }
-            let rows = Checkout::look(pool, || {
+            let rows = OwnedTransaction::look(pool, || {
                 sqlx::query(self.once.statements.picked.clone()).bind(&picked.0).bind(&picked.1)
             });
             rows.await?.iter().map(listed).collect()

@@ -7,11 +7,9 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::PgPool;
-use tokio::time::Instant;
 
 use crate::answer::{Begin, Finished};
 use crate::before::before;
-use crate::checkout::Checkout;
 use crate::claim::{Claim, ClaimId};
 use crate::error::{Error, ErrorKind, Result, of_claims_call, sqlstate_in};
 use crate::heartbeat::{Heartbeat, Stopped};
@@ -21,7 +19,8 @@ use crate::once::PgOnce;
 use crate::operation::{OnLapse, Operation};
 use crate::protocol::procedure;
 use crate::response::Response;
-use crate::run::{BoxError, Done, Ending, Failure, RunError, answered, pause_before_look};
+use crate::transactional::OwnedTransaction;
+use crate::transactional::{BoxError, Done, Ending, Failure, RunError, answered};
 use crate::work::Work;
 
 /// How long it is tried to give up a claim whose work has met silence.
@@ -140,7 +139,7 @@ impl PgOnce {
         pool: &PgPool,
         op: &Operation,
         claim: Claim,
-        tx: Option<Checkout>,
+        tx: Option<OwnedTransaction>,
         value: &T,
     ) -> Result<()> {
         let mut response = match Response::json(value) {
@@ -163,17 +162,17 @@ impl PgOnce {
     /// Begins, and waits out a claim that another process holds, without a connection.
     async fn begin_patiently(&self, pool: &PgPool, op: &Operation, lease: Lease) -> Result<Begin> {
         op.check(self.retention)?;
-        let deadline = Instant::now() + op.wait;
-        let mut looks = 0_u32;
+        let mut waiting = self.lines.wait(pool, op, op.wait);
         loop {
-            let wait = if looks == 0 { op.wait } else { Duration::ZERO };
-            let begin = self.ask_leased(pool, op, lease.length, wait).await?;
-            let left = deadline.saturating_duration_since(Instant::now());
-            if !matches!(begin, Begin::InProgress(_)) || left.is_zero() {
-                return Ok(begin);
+            let begin = self.ask_leased(pool, op, lease.length, waiting.in_database()).await?;
+            match &begin {
+                Begin::InProgress(wait) if waiting.again(wait).await => {}
+                Begin::InProgress(_) | Begin::Started(_) => return Ok(begin),
+                _ => {
+                    waiting.end();
+                    return Ok(begin);
+                }
             }
-            looks += 1;
-            tokio::time::sleep(pause_before_look(looks).min(left)).await;
         }
     }
 }
@@ -212,7 +211,7 @@ impl ClaimId {
     }
 }
 
-async fn rollback(tx: Option<Checkout>) {
+async fn rollback(tx: Option<OwnedTransaction>) {
     if let Some(tx) = tx {
         tx.rollback().await;
     }

@@ -19,7 +19,9 @@ macro_rules! files {
 /// The functions, procedures and views, in the order in which they can be created.
 pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "internal/clock"
+    "internal/is_slow"
     "internal/lock_id"
+    "internal/refuse"
     "internal/row_rules"
     "internal/decide"
     "internal/check_range"
@@ -34,13 +36,11 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "internal/take_lock"
     "internal/check_locks"
     "internal/list_unfinished"
-    "internal/insert_row"
     "internal/overwrite_row"
     "internal/lock_replay"
     "internal/begin"
     "internal/is_omitted"
-    "internal/open_once"
-    "internal/insert_finished"
+    "internal/wait_for_key"
     "internal/lock_claim"
     "internal/finish"
     "internal/finished_by"
@@ -90,7 +90,8 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
 /// Says what is installed, and so is installed last.
 pub(crate) const SCHEMA_VERSION: &str = include_str!("../sql/public/schema_version.sql");
 
-/// Times cross as microseconds since the epoch: no `sqlx/time`, and `infinity` cannot panic.
+/// Times cross as microseconds since the epoch: no `sqlx/time`, and `infinity` cannot panic. It is the largest number or
+/// the smallest.
 macro_rules! micros {
     ($column:literal) => {
         concat!(
@@ -98,7 +99,11 @@ macro_rules! micros {
             $column,
             ") then (extract(epoch from ",
             $column,
-            ") operator(pg_catalog.*) 1000000)::bigint end as ",
+            ") operator(pg_catalog.*) 1000000)::bigint when ",
+            $column,
+            " operator(pg_catalog.>) pg_catalog.now() then 9223372036854775807 when ",
+            $column,
+            " operator(pg_catalog.<) pg_catalog.now() then '-9223372036854775808'::bigint end as ",
             $column
         )
     };
@@ -125,8 +130,7 @@ macro_rules! record_columns {
 pub(crate) struct Statements {
     pub(crate) begin: SqlStr,
     pub(crate) look: SqlStr,
-    pub(crate) wait_for: SqlStr,
-    pub(crate) open_once: SqlStr,
+    pub(crate) wait_for_key: SqlStr,
     pub(crate) insert_finished: SqlStr,
     pub(crate) complete: SqlStr,
     pub(crate) fail: SqlStr,
@@ -176,14 +180,11 @@ impl Statements {
                 // By name: columns that a later version adds must not change this result.
                 "select answer, token, attempt, lease_remaining_ms, held_because, status, ",
                 "response_code, response_headers, response_body, response_omitted, recovered ",
-                r#"from :"schema"._begin($1, $2, $3, $4, null, null, $5, $6, $7, $8, $9)"#
+                r#"from :"schema".begin_operation($1, $2, $3, $4, $5, $6, $7, $8)"#
             )),
             look: fill(include_str!("../sql/statements/look.sql")),
-            wait_for: fill(r#"select :"schema"._wait_for($1, $2, $3)"#),
-            open_once: fill(r#"select :"schema"._open_once($1, $2, $3, $4, $5)"#),
-            insert_finished: fill(
-                r#"select :"schema"._insert_finished($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
-            ),
+            wait_for_key: fill(r#"select :"schema"._wait_for_key($1, $2, $3)"#),
+            insert_finished: fill(include_str!("../sql/statements/insert_finished.sql")),
             complete: fill(r#"select :"schema".complete($1, $2, $3, $4, $5, $6, $7, $8)"#),
             fail: fill(r#"select :"schema".fail($1, $2, $3, $4, $5, $6, $7, $8)"#),
             release: fill(r#"select :"schema".release($1, $2, $3)"#),
@@ -245,7 +246,8 @@ impl Statements {
             )),
             pick_abandoned: fill(r#"call :"schema".pick_abandoned($1, $2, $3, $4)"#),
             picked: fill(concat!(
-                "select k.scope, k.key, ",
+                // Not volatile, a proxy would ask a standby, which may not have the keys yet.
+                "select k.scope, k.key, pg_catalog.clock_timestamp(), ",
                 record_columns!(),
                 " from rows from (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[])) p(scope, key)",
                 r#" cross join lateral (select * from :"schema".keys k"#,

@@ -8,7 +8,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::{PgConnection, PgPool};
 
-use crate::checkout::Checkout;
 use crate::claim::ClaimId;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::fingerprint::Fingerprint;
@@ -17,7 +16,8 @@ use crate::loans::Loans;
 use crate::once::get;
 use crate::operation::Operation;
 use crate::protocol::procedure::{self, answered};
-use crate::run::Failure;
+use crate::transactional::Failure;
+use crate::transactional::OwnedTransaction;
 
 /// A piece of leased work that is done once per operation: its name, and what it was made from.
 ///
@@ -68,7 +68,7 @@ pub struct Work {
     /// record was not confirmed.
     stale: bool,
     /// The transaction that will complete the operation, once it has been asked for.
-    pub(crate) tx: Option<Checkout>,
+    pub(crate) tx: Option<OwnedTransaction>,
 }
 
 /// A step as this attempt knows it.
@@ -169,7 +169,7 @@ impl Work {
         if let Some(output) = self.recorded(&step).await? {
             return Ok(output);
         }
-        let mut tx = Checkout::lend(&self.pool, &self.loans).await?;
+        let mut tx = OwnedTransaction::lend(&self.pool, &self.loans).await?;
         let done = match work(&mut tx).await.map_err(Into::into) {
             Ok(value) => tx.check().and_then(|()| Ok((output(&value)?, value))).map_err(Into::into),
             Err(failure) => Err(failure),
@@ -208,7 +208,7 @@ impl Work {
     pub async fn last_tx(&mut self) -> Result<&mut PgConnection> {
         let tx = match self.tx.take() {
             Some(tx) => tx,
-            None => Checkout::lend(&self.pool, &self.loans).await?,
+            None => OwnedTransaction::lend(&self.pool, &self.loans).await?,
         };
         tx.renew_loan();
         Ok(self.tx.insert(tx))

@@ -1,10 +1,8 @@
--- begin_operation and begin_leased. The answer is told there; beside their arguments:
+-- begin_leased, and begin_operation for all but the usual cases. The answer is told there; beside their arguments:
 -- p_lease_ms null: transactional, and p_token is null too. p_token: a new random one, from the caller.
--- p_ask_only: writes nothing and keeps no lock. `started` has no token then; attempt is 1 when _open_once may be
--- tried, and null otherwise.
 create or replace function :"schema"._begin(
   p_scope text, p_key text, p_fingerprint bytea, p_retention_ms bigint, p_token uuid, p_lease_ms bigint,
-  p_wait_ms bigint, p_on_lapse text, p_max_attempts integer, p_lock_replay boolean, p_ask_only boolean,
+  p_wait_ms bigint, p_on_lapse text, p_max_attempts integer, p_lock_replay boolean,
   out answer             text,
   out token              uuid,
   out attempt            integer,
@@ -18,6 +16,7 @@ create or replace function :"schema"._begin(
   out recovered          boolean)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $pgonce$
 declare
   v_lock_id      constant bigint := :"schema"._lock_id(p_scope, p_key);
@@ -50,7 +49,9 @@ begin
       -- Nothing decides yet, so the right to write is needed. This block is a subtransaction: leaving it by an error
       -- gives the locks back, so that a caller who does not write keeps no other one waiting.
       begin
-        perform :"schema"._take_lock(v_lock_id, v_deadline, p_ask_only);
+        if not pg_try_advisory_xact_lock(v_lock_id) then
+          perform :"schema"._take_lock(v_lock_id, v_deadline);
+        end if;
         -- A look of its own: a snapshot taken before the lock would miss what its last holder committed.
         select k.* into v_row from :"schema".idempotency_keys k
          where k.scope = p_scope collate "C" and k.key = p_key collate "C";
@@ -60,19 +61,27 @@ begin
                                     v_at, p_fingerprint, p_token, p_on_lapse, p_max_attempts);
         if answer <> 'started' then
           raise exception 'give the locks back' using errcode = 'IK000';
-        elsif p_ask_only then
-          answer := 'started';
-          attempt := case when v_row.status is null and :"schema"._can_open() then 1 end;
-          return;
         end if;
         -- Others hold a row without the key's lock: receive, a reaper, an operator. Not less than 250 ms, because it
         -- bounds the wait for a page at the end of the table as well.
-        perform :"schema"._bound_waits(v_deadline, 250);
+        if p_wait_ms > 250 then
+          perform :"schema"._bound_waits(v_deadline, 250);
+        else
+          perform :"schema"._bound_waits_briefly();
+        end if;
         if v_row.status is null then
-          select i.token into token
-            from :"schema"._insert_row(p_scope, p_key, p_fingerprint, p_retention_ms, p_token, p_lease_ms, v_at) i;
-          attempt := 1;
-          recovered := false;
+          -- The primary key decides, also against writers that do not take the key's lock.
+          insert into :"schema".idempotency_keys as k
+            (created_at, expires_at, lease_expires_at, token, status, scope, key, fingerprint, leased)
+          values (v_at, v_at + p_retention_ms * interval '1 millisecond',
+                  v_at + coalesce(p_lease_ms, p_retention_ms) * interval '1 millisecond',
+                  coalesce(p_token, gen_random_uuid()), 1, p_scope, p_key, p_fingerprint,
+                  nullif(p_lease_ms is not null, false))
+          on conflict (scope, key) do nothing
+          returning k.token, 1, false into token, attempt, recovered;
+          if found and p_lease_ms is not null then
+            perform :"schema"._list_unfinished(p_scope, p_key, v_at + p_lease_ms * interval '1 millisecond');
+          end if;
         else
           select o.token, o.attempt, o.recovered into token, attempt, recovered
             from :"schema"._overwrite_row(p_scope, p_key, v_row.status, v_row.token, v_row.expires_at, v_row.lease_expires_at,
@@ -114,7 +123,7 @@ begin
       response_body := v_row.response_body;
       response_omitted := v_row.response_omitted;
     elsif answer = 'in_progress' then
-      lease_remaining_ms := ceil(extract(epoch from v_row.lease_expires_at - v_at) * 1000);
+      lease_remaining_ms := ceil(extract(epoch from v_row.lease_expires_at - v_at) * 1000)::bigint;
     elsif answer = 'held' then
       held_because := case when p_on_lapse = 'hold' and v_row.token is not null then 'lapsed' else 'attempts' end;
     elsif answer = 'corrupt' then

@@ -4,13 +4,14 @@ create or replace function :"schema"._count_attempt(
   out status text, out used integer, out last_error text)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $pgonce$
 declare
   v_begun record;
 begin
   select b.answer, b.token into v_begun
     from :"schema"._begin(p_consumer, p_message_id, null, p_retention_ms, null, null, p_wait_ms, 'retry',
-                          p_max_attempts, false, false) b;
+                          p_max_attempts, false) b;
   if v_begun.answer = 'started' then
     perform :"schema"._lapse(p_consumer, p_message_id, v_begun.token, p_error, true, true);
   end if;

@@ -5,6 +5,7 @@ create or replace function :"schema"._extend_leases(
 returns text[]
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $pgonce$
 declare
   v_count constant integer := cardinality(p_scopes);

@@ -2,6 +2,7 @@
 create or replace function :"schema"._finished_by(p_scope text, p_key text, p_token uuid) returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $pgonce$
 begin
   return (select :"schema"._status_word(k.status) from :"schema".idempotency_keys k

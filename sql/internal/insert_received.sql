@@ -18,7 +18,7 @@ begin
       (created_at, expires_at, status, scope, key)
     select v_at, v_expires_at, 2, p_consumer, i.id
       from (select distinct m collate "C" as id from unnest(p_message_ids) m order by id) i
-    on conflict on constraint idempotency_keys_pkey do nothing
+    on conflict (scope, key) do nothing
     returning key)
   select coalesce(array_agg(i.key), '{}') into v_inserted from inserted i;
   perform set_config('lock_timeout', v_lock_timeout, true);

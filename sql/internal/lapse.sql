@@ -6,6 +6,7 @@ create or replace function :"schema"._lapse(
 returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $pgonce$
 declare
   v_token constant uuid := gen_random_uuid();

@@ -4,12 +4,11 @@ create or replace function :"schema"._list_unfinished(p_scope text, p_key text, 
 language plpgsql volatile
 as $pgonce$
 declare
-  v_lock_timeout constant text := current_setting('lock_timeout');
+  v_bound pg_catalog.text := :"schema"._bound_waits_by_caller();
 begin
-  perform :"schema"._bound_waits_by_caller();
   insert into :"schema".unfinished (try_at, scope, key) values (p_try_at, p_scope, p_key)
-  on conflict on constraint unfinished_pkey do update set try_at = excluded.try_at, tries = 0;
-  perform set_config('lock_timeout', v_lock_timeout, true);
+  on conflict (scope, key) do update set try_at = excluded.try_at, tries = 0;
+  v_bound := case when v_bound is not null then pg_catalog.set_config('lock_timeout', '0', true) end;
 end
 $pgonce$;
 
@@ -18,11 +17,11 @@ create or replace function :"schema"._unlist_unfinished(p_scope text, p_key text
 language plpgsql volatile
 as $pgonce$
 declare
-  v_lock_timeout constant text := current_setting('lock_timeout');
+  v_bound pg_catalog.text := :"schema"._bound_waits_by_caller();
 begin
-  perform :"schema"._bound_waits_by_caller();
-  delete from :"schema".unfinished u where u.scope = p_scope collate "C" and u.key = p_key collate "C";
-  perform set_config('lock_timeout', v_lock_timeout, true);
+  delete from :"schema".unfinished u where u.scope operator(pg_catalog.=) p_scope collate pg_catalog."C"
+    and u.key operator(pg_catalog.=) p_key collate pg_catalog."C";
+  v_bound := case when v_bound is not null then pg_catalog.set_config('lock_timeout', '0', true) end;
 end
 $pgonce$;
 
@@ -31,11 +30,11 @@ create or replace function :"schema"._hasten_unfinished(p_scope text, p_key text
 language plpgsql volatile
 as $pgonce$
 declare
-  v_lock_timeout constant text := current_setting('lock_timeout');
+  v_bound pg_catalog.text := :"schema"._bound_waits_by_caller();
 begin
-  perform :"schema"._bound_waits_by_caller();
   update :"schema".unfinished u set try_at = least(u.try_at, p_try_at)
-   where u.scope = p_scope collate "C" and u.key = p_key collate "C" and u.tries = 0;
-  perform set_config('lock_timeout', v_lock_timeout, true);
+   where u.scope operator(pg_catalog.=) p_scope collate pg_catalog."C"
+    and u.key operator(pg_catalog.=) p_key collate pg_catalog."C" and u.tries operator(pg_catalog.=) 0;
+  v_bound := case when v_bound is not null then pg_catalog.set_config('lock_timeout', '0', true) end;
 end
 $pgonce$;

@@ -4,17 +4,16 @@ create or replace function :"schema"._lock_claim(p_scope text, p_key text, p_tok
 language plpgsql volatile
 as $pgonce$
 declare
-  v_lock_timeout constant text := current_setting('lock_timeout');
-  v_found boolean;
+  v_bound pg_catalog.text := :"schema"._bound_waits_by_caller();
 begin
-  perform :"schema"._bound_waits_by_caller();
   perform 1 from :"schema".idempotency_keys k
-    where k.scope = p_scope collate "C" and k.key = p_key collate "C" and k.token = p_token and k.status = 1
+    where k.scope operator(pg_catalog.=) p_scope collate pg_catalog."C"
+      and k.key operator(pg_catalog.=) p_key collate pg_catalog."C"
+      and k.token operator(pg_catalog.=) p_token and k.status operator(pg_catalog.=) 1
     for no key update;
-  v_found := found;
-  perform set_config('lock_timeout', v_lock_timeout, true);
-  if not v_found then
+  if not found then
     perform :"schema"._raise_claim_lost();
   end if;
+  v_bound := case when v_bound is not null then pg_catalog.set_config('lock_timeout', '0', true) end;
 end
 $pgonce$;

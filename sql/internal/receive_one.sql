@@ -10,7 +10,7 @@ declare
 begin
   select b.answer, b.token into v_begun
     from :"schema"._begin(p_consumer, p_message_id, null, p_retention_ms, null, null, 0, 'retry', p_max_attempts,
-                          false, false) b;
+                          false) b;
   if v_begun.answer = 'started' then
     perform :"schema"._finish(p_consumer, p_message_id, v_begun.token, 2::smallint, null, null, null, false, null);
   end if;

@@ -3,6 +3,7 @@ create or replace function :"schema"._report_progress(p_scope text, p_key text, 
 returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $pgonce$
 begin
   if octet_length(p_progress) > 65536 then

@@ -20,6 +20,36 @@ create or replace function :"schema"._is_released(p_status smallint, p_token uui
 language sql immutable parallel safe
 return p_status = 1 and p_token is null;
 
+-- The same with nothing done: another request may use the key.
+create or replace function :"schema"._is_free(p_status smallint, p_token uuid, p_steps integer) returns boolean
+language sql immutable parallel safe
+return :"schema"._is_released(p_status, p_token) and coalesce(p_steps, 0) = 0;
+
+create or replace function :"schema"._is_finished(p_status smallint) returns boolean
+language sql immutable parallel safe
+return p_status in (2, 3);
+
+-- The key is bound to another request. Fingerprints compare only within one algorithm and secret: their first four bytes.
+create or replace function :"schema"._is_mismatch(p_fingerprint bytea, p_row_fingerprint bytea) returns boolean
+language sql immutable parallel safe
+return p_fingerprint <> p_row_fingerprint and substr(p_fingerprint, 1, 4) = substr(p_row_fingerprint, 1, 4);
+
+create or replace function :"schema"._is_same(p_row_token uuid, p_token uuid) returns boolean
+language sql immutable parallel safe
+return p_row_token = p_token;
+
+create or replace function :"schema"._is_leased_at(p_lease_expires_at timestamptz, p_at timestamptz) returns boolean
+language sql immutable parallel safe
+return p_lease_expires_at > p_at;
+
+-- A lapsed claim that waits for an operator.
+create or replace function :"schema"._is_held(
+  p_token uuid, p_attempt integer, p_attempts_uncounted integer, p_on_lapse text, p_max_attempts integer)
+returns boolean
+language sql immutable parallel safe
+return p_on_lapse = 'hold' and p_token is not null
+  or coalesce(p_attempt, 1) - coalesce(p_attempts_uncounted, 0) >= p_max_attempts;
+
 -- The key is past its retention: begin takes it for new, and reap may delete it. A live claim is never forgotten.
 create or replace function :"schema"._is_forgotten(
   p_status smallint, p_expires_at timestamptz, p_lease_expires_at timestamptz, p_at timestamptz)

@@ -40,7 +40,7 @@ begin
     into answer, attempt, lease_remaining_ms, held_because, status, response_code,
          response_headers, response_body, response_omitted, recovered
     from :"schema"._begin(p_scope, p_key, p_fingerprint, p_retention_ms, p_token, p_lease_ms, p_wait_ms, p_on_lapse,
-                          p_max_attempts, p_lock_replay, false) b;
+                          p_max_attempts, p_lock_replay) b;
   commit;
 end
 $pgonce$;

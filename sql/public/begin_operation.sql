@@ -35,12 +35,70 @@ create or replace function :"schema".begin_operation(
   out response_body      bytea,
   out response_omitted   boolean,
   out recovered          boolean)
-language sql volatile
+language plpgsql volatile
 as $pgonce$
+-- The usual cases, a key without a row and a finished one, are decided here, flat and with no search_path pinned: each
+-- call and each pinned setting costs as much as a statement. _begin does the same for every case.
+declare
+  v_at constant pg_catalog.timestamptz := :"schema"._clock();
+  v_lock_timeout pg_catalog.text := pg_catalog.current_setting('lock_timeout');
+begin
+  if :"schema"._fits_begin(p_scope, p_key, p_fingerprint, p_retention_ms, null, p_wait_ms, p_on_lapse, p_max_attempts) then
+    select :"schema"._decide(k.status, k.token, k.fingerprint, k.expires_at, k.lease_expires_at, k.steps, k.attempt,
+                             k.attempts_uncounted, v_at, p_fingerprint, null, p_on_lapse, p_max_attempts),
+           coalesce(k.attempt, 1), :"schema"._status_word(k.status),
+           k.response_code, k.response_headers, k.response_body, k.response_omitted
+      into answer, attempt, status, response_code, response_headers, response_body, response_omitted
+      from :"schema".idempotency_keys k
+     where k.scope operator(pg_catalog.=) p_scope collate pg_catalog."C"
+       and k.key operator(pg_catalog.=) p_key collate pg_catalog."C";
+    if :"schema"._is_slow(v_at) then
+      discard plans;
+    end if;
+    if found and answer operator(pg_catalog.=) 'replay' and p_lock_replay is not true then
+      return;
+    elsif not found then
+      -- A subtransaction, which gives the lock back and ends a wait with an answer. With the key's lock, only `receive`
+      -- can be in the way, or what was begun since the look; the primary key decides.
+      begin
+        insert into :"schema".idempotency_keys as k
+          (created_at, expires_at, lease_expires_at, token, scope, key, fingerprint, status)
+        values (v_at, v_at operator(pg_catalog.+) (p_retention_ms operator(pg_catalog.*) interval '1 millisecond'),
+                v_at operator(pg_catalog.+) (p_retention_ms operator(pg_catalog.*) interval '1 millisecond'),
+                pg_catalog.gen_random_uuid(), p_scope, p_key, p_fingerprint,
+                case when :"schema"._bound_waits_briefly() is null then null
+                     when not pg_catalog.pg_try_advisory_xact_lock(:"schema"._lock_id(p_scope, p_key))
+                       then :"schema"._refuse('IK004')
+                     else 1 end)
+        on conflict (scope, key) do nothing
+        returning 'started', k.token, 1, false into answer, token, attempt, recovered;
+        if answer is null then
+          raise exception 'look again' using errcode = 'IK004';
+        end if;
+        v_lock_timeout := pg_catalog.set_config('lock_timeout', v_lock_timeout, true);
+        return;
+      exception
+        when sqlstate 'IK004' then
+          null;
+        when lock_not_available then
+          p_wait_ms := p_wait_ms operator(pg_catalog.-) 250; -- is over
+          if p_wait_ms operator(pg_catalog.<=) 0 then
+            answer := 'in_progress';
+            return;
+          end if;
+        when out_of_memory then
+          perform :"schema"._check_locks();
+          raise;
+      end;
+    end if;
+  end if;
   select b.answer, b.token, b.attempt, b.lease_remaining_ms, b.held_because, b.status, b.response_code,
          b.response_headers, b.response_body, b.response_omitted, b.recovered
+    into answer, token, attempt, lease_remaining_ms, held_because, status, response_code,
+         response_headers, response_body, response_omitted, recovered
     from :"schema"._begin(p_scope, p_key, p_fingerprint, p_retention_ms, null, null, p_wait_ms, p_on_lapse,
-                          p_max_attempts, p_lock_replay, false) b
+                          p_max_attempts, p_lock_replay) b;
+end
 $pgonce$;
 comment on function :"schema".begin_operation is
   'Asks for the right to perform an operation in the caller''s transaction: started, replay, in_progress, mismatch or held.';

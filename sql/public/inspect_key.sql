@@ -6,6 +6,7 @@ returns table (
   response_code integer, response_omitted boolean, response_headers bytea, response_body bytea)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $pgonce$
 begin
   return query

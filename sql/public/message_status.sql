@@ -6,6 +6,7 @@ create or replace function :"schema".message_status(
   out status text, out used integer, out last_error text)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $pgonce$
 declare
   v_at constant timestamptz := :"schema"._clock();

@@ -1,5 +1,6 @@
 -- How far one operation is, for callers who poll, without locking it: what `keys` says of it, the names of the steps
--- that are done, in their order, and what its holder has said. No row when the key is unknown or forgotten. No outputs
+-- that are done, in their order, and what its holder has said. No row when the key is unknown or forgotten; a corrupt row is
+-- never forgotten. No outputs
 -- and no response: a caller who asks how far it is need not be allowed to see them.
 create or replace function :"schema".operation_status(p_scope text, p_key text)
 returns table (
@@ -8,6 +9,7 @@ returns table (
   response_code integer, response_omitted boolean, steps text[], progress bytea, last_error text)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $pgonce$
 declare
   v_at constant timestamptz := :"schema"._clock();
@@ -22,7 +24,8 @@ begin
     from :"schema".keys v
     join :"schema".idempotency_keys k on k.scope = v.scope and k.key = v.key
    where k.scope = p_scope collate "C" and k.key = p_key collate "C"
-     and not :"schema"._is_forgotten(k.status, k.expires_at, k.lease_expires_at, v_at);
+     and (:"schema"._is_corrupt(k.status, k.expires_at, k.lease_expires_at)
+          or not :"schema"._is_forgotten(k.status, k.expires_at, k.lease_expires_at, v_at));
 end
 $pgonce$;
 comment on function :"schema".operation_status is

@@ -26,6 +26,7 @@ returns table (
   response_code integer, response_headers bytea, response_body bytea, response_omitted boolean, last_error text)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $pgonce$
 declare
   v_deadline   timestamptz;

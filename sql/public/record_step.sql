@@ -6,6 +6,7 @@ create or replace function :"schema".record_step(
 returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $pgonce$
 declare
   v_begun_at timestamptz;
@@ -26,7 +27,7 @@ begin
   loop
     insert into :"schema".steps (recorded_at, begun_at, number, scope, key, name, definition, output)
     values (:"schema"._clock(), v_begun_at, v_number, p_scope, p_key, p_name, p_definition, p_output)
-    on conflict on constraint steps_pkey do nothing;
+    on conflict (scope, key, name) do nothing;
     exit when found;
     -- Left behind by a former life of the key, whose row was deleted by hand.
     delete from :"schema".steps s

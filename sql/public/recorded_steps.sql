@@ -4,6 +4,7 @@ create or replace function :"schema".recorded_steps(p_scope text, p_key text, p_
 returns table (name text, definition bytea, output bytea)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $pgonce$
 begin
   -- Waits for a record that is still being committed: by this holder, if its connection broke. Above READ COMMITTED

@@ -7,6 +7,7 @@ create or replace function :"schema".release(
 returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $pgonce$
 declare
   v_at      timestamptz;

@@ -1,8 +1,9 @@
 -- What is installed, as part of the schema, so that a dump without data carries it. version: the schema version.
 -- serves_from: the oldest schema version whose library may work on it. digest: of the text of everything installed; null
 -- where the views must be made again, because the server was upgraded from one that has no security_invoker.
+-- Volatile, so that proxies ask the primary.
 create or replace function :"schema".schema_version(out version integer, out serves_from integer, out digest text)
-language sql stable
+language sql volatile
 set search_path = pg_catalog, pg_temp
 as $pgonce$
   select :version, :serves_from,

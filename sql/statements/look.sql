@@ -1,14 +1,26 @@
--- The look that `run` takes first, as one plain statement: what is called in it is inlined when it is planned (which
--- takes a clock that is read before), so that it costs little more than a select by the key. answer is a replay's;
--- is_free tells, where there is no row, whether another transaction works on the key; without either, begin decides.
--- $1 scope, $2 key, $3 fingerprint. Operators are qualified: the caller's search_path may lead to others.
-select d.answer, :"schema"._status_word(k.status) as status,
-       k.response_code, k.response_headers, k.response_body, k.response_omitted,
-       case when k.status is null and :"schema"._can_open()
-            then pg_catalog.pg_try_advisory_xact_lock_shared(:"schema"._lock_id($1, $2)) end as is_free
-  from (select :"schema"._clock() as at offset 0) t
-  left join :"schema".idempotency_keys k
-    on k.scope operator(pg_catalog.=) $1 collate pg_catalog."C" and k.key operator(pg_catalog.=) $2 collate pg_catalog."C"
- cross join lateral (
-   select :"schema"._decide(k.status, k.token, k.fingerprint, k.expires_at, k.lease_expires_at, k.steps, k.attempt,
-                            k.attempts_uncounted, t.at, $3, null, 'retry', null) as answer) d
+-- What a call asks first, in a transaction that it has begun for the key. $1 scope, $2 key, $3 fingerprint, $4 whether to
+-- take the key, $5 a random token of the call's.
+--
+-- found: the key has a row. answer: what it decides; null when it may be overwritten. has_lock, where there is no row and
+-- $4: whether this transaction now has the key's lock. A row takes no lock, so replays do not wait for each other.
+-- is_committed: a transaction in which this call has looked before was committed, which only its work can have done. A
+-- setting of the session's tells it: COMMIT keeps it, and ROLLBACK takes it back.
+--
+-- Lock and look are one statement, so that Citus sends both to the same node. The look is older than the lock: what
+-- commits in between is found by the INSERT. Names are qualified: the caller's search_path may lead to others.
+select s.found, s.answer, s.status, s.response_code, s.response_headers, s.response_body, s.response_omitted,
+       case when s.found is null and $4
+            then pg_catalog.pg_try_advisory_xact_lock(:"schema"._lock_id($1, $2)) end as has_lock,
+       case when pg_catalog.current_setting('pgonce.call', true) operator(pg_catalog.=) $5 then true
+            else pg_catalog.set_config('pgonce.call', $5, false) is null end as is_committed,
+       pg_catalog.current_setting('transaction_isolation') as isolation,
+       pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'on' as is_read_only,
+       :"schema"._is_slow(pg_catalog.statement_timestamp()) as is_slow
+  from (values (1)) one(row)
+  left join (
+    select true as found, :"schema"._status_word(k.status) as status,
+           k.response_code, k.response_headers, k.response_body, k.response_omitted,
+           :"schema"._decide(k.status, k.token, k.fingerprint, k.expires_at, k.lease_expires_at, k.steps, k.attempt,
+                             k.attempts_uncounted, :"schema"._clock(), $3, null, 'retry', null) as answer
+      from :"schema".idempotency_keys k
+     where k.scope operator(pg_catalog.=) $1 and k.key operator(pg_catalog.=) $2) s on true

@@ -9,7 +9,6 @@ use sqlx::{PgConnection, PgPool, Postgres, Row, SqlStr};
 use uuid::Uuid;
 
 use crate::answer::Finished;
-use crate::checkout::Checkout;
 use crate::error::{Error, ErrorKind, Result, database, of_claims_call};
 use crate::fingerprint::Fingerprint;
 use crate::key::{Key, Scope, log_hash};
@@ -17,6 +16,7 @@ use crate::operation::millis;
 use crate::protocol::procedure;
 use crate::response::Response;
 use crate::sql::Statements;
+use crate::transactional::OwnedTransaction;
 
 /// What names a claim in the table, for those who help its holder.
 #[derive(Clone)]
@@ -164,7 +164,7 @@ impl ClaimId {
 
     /// Reads the recorded steps; it locks the claim's row for a moment.
     pub(crate) async fn recorded_steps(&self, pool: &PgPool) -> Result<Vec<PgRow>> {
-        Checkout::look(pool, || self.named(&self.statements.recorded_steps)).await
+        OwnedTransaction::look(pool, || self.named(&self.statements.recorded_steps)).await
     }
 
     pub(crate) fn log_hash(&self) -> String {

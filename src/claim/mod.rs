@@ -10,17 +10,10 @@ use uuid::Uuid;
 
 use crate::answer::Finished;
 use crate::error::{Result, of_claim};
-use crate::fingerprint::Fingerprint;
 use crate::key::{Key, Scope, log_hash};
-use crate::literal::{self, Literal};
-use crate::operation::millis;
 use crate::response::Response;
 use crate::sql::Statements;
 pub(crate) use id::{ClaimId, Extended};
-
-/// The longest response that is written out in a statement. Beyond it, a round trip saved matters less than the
-/// digits to send and to read.
-const LITERALS_BYTES_MAX: usize = 16 * 1024;
 
 /// The right to perform an operation, held by one caller and fenced by its token.
 ///
@@ -44,18 +37,9 @@ pub struct Claim {
     pub(crate) response_bytes_max: i64,
     /// Whether it goes on with what an earlier attempt has begun under a lease.
     pub(crate) recovered: bool,
-    /// What the key's row will be written with, when it has none yet: the claim is then the key's lock, and
-    /// ends with a row that is finished at once.
-    pub(crate) unwritten: Option<Unwritten>,
     pub(crate) settled: bool,
     /// How long a call for it may take.
     pub(crate) answer_within: Duration,
-}
-
-#[derive(Debug)]
-pub(crate) struct Unwritten {
-    pub(crate) fingerprint: Option<Fingerprint>,
-    pub(crate) retention: Duration,
 }
 
 impl Claim {
@@ -109,21 +93,14 @@ impl Claim {
         response: Response,
     ) -> Result<()> {
         let response = response.omitted_over(self.response_bytes_max);
-        let statement = match (&self.unwritten, finished) {
-            (Some(_), _) => &self.statements.insert_finished,
-            (None, Finished::Completed) => &self.statements.complete,
-            (None, Finished::Failed) => &self.statements.fail,
+        let statement = match finished {
+            Finished::Completed => &self.statements.complete,
+            Finished::Failed => &self.statements.fail,
         };
-        let mut query =
-            sqlx::query(statement.clone()).bind(self.scope.as_str()).bind(self.key.as_str());
-        query = match &self.unwritten {
-            Some(row) => query
-                .bind(row.fingerprint.as_ref().map(Fingerprint::as_bytes))
-                .bind(millis(row.retention))
-                .bind(finished.as_str()),
-            None => query.bind(self.token),
-        };
-        query
+        sqlx::query(statement.clone())
+            .bind(self.scope.as_str())
+            .bind(self.key.as_str())
+            .bind(self.token)
             .bind(response.code)
             .bind(response.headers)
             .bind(response.body)
@@ -133,30 +110,6 @@ impl Claim {
             .await
             .map(drop)
             .map_err(of_claim)
-    }
-
-    /// The statement that ends an unwritten claim, with its values in it; none for other claims, and for responses
-    /// that are too long to be written out.
-    pub(crate) fn ending(&self, finished: Finished, response: &Response) -> Option<String> {
-        let row = self.unwritten.as_ref()?;
-        let kept = |bytes| Some(bytes).filter(|_| !response.omitted).flatten();
-        let (headers, body) = (kept(response.headers.as_deref()), kept(response.body.as_deref()));
-        if headers.map_or(0, <[u8]>::len) + body.map_or(0, <[u8]>::len) > LITERALS_BYTES_MAX {
-            return None;
-        }
-        let values = [
-            Literal::Text(self.scope.as_str()),
-            Literal::Text(self.key.as_str()),
-            Literal::Bytes(row.fingerprint.as_ref().map(Fingerprint::as_bytes)),
-            Literal::Number(Some(millis(row.retention))),
-            Literal::Text(finished.as_str()),
-            Literal::Number(response.code.map(i64::from)),
-            Literal::Bytes(headers),
-            Literal::Bytes(body),
-            Literal::Flag(response.omitted),
-            Literal::Number(Some(self.response_bytes_max)),
-        ];
-        Some(literal::fill(self.statements.insert_finished.as_str(), &values))
     }
 
     /// Gives the claim back unfinished: the key can be begun again at once, with any fingerprint.

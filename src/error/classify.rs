@@ -40,6 +40,7 @@ impl ErrorKind {
             "IK003" => Self::Corrupt,
             "IK006" => Self::SchemaOutdated,
             "IK007" => Self::SchemaTooNew,
+            "IK008" => Self::TransactionLost,
             // A procedure inside a transaction.
             "2D000" => Self::InvalidInput,
             "40001" | "40P01" => Self::Contention,

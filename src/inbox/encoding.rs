@@ -4,10 +4,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool};
 
 use super::Inbox;
-use crate::checkout::Checkout;
 use crate::error::{Error, Result, cannot_hold, database};
 use crate::once::get;
 use crate::operation::Operation;
+use crate::transactional::OwnedTransaction;
 
 impl Inbox {
     /// Refuses those ids that the database's encoding cannot hold, so that they do no harm to the others. Costs a round
@@ -37,7 +37,7 @@ impl Inbox {
         let rows = {
             let asked = ids_to_ask(&ops);
             let holds = || sqlx::query(self.once.statements.holds.clone()).bind(asked.clone());
-            Checkout::look(pool, holds).await?
+            OwnedTransaction::look(pool, holds).await?
         };
         for row in &rows {
             refuse(&mut ops, row)?;

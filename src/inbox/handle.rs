@@ -9,14 +9,14 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool};
 
 use super::{FAILED, Inbox, USED_UP, reason};
-use crate::checkout::Checkout;
 use crate::error::{Error, ErrorKind, Result};
 use crate::later::Later;
 use crate::once::get;
 use crate::operation::{Operation, millis};
 use crate::protocol::procedure;
-use crate::run::{ATTEMPTS_MAX, Done, Failure, RunError, is_contention, jitter};
 use crate::run_leased::redacted;
+use crate::transactional::OwnedTransaction;
+use crate::transactional::{Done, Failure, Restarts, RunError, is_contention, jitter};
 use crate::work::Work;
 
 /// What a delivery says about its message.
@@ -128,15 +128,18 @@ impl Inbox {
             // It may have killed its consumer: a claim that is committed first counts this attempt.
             let work = async |held: &mut Work| {
                 // Transactions that lost against another one, as in `run`.
-                for _ in 1..ATTEMPTS_MAX {
+                let mut restarts = Restarts::default();
+                loop {
                     match work.clone()(held.last_tx().await?).await.map_err(Into::into) {
                         Err(failure) if failure.error().is_some_and(|e| is_contention(e)) => {
                             held.undo_last_tx().await;
+                            if !restarts.pause().await {
+                                return Err(failure);
+                            }
                         }
                         ended => return ended,
                     }
                 }
-                work(held.last_tx().await?).await.map_err(Into::into)
             };
             self.once.run_leased::<_, Failure, _>(pool, &op, self.lease, work).await
         };
@@ -214,7 +217,7 @@ impl Inbox {
     }
 
     async fn status(&self, pool: &PgPool, op: &Operation) -> Result<PgRow> {
-        let rows = Checkout::look(pool, || {
+        let rows = OwnedTransaction::look(pool, || {
             sqlx::query(self.once.statements.message_status.clone())
                 .bind(self.consumer.as_str())
                 .bind(op.key().as_str())

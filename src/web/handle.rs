@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use http::Extensions;
 use sqlx::{PgConnection, PgPool};
 
-use crate::checkout::Checkout;
 use crate::error::Result;
 use crate::key::Key;
 use crate::loans::Loans;
 use crate::operation::Operation;
+use crate::transactional::OwnedTransaction;
 
 /// The transaction that holds the key. What a handler writes through it is committed together with the
 /// key and the response, before the response's first byte is sent; or not at all.
@@ -39,7 +39,7 @@ use crate::operation::Operation;
 /// ```
 pub struct OnceTx {
     /// Always there, until drop gives it back.
-    checkout: Option<Checkout>,
+    checkout: Option<OwnedTransaction>,
     handle: Handle,
 }
 
@@ -107,7 +107,7 @@ struct Shared {
 enum Tx {
     /// There is none (yet).
     None,
-    Here(Checkout),
+    Here(OwnedTransaction),
     WithHandler,
     /// The handler has answered; what comes back now comes too late.
     Over,
@@ -120,7 +120,7 @@ pub(crate) struct Lent(Handle);
 
 /// What the handler has left behind.
 pub(crate) struct Left {
-    pub(crate) checkout: Option<Checkout>,
+    pub(crate) checkout: Option<OwnedTransaction>,
     pub(crate) used: bool,
     pub(crate) tx_used: bool,
     /// The handler has answered, but somebody still holds its transaction.
@@ -133,7 +133,7 @@ impl Handle {
         leased: bool,
         operation: Operation,
         attempt: u32,
-        checkout: Option<Checkout>,
+        checkout: Option<OwnedTransaction>,
         loans: Option<Loans>,
     ) -> Lent {
         let tx = checkout.map_or(Tx::None, Tx::Here);
@@ -264,8 +264,8 @@ impl OnceClaim {
         }
         let shared = &self.0.0;
         let checkout = match &shared.loans {
-            Some(loans) => Checkout::lend(&shared.pool, loans).await?,
-            None => Checkout::begin(&shared.pool).await?,
+            Some(loans) => OwnedTransaction::lend(&shared.pool, loans).await?,
+            None => OwnedTransaction::begin(&shared.pool).await?,
         };
         let mut tx = self.0.tx();
         match *tx {

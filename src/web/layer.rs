@@ -74,6 +74,7 @@ pub struct Idempotency {
     pub(crate) on_lapse: OnLapse,
     pub(crate) max_attempts: Option<u32>,
     pub(crate) lock_replay: bool,
+    pub(crate) optimistic: bool,
     pub(crate) fingerprint: RequestFingerprint,
     pub(crate) request_bytes_max: usize,
     pub(crate) final_statuses: FinalStatuses,
@@ -126,6 +127,7 @@ impl Idempotency {
             on_lapse: OnLapse::default(),
             max_attempts: None,
             lock_replay: false,
+            optimistic: false,
             fingerprint: RequestFingerprint::new(),
             request_bytes_max: REQUEST_BYTES_MAX_DEFAULT,
             final_statuses: FinalStatuses::Default { server_errors: false },
@@ -247,7 +249,7 @@ impl Idempotency {
     }
 
     /// How long a duplicate of a request in progress waits for its answer: zero (the default, 409 at once) to one
-    /// hour. It holds no connection while it waits, and looks at least four times a second.
+    /// hour. Of those that wait for one key in this process at most one holds a connection.
     #[must_use]
     pub fn wait(mut self, bound: Duration) -> Self {
         self.wait = bound;
@@ -273,6 +275,17 @@ impl Idempotency {
     #[must_use]
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = Some(attempts);
+        self
+    }
+
+    /// Lets transactional routes assume that a key is new, as [`Operation::optimistic`](crate::Operation::optimistic).
+    /// The handler then also runs for a key that is finished, held, claimed, or bound to another request; what it has
+    /// written through its transaction is rolled back, and the answer is the same as without this. It loses where
+    /// many requests are retries, where clients double-click, and where a handler is costly or calls other services. A
+    /// failure that the handler wants kept is not kept at SERIALIZABLE.
+    #[must_use]
+    pub fn optimistic(mut self) -> Self {
+        self.optimistic = true;
         self
     }
 

@@ -20,7 +20,6 @@ use super::service::Ended;
 use super::settle::Settle;
 use super::transactional::undo;
 use super::unkeyed::{NotBegun, not_begun, unkeyed};
-use super::waiting::Waiting;
 use crate::answer::{Begin, Finished, InProgress};
 use crate::before::before;
 use crate::claim::{Claim, ClaimId};
@@ -30,6 +29,7 @@ use crate::lease::Lease;
 use crate::operation::{OnLapse, Operation};
 use crate::response::Response as Stored;
 use crate::run_leased::{give_up, redacted, stopped};
+use crate::transactional::{Restarts, is_contention};
 
 /// How a task ended: with the request, or before the handler had it.
 #[allow(clippy::large_enum_variant, reason = "moved once")]
@@ -53,11 +53,13 @@ where
     R: Body + Send + 'static,
     R::Data: Send,
 {
-    let mut waiting = Waiting::new(config);
+    let mut waiting = config.waiting(&op);
+    let mut restarts = Restarts::default();
     loop {
         // Begun in the task, too: a claim committed by a future that is then dropped would have no
         // holder until its lease lapses.
-        let work = begin_and_run(Arc::clone(config), inner, request, op.clone(), lease);
+        let wait = waiting.in_database();
+        let work = begin_and_run(Arc::clone(config), inner, request, op.clone(), lease, wait);
         let task = config.tasks.spawn(work.in_current_span());
         let begun = match task.await {
             Ok(TaskEnd::Ended(ended)) => return ended,
@@ -71,8 +73,12 @@ where
                 return Ended::Refused(Refusal::new(Answer::Unavailable, detail));
             }
         };
-        if waiting.again(&begun).await {
-            continue;
+        match &begun {
+            Ok(Begin::InProgress(wait)) if waiting.again(wait).await => continue,
+            Ok(Begin::InProgress(_)) => {}
+            Ok(_) => waiting.end(),
+            Err(error) if is_contention(error) && restarts.pause().await => continue,
+            Err(_) => {}
         }
         return match not_begun(config, begun) {
             NotBegun::Told(begin) => Ended::Told(begin),
@@ -88,12 +94,13 @@ async fn begin_and_run<S, B, R>(
     request: Request<Buffered<B>>,
     op: Operation,
     lease: Lease,
+    wait: Duration,
 ) -> TaskEnd<S, B, R, S::Error>
 where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    match config.once.ask_leased(&config.pool, &op, lease.length, Duration::ZERO).await {
+    match config.once.ask_leased(&config.pool, &op, lease.length, wait).await {
         Ok(Begin::Started(claim)) => {
             TaskEnd::Ended(run(&config, inner, request, op, lease, claim).await)
         }

@@ -48,7 +48,6 @@ mod service;
 mod settle;
 mod transactional;
 mod unkeyed;
-mod waiting;
 
 pub use accepted::accepted;
 pub use answer::Answer;

@@ -16,6 +16,7 @@ use super::settle::Settle;
 use crate::answer::InProgress;
 use crate::key::{Key, Scope};
 use crate::operation::{OnLapse, Operation};
+use crate::transactional::Waiting;
 
 /// The shortest and the longest pause that a duplicate of a request in progress is told.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -145,12 +146,19 @@ impl Idempotency {
             key,
             fingerprint: None,
             retention: self.retention,
-            wait: self.wait, // the layer waits by itself, without a connection
+            wait: self.wait,
             on_lapse: self.on_lapse,
             max_attempts: self.max_attempts,
             lock_replay: self.lock_replay,
             secret: self.secret,
+            optimistic: self.optimistic,
         }
+    }
+
+    /// A request's wait for others with its key. Where the layer only observes, there is none.
+    pub(crate) fn waiting(&self, op: &Operation) -> Waiting {
+        let bound = if self.observe { Duration::ZERO } else { self.wait };
+        self.once.lines.wait(&self.pool, op, bound).with_places(&self.waiters)
     }
 
     pub(crate) fn too_large(&self) -> Refusal {

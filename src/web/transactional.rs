@@ -14,11 +14,10 @@ use super::perform::{Answered, perform};
 use super::service::Ended;
 use super::settle::Settle;
 use super::unkeyed::{NotBegun, not_begun, unkeyed};
-use super::waiting::Waiting;
-use crate::checkout::{Asked, Checkout};
-use crate::claim::Claim;
+use crate::answer::{Begin, Finished, InProgress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operation::Operation;
+use crate::transactional::{Begun, Call, Ended as TxEnd, OwnedTransaction, Performing};
 
 /// How long a rollback may hold up an answer. A statement that the handler gave up on may still run.
 const ROLLBACK_MAX: Duration = Duration::from_secs(1);
@@ -33,52 +32,50 @@ where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    let mut waiting = Waiting::new(config);
-    loop {
-        let once = &config.once;
-        let asked = Checkout::ask(&config.pool, once, &op, Duration::ZERO, once.round_trips).await;
-        let begun = match asked {
-            Ok(Asked::Started(checkout, claim)) => {
-                return run(config, inner, request, op, claim, checkout).await;
+    let begun = match Call::new(&config.once, &config.pool, &op, config.waiting(&op)) {
+        Ok(mut call) => match call.begin().await {
+            Ok(Begun::Started(performing)) => {
+                return run(config, inner, request, &op, call, performing).await;
             }
-            Ok(Asked::Answered(begin)) => Ok(begin),
+            Ok(Begun::Answered(begin)) => Ok(begin),
             Err(error) => Err(error),
-        };
-        if waiting.again(&begun).await {
-            continue;
-        }
-        return match not_begun(config, begun) {
-            NotBegun::Told(begin) => Ended::Told(begin),
-            NotBegun::Refused(refusal) => Ended::Refused(refusal),
-            NotBegun::Run(run) => unkeyed(config, inner, request, Some(op), run).await,
-        };
+        },
+        Err(error) => Err(error),
+    };
+    match not_begun(config, begun) {
+        NotBegun::Told(begin) => Ended::Told(begin),
+        NotBegun::Refused(refusal) => Ended::Refused(refusal),
+        NotBegun::Run(run) => unkeyed(config, inner, request, Some(op), run).await,
     }
 }
 
-/// Runs the handler in the transaction that holds its claim, and ends both.
+/// Runs the handler in the transaction of its key, and ends both.
 async fn run<S, B, R>(
     config: &Idempotency,
     mut inner: S,
     request: Request<Buffered<B>>,
-    op: Operation,
-    claim: Claim,
-    checkout: Checkout,
+    op: &Operation,
+    mut call: Call<'_>,
+    performing: Performing,
 ) -> Ended<R, S::Error>
 where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    let handle = Handle::lend(&config.pool, false, op, claim.attempt(), Some(checkout), None);
+    let attempt = performing.attempt();
+    let Performing { tx, right } = performing;
+    let handle = Handle::lend(&config.pool, false, op.clone(), attempt, Some(tx), None);
     let (performed, left) = perform(config, &mut inner, request, &handle, true).await;
     let answered = performed.answered(left.kept);
-    let (Answered { response, settle, stored }, checkout) = match (answered, left.checkout) {
-        (Ok(answered), Some(checkout)) => (answered, checkout),
+    let (Answered { response, settle, stored }, tx) = match (answered, left.checkout) {
+        (Ok(answered), Some(tx)) => (answered, tx),
         (Ok(_), None) => unreachable!("BUG: the transaction is here unless it was kept"),
-        (Err(ended), checkout) => {
-            if let Some(checkout) = checkout {
-                let _ = undo_work(checkout).await; // its answer stands
-            }
-            return ended;
+        (Err(ended), None) => return ended,
+        (Err(ended), Some(tx)) => {
+            return match undo_work(&mut call, Performing { tx, right }).await {
+                Ok(Some(begin)) if !config.observe => Ended::Told(begin),
+                _ => ended, // its answer stands
+            };
         }
     };
     if settle == Settle::Complete && !left.tx_used {
@@ -87,27 +84,34 @@ where
              undone when it fails"
         );
         if config.unused_tx_refused && !config.observe {
-            undo(Some(checkout)).await;
+            undo(Some(tx)).await;
             let detail = "The service's operators must look.";
             return Ended::Refused(Refusal::new(Answer::TransactionUnused, detail));
         }
         config.counters.observe(Answer::TransactionUnused);
     }
-    let committed = match settle {
-        Settle::Complete if config.observe => checkout.complete_or_commit(claim, stored).await,
-        Settle::Complete => checkout.complete(claim, stored).await,
-        Settle::Fail => checkout.fail(claim, stored).await,
+    let performing = Performing { tx, right };
+    let ended = match settle {
+        Settle::Complete if config.observe => {
+            call.finish_or_commit(performing, stored).await.map(|()| TxEnd::Committed)
+        }
+        Settle::Complete => call.finish(performing, Finished::Completed, stored).await,
+        Settle::Fail => call.keep(performing, stored).await,
         Settle::Release | Settle::Lapse => {
-            return match undo_work(checkout).await {
-                Ok(()) => Ended::Answered(response, Answer::Released),
+            return match undo_work(&mut call, performing).await {
+                Ok(Some(begin)) if !config.observe => Ended::Told(begin),
+                Ok(_) => Ended::Answered(response, Answer::Released),
                 Err(error) => Ended::Refused(Refusal::uncommitted(&error)),
             };
         }
     };
-    match committed {
-        Ok(()) => Ended::Answered(response, Answer::Performed),
+    match ended {
+        Ok(TxEnd::Committed) => Ended::Answered(response, Answer::Performed),
+        Ok(_) if config.observe => Ended::Answered(response, Answer::Unkeyed),
+        Ok(TxEnd::Answered(begin)) => Ended::Told(begin),
+        Ok(TxEnd::Lost) => lost(call).await,
         Err(error) => {
-            if is_ended(&error) {
+            if error.kind() == ErrorKind::TransactionLost {
                 tell_ended(&error);
             } else {
                 tracing::warn!(%error, sqlstate = error.sqlstate(), "a handler's work was not committed");
@@ -117,9 +121,16 @@ where
     }
 }
 
-/// Whether the handler has ended its transaction itself.
-fn is_ended(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::TransactionLost | ErrorKind::ClaimLost)
+/// Another request had the key after all, and the work was rolled back. The handler cannot be called again.
+async fn lost<R, E>(mut call: Call<'_>) -> Ended<R, E> {
+    match call.begin().await {
+        Ok(Begun::Answered(begin)) => Ended::Told(begin),
+        Ok(Begun::Started(performing)) => {
+            undo(Some(performing.tx)).await;
+            Ended::Told(Begin::InProgress(InProgress { lease_remaining: None }))
+        }
+        Err(error) => Ended::Refused(Refusal::unasked(&error)),
+    }
 }
 
 fn tell_ended(error: &Error) {
@@ -131,21 +142,20 @@ fn tell_ended(error: &Error) {
     );
 }
 
-/// Undoes the work of a handler that has come to nothing. An error: it has ended its own transaction.
-async fn undo_work(checkout: Checkout) -> Result<()> {
-    let undone = tokio::time::timeout(ROLLBACK_MAX, checkout.undo()).await;
-    match undone {
-        Ok(Err(error)) => {
-            tell_ended(&error);
-            Err(error)
-        }
-        _ => Ok(()), // or the connection is closed, and the server rolls back
+/// Undoes the work of a handler that has come to nothing. Another request may have decided the operation meanwhile. An
+/// error: the handler has ended its own transaction.
+async fn undo_work(call: &mut Call<'_>, performing: Performing) -> Result<Option<Begin>> {
+    let undone = tokio::time::timeout(ROLLBACK_MAX, call.undo(performing)).await;
+    let undone = undone.unwrap_or(Ok(None)); // the connection is closed, and the server rolls back
+    if let Err(error) = &undone {
+        tell_ended(error);
     }
+    undone
 }
 
 /// Rolls back before the answer leaves, so that an immediate retry does not meet its own predecessor. A
 /// connection that is still busy is closed instead.
-pub(crate) async fn undo(checkout: Option<Checkout>) {
+pub(crate) async fn undo(checkout: Option<OwnedTransaction>) {
     if let Some(checkout) = checkout {
         let _ = tokio::time::timeout(ROLLBACK_MAX, checkout.rollback()).await;
     }

@@ -13,10 +13,10 @@ use super::service::{Ended, answer_to};
 use super::settle::Settle;
 use super::transactional::undo;
 use crate::answer::Begin;
-use crate::checkout::Checkout;
 use crate::error::{ErrorKind, Result};
 use crate::key::Key;
 use crate::operation::Operation;
+use crate::transactional::OwnedTransaction;
 
 /// Runs the handler without a claim. What it writes through the layer is one transaction all the same. `op`: what
 /// the request names, for the keys that remotes are handed.
@@ -33,7 +33,7 @@ where
 {
     let mut checkout = None;
     if config.is_transactional() && run.connected {
-        checkout = match Checkout::begin(&config.pool).await {
+        checkout = match OwnedTransaction::begin(&config.pool).await {
             Ok(checkout) => Some(checkout),
             // It may do without: OnceTx says so if it does not.
             Err(_) if config.observe || config.fail_open => None,

@@ -219,7 +219,7 @@ async fn a_migrate_dropped_at_any_await_is_applied_whole_or_not_at_all() {
                 conn.ping().await.unwrap();
             }
             let mut conn = db.conn().await;
-            let end = match once.check(&mut conn).await {
+            let end = match once.check(&db.pool).await {
                 Ok(()) => "whole",
                 Err(_) => {
                     let none = format!("select to_regnamespace('{schema}') is null");
@@ -228,7 +228,7 @@ async fn a_migrate_dropped_at_any_await_is_applied_whole_or_not_at_all() {
                 }
             };
             once.migrate(&mut conn).await.unwrap();
-            once.check(&mut conn).await.unwrap();
+            once.check(&db.pool).await.unwrap();
             drop(started(once.begin_leased(&db.pool, &op("k"), LEASE).await.unwrap()));
             (output.is_some(), end)
         })
@@ -283,9 +283,9 @@ async fn every_call_works_on_a_pool_of_one_connection() {
     let claim = started(once.begin_leased(&pool, &op, LEASE).await.unwrap());
     let seen = db.seen(&op).await;
     drop(claim);
+    once.check(&pool).await.unwrap();
     let conn = &mut *pool.acquire().await.unwrap();
     once.migrate(conn).await.unwrap();
-    once.check(conn).await.unwrap();
     once.revoke_claim(conn, op.scope(), op.key(), &seen).await.unwrap();
     assert!(once.inspect(conn, op.scope(), op.key()).await.unwrap().is_some());
     assert_eq!(once.list(conn, &Filter::default(), 10).await.unwrap().len(), 4);
@@ -369,7 +369,7 @@ async fn every_future_can_be_spawned() {
         let op = op("run");
         let conn = &mut *pool.acquire().await.unwrap();
         once.migrate(conn).await.unwrap();
-        once.check(conn).await.unwrap();
+        once.check(&pool).await.unwrap();
         once.inspect(conn, op.scope(), op.key()).await.unwrap();
         once.stats(conn).await.unwrap();
         once.reap_once(conn, 1).await.unwrap();

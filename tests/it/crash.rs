@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use pgonce::{Begin, Done, Error, ErrorKind, Failure, Response, RoundTrips, RunError};
+use pgonce::{Begin, Done, Error, ErrorKind, Failure, Response, RunError};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use uuid::Uuid;
@@ -254,15 +254,13 @@ async fn a_session_terminated_between_any_two_statements_is_settled_by_a_retry()
 #[tokio::test]
 async fn a_session_terminated_inside_the_work_is_settled_by_a_retry() {
     let db = TestDb::new().await;
-    // With a COMMIT of its own the row is written before, and the client knows.
-    let once = db.once.clone().round_trips(RoundTrips::Three);
     let run = async |key: &str, notices: bool| {
         let work = async |tx: &mut PgConnection| {
             let id = effect(tx, &db.schema, key).await?;
             terminate(&db, pid_of(tx).await).await;
             if notices { effect(tx, &db.schema, key).await } else { Ok(id) }
         };
-        once.run(&db.pool, &op(key), work).await.unwrap_err()
+        db.once.run(&db.pool, &op(key), work).await.unwrap_err()
     };
     let noticed = run("noticed", true).await;
     assert!(matches!(noticed, RunError::Work(_)), "{noticed:?}");

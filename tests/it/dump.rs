@@ -8,7 +8,7 @@ use std::time::Duration;
 use pgonce::throwaway::{Options, Throwaway};
 use pgonce::{Failure, Lease, Response, Work};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::process::Command;
 
 use crate::harness::{PATIENCE, TestDb, effect, op, server, started, word};
@@ -153,7 +153,7 @@ async fn source(options: PgConnectOptions) -> TestDb {
 /// The schema is there and is the one of this release.
 async fn is_current(db: &TestDb) {
     let mut conn = db.conn().await;
-    db.once.check(&mut conn).await.unwrap();
+    db.once.check(&db.pool).await.unwrap();
     let migrated = db.once.migrate(&mut conn).await.unwrap();
     assert!(migrated.from == migrated.to && !migrated.functions_replaced, "{migrated:?}");
 }
@@ -285,8 +285,7 @@ async fn a_whole_cluster_comes_back_on_another_server() {
         programs.restore(&other.connect_options(), &dump, &[]).await;
         all_came_back(other.connect_options()).await;
         let app = other.connect_options().username("cluster_app");
-        let mut app = PgConnection::connect_with(&app).await.unwrap();
-        db.once.check(&mut app).await.unwrap();
+        db.once.check(&PgPool::connect_lazy_with(app)).await.unwrap();
         other.stop().await;
     }
     db.pool.close().await;

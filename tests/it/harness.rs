@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use pgonce::throwaway::{Options, Throwaway};
-use pgonce::{Begin, Claim, Operation, PgOnce, RoundTrips, SchemaName};
+use pgonce::{Begin, Claim, Operation, PgOnce, SchemaName};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::sync::OnceCell;
@@ -73,15 +73,8 @@ impl TestDb {
         let options = options.application_name(schema);
         let pool =
             PgPoolOptions::new().max_connections(connections).connect_lazy_with(options.clone());
-        // The gate runs the tests with each of them.
-        let round_trips = match std::env::var("PGONCE_TEST_ROUND_TRIPS").as_deref() {
-            Ok("two") => RoundTrips::Two,
-            Ok("five") => RoundTrips::Five,
-            Ok(other) => panic!("PGONCE_TEST_ROUND_TRIPS is two or five, not {other}"),
-            Err(_) => RoundTrips::Three,
-        };
         let schema_name = SchemaName::new(schema).expect("a schema name");
-        let once = PgOnce::new().schema(schema_name).round_trips(round_trips);
+        let once = PgOnce::new().schema(schema_name);
         Self { once, pool, schema: schema.to_owned(), options, _own_server: None }
     }
 
@@ -151,6 +144,8 @@ impl TestDb {
         self.execute(
             "create table {}.test_clock as select clock_timestamp() as at;
              create or replace function {}._clock() returns timestamptz language sql volatile
+               as 'select at from {}.test_clock';
+             create or replace function {}._transaction_start() returns timestamptz language sql stable
                as 'select at from {}.test_clock'",
         )
         .await;

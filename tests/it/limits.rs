@@ -271,7 +271,7 @@ async fn begin_takes_the_short_cut_for_what_is_within_the_limits_and_for_nothing
             let whole = sqlx::query(db.sql(&format!("select {{}}._check_begin({arguments})")));
             assert_eq!(whole.execute(&mut conn).await.is_ok(), fits, "check_begin({arguments})");
             // And begin asks both.
-            let begin = format!("begin; select {{}}._begin({all}, false, false); rollback");
+            let begin = format!("begin; select {{}}._begin({all}, false); rollback");
             let begin = sqlx::raw_sql(db.sql(&begin)).execute(&mut conn).await;
             assert_eq!(begin.is_ok(), fits, "begin({arguments})");
             sqlx::raw_sql("rollback").execute(&mut conn).await.unwrap();

@@ -20,10 +20,10 @@ async fn bare() -> TestDb {
 async fn migrate_creates_once_and_then_does_nothing() {
     let db = bare().await;
     let mut conn = db.conn().await;
-    assert_eq!(db.once.check(&mut conn).await.unwrap_err().kind(), ErrorKind::SchemaOutdated);
+    assert_eq!(db.once.check(&db.pool).await.unwrap_err().kind(), ErrorKind::SchemaOutdated);
     let first = db.once.migrate(&mut conn).await.unwrap();
     assert!(first.from == 0 && first.to >= 1 && first.functions_replaced);
-    db.once.check(&mut conn).await.unwrap();
+    db.once.check(&db.pool).await.unwrap();
     let mut tx = conn.begin().await.unwrap();
     let again = db.once.migrate(&mut tx).await.unwrap();
     assert!(again.from == again.to && !again.functions_replaced);
@@ -57,7 +57,7 @@ async fn ten_succeed(db: TestDb, options: [(&str, &str); 1]) {
     while let Some(migrated) = tasks.join_next().await {
         migrated.unwrap().unwrap();
     }
-    db.once.check(&mut db.conn().await).await.unwrap();
+    db.once.check(&db.pool).await.unwrap();
     let locks: i64 =
         db.ask("select count(*) from pg_locks l join pg_stat_activity a using (pid) where locktype = 'advisory' and a.application_name = '{}'").await;
     assert_eq!(locks, 0, "no lock outlives its transaction");
@@ -84,7 +84,7 @@ async fn the_printed_sql_is_what_migrate_runs() {
     let sql = db.once.migration_sql();
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut db.conn().await).await.unwrap();
     let mut conn = db.conn().await;
-    db.once.check(&mut conn).await.unwrap();
+    db.once.check(&db.pool).await.unwrap();
     let migrated = db.once.migrate(&mut conn).await.unwrap();
     assert!(!migrated.functions_replaced);
 }
@@ -111,7 +111,7 @@ async fn changed_functions_are_replaced_as_a_whole() {
     .await;
     pretend(&db, 1, 1, "older").await;
     let mut conn = db.conn().await;
-    assert_eq!(db.once.check(&mut conn).await.unwrap_err().kind(), ErrorKind::SchemaOutdated);
+    assert_eq!(db.once.check(&db.pool).await.unwrap_err().kind(), ErrorKind::SchemaOutdated);
     assert!(db.once.migrate(&mut conn).await.unwrap().functions_replaced);
     let restored: bool =
         db.ask("select prosrc like '%_status_word%' from pg_proc where oid = '{}._finished_by'::regproc").await;
@@ -126,10 +126,10 @@ async fn a_renamed_schema_is_noticed_and_mended() {
     let renamed = format!("{}_renamed", db.schema);
     let db = TestDb::open(&renamed, db.options.clone(), 4).await;
     let mut conn = db.conn().await;
-    let error = db.once.check(&mut conn).await.unwrap_err();
+    let error = db.once.check(&db.pool).await.unwrap_err();
     assert!(error.to_string().contains("was it renamed"), "{error}");
     assert!(db.once.migrate(&mut conn).await.unwrap().functions_replaced);
-    db.once.check(&mut conn).await.unwrap();
+    db.once.check(&db.pool).await.unwrap();
     assert_eq!(word(&db.once.begin(&mut conn, &op("k")).await.unwrap()), "replay");
     assert_eq!(word(&db.once.begin(&mut conn, &op("new")).await.unwrap()), "started");
 }
@@ -140,7 +140,7 @@ async fn a_schema_that_no_release_has_made_is_refused() {
     db.execute("create table {}.migrations (version integer)").await;
     let mut conn = db.conn().await;
     for error in
-        [db.once.check(&mut conn).await.unwrap_err(), db.once.migrate(&mut conn).await.unwrap_err()]
+        [db.once.check(&db.pool).await.unwrap_err(), db.once.migrate(&mut conn).await.unwrap_err()]
     {
         assert_eq!(error.kind(), ErrorKind::SchemaOutdated);
         assert!(error.to_string().contains("unreleased version"), "{error}");
@@ -227,7 +227,7 @@ async fn live_traffic_goes_through_the_next_release_and_old_processes_may_restar
         assert!(done.unwrap() > 0);
     }
     // A process of this release that restarts.
-    db.once.check(&mut conn).await.unwrap();
+    db.once.check(&db.pool).await.unwrap();
     let migrated = db.once.migrate(&mut conn).await.unwrap();
     assert_eq!((migrated.from, migrated.to, migrated.functions_replaced), (2, 2, false));
     assert_eq!(word(&db.once.begin(&mut conn, &op("verb 0-0")).await.unwrap()), "replay");
@@ -285,7 +285,7 @@ async fn a_schema_of_a_newer_library_is_refused() {
     pretend(&db, 999, 998, "future").await;
     let mut conn = db.conn().await;
     for error in
-        [db.once.check(&mut conn).await.unwrap_err(), db.once.migrate(&mut conn).await.unwrap_err()]
+        [db.once.check(&db.pool).await.unwrap_err(), db.once.migrate(&mut conn).await.unwrap_err()]
     {
         assert_eq!(error.kind(), ErrorKind::SchemaTooNew);
         assert!(error.to_string().contains("version 999"), "{error}");
@@ -391,5 +391,5 @@ async fn the_printed_sql_goes_through_psql_and_a_second_time_does_nothing() {
     }
     assert_eq!(said[0], "");
     assert!(said[1].contains("is up to date (version 1); nothing was done"), "{}", said[1]);
-    db.once.check(&mut db.conn().await).await.unwrap();
+    db.once.check(&db.pool).await.unwrap();
 }

@@ -116,7 +116,7 @@ async fn the_app_can_do_what_a_service_does() {
     let db = with_roles().await;
     let pool = pool_as(&db, "app");
     let mut conn = conn_as(&db, "app").await;
-    db.once.check(&mut conn).await.unwrap();
+    db.once.check(&pool).await.unwrap();
     for replayed in [false, true] {
         let ran = db.once.run(&pool, &op("k"), async |tx| effect(tx, &db.schema, "k").await).await;
         assert_eq!(ran.unwrap().is_replay(), replayed);
@@ -171,7 +171,7 @@ async fn the_auditor_sees_states_and_no_more() {
     drop(db.lease(&op("live"), PATIENCE).await);
     db.plant_overdue(2, 1).await;
     let mut conn = conn_as(&db, "auditor").await;
-    db.once.check(&mut conn).await.unwrap();
+    db.once.check(&pool_as(&db, "auditor")).await.unwrap();
     let listed = db.once.list(&mut conn, &Filter::default(), 10).await.unwrap();
     assert_eq!(listed.len(), 4);
     let key = Filter { key: Some(Key::new("live").unwrap()), ..Filter::default() };
@@ -285,7 +285,7 @@ async fn views_of_a_server_that_was_upgraded_are_made_again() {
     for view in ["keys", "abandoned"] {
         db.execute(&format!("alter view {{}}.{view} reset (security_invoker)")).await;
         if db.ask::<bool>(VIEWS_HAVE_THEIR_READERS_RIGHTS).await {
-            let error = db.once.check(&mut conn).await.unwrap_err();
+            let error = db.once.check(&db.pool).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::SchemaOutdated);
             assert!(error.to_string().contains("the server upgraded?); run migrate"), "{error}");
             assert!(db.once.migrate(&mut conn).await.unwrap().functions_replaced);
@@ -297,7 +297,7 @@ async fn views_of_a_server_that_was_upgraded_are_made_again() {
                 .await;
             assert!(mended);
         }
-        db.once.check(&mut conn).await.unwrap();
+        db.once.check(&db.pool).await.unwrap();
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use pgonce::{ErrorKind, Inbox, Operation, Received, RunError};
+use pgonce::{ErrorKind, Filter, Inbox, Operation, Received, RunError, Status};
 use sqlx::{Connection, PgConnection};
 
 use crate::harness::TestDb;
@@ -202,6 +202,18 @@ async fn a_corrupt_row_is_neither_replayed_nor_run_nor_deleted_nor_counted() {
     let counts = "select s.overdue + b.backlog from {}.table_stats() s, {}.reap_backlog() b";
     assert_eq!(db.ask::<i64>(counts).await, 0);
     assert_eq!(db.once.reap_once(&mut conn, 1000).await.unwrap().deleted, 0);
+    // People see each, in the list beside sound rows, and by its key.
+    let list = db.once.list(&mut conn, &Filter::default(), 100).await.unwrap();
+    let corrupt = list.iter().filter(|listed| listed.record.status == Status::Corrupt);
+    let looks_sound = ["no lease"]; // the view shows the end of the retention in its place
+    assert_eq!(corrupt.count(), CORRUPT.len() - looks_sound.len());
+    for (key, _) in CORRUPT {
+        let op = Operation::new(scope, key).unwrap();
+        match db.once.status(&mut conn, op.scope(), op.key()).await {
+            Ok(progress) => assert!(progress.is_some(), "{key}: status"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt, "{key}: status"),
+        }
+    }
     // None is picked by a recovery, which would keep it from those that can be run.
     assert!(db.once.abandoned(&mut conn, 100).await.unwrap().is_empty());
     let picked = "select cardinality(keys)::bigint from {}._pick_abandoned('%', 100, 1000, 1000)";

@@ -169,7 +169,7 @@ async fn a_transaction_that_always_loses_is_given_up_as_retryable() {
         .await
         .unwrap_err();
     assert!(error.is_retryable());
-    assert_eq!(calls.load(Ordering::Relaxed), 10);
+    assert_eq!(calls.load(Ordering::Relaxed), 20);
 }
 
 #[tokio::test]

@@ -90,7 +90,7 @@ async fn lost_transactions_are_recognised_in_every_kind_of_error() {
         lose(tx).await.map_err(Wrapped)
     });
     assert!(run.await.unwrap_err().is_retryable());
-    assert_eq!(calls.load(Ordering::Relaxed), 30, "ten each");
+    assert_eq!(calls.load(Ordering::Relaxed), 60, "twenty each");
 }
 
 #[tokio::test]
@@ -100,7 +100,7 @@ async fn a_wait_is_not_started_over_by_a_lost_transaction() {
     let claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
     // Every begin that gives up waiting is then told that it lost against another transaction.
     db.execute(
-        "create or replace function {}._take_lock(p_lock_id bigint, p_deadline timestamptz, p_shared boolean)
+        "create or replace function {}._take_lock(p_lock_id bigint, p_deadline timestamptz)
            returns void
            language plpgsql as $$ begin
              perform pg_sleep(greatest(0, extract(epoch from p_deadline - clock_timestamp())));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use pgonce::{ErrorKind, Fingerprint, Operation, PgOnce, RoundTrips, RunError, SchemaName};
+use pgonce::{ErrorKind, Fingerprint, Operation, PgOnce, RunError, SchemaName};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::oneshot;
@@ -16,7 +16,6 @@ use crate::harness::{PATIENCE, TestDb, effect, op};
 use crate::proxy::Proxy;
 
 const LONG: Duration = Duration::from_secs(30);
-const EACH: [RoundTrips; 3] = [RoundTrips::Two, RoundTrips::Three, RoundTrips::Five];
 
 type Answer = Result<String, RunError>;
 
@@ -72,41 +71,39 @@ async fn assert_ours(answers: Vec<JoinHandle<Answer>>, context: &str) {
 
 #[tokio::test]
 async fn a_crowd_on_one_key_leaves_the_pool_to_others() {
-    for round_trips in EACH {
-        let db = TestDb::new().await;
-        let once = db.once.clone().round_trips(round_trips);
-        // One connection is at work, the other one is for all the rest.
-        let proxy = Proxy::start(&db, None);
-        let pool = PgPoolOptions::new()
-            .max_connections(2)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy_with(proxy.options());
-        let first = at_work(&once, &pool, &db, op("k").wait(LONG)).await;
-        let crowd = crowd(&once, &pool, &db, 15).await;
-        let other = once.run(&pool, &op("other"), async |_| Ok::<_, sqlx::Error>(1)).await;
-        assert_eq!(other.unwrap().into_inner(), 1, "{round_trips:?}");
-        first.end.send(true).unwrap();
-        assert_ours(vec![first.answer], "the first").await;
-        assert_ours(crowd, "the crowd").await;
-        assert_eq!(db.effects().await, 1, "{round_trips:?}");
-        // Two of a kind: the crowd has only looked.
-        let opened = proxy.requests().iter().filter(|sent| sent.contains("open_once")).count();
-        assert_eq!(opened, if round_trips == RoundTrips::Five { 0 } else { 2 }, "{round_trips:?}");
-    }
+    let db = TestDb::new().await;
+    let once = db.once.clone();
+    // One connection is at work, the other one is for all the rest.
+    let proxy = Proxy::start(&db, None);
+    let pool = PgPoolOptions::new()
+        .max_connections(2)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect_lazy_with(proxy.options());
+    let first = at_work(&once, &pool, &db, op("k").wait(LONG)).await;
+    let crowd = crowd(&once, &pool, &db, 15).await;
+    let other = once.run(&pool, &op("other"), async |_| Ok::<_, sqlx::Error>(1)).await;
+    assert_eq!(other.unwrap().into_inner(), 1);
+    first.end.send(true).unwrap();
+    assert_ours(vec![first.answer], "the first").await;
+    assert_ours(crowd, "the crowd").await;
+    assert_eq!(db.effects().await, 1);
+    // The work ran twice, for two keys: the crowd has only looked.
+    let inserted = proxy.requests().iter().filter(|sent| *sent == "COMMIT").count();
+    assert_eq!(inserted, 2);
 }
 
 #[tokio::test]
 async fn when_the_one_at_work_leaves_no_answer_one_of_the_crowd_goes_on() {
-    for (round_trips, drops) in EACH.into_iter().flat_map(|each| [(each, false), (each, true)]) {
+    for drops in [false, true] {
         let db = TestDb::new().await;
-        let once = db.once.clone().round_trips(round_trips);
+        let once = db.once.clone();
         let first = at_work(&once, &db.pool, &db, op("k").wait(LONG)).await;
         let crowd = crowd(&once, &db.pool, &db, 6).await;
         match drops {
             true => first.answer.abort(),
             false => first.end.send(false).unwrap(),
         }
-        let context = format!("{round_trips:?}, dropped: {drops}");
+        let context = format!("dropped: {drops}");
         assert_ours(crowd, &context).await;
         assert_eq!(db.effects().await, 1, "{context}");
     }
@@ -115,12 +112,12 @@ async fn when_the_one_at_work_leaves_no_answer_one_of_the_crowd_goes_on() {
 // Of those who wait for another process, or for one of them that went on, one needs a connection.
 #[tokio::test]
 async fn a_crowd_leaves_the_pool_to_others_whoever_it_waits_for() {
-    for (round_trips, is_ours) in EACH.into_iter().flat_map(|each| [(each, false), (each, true)]) {
+    for is_ours in [false, true] {
         let db = TestDb::new().await;
-        let once = db.once.clone().round_trips(round_trips);
+        let once = db.once.clone();
         let apart = PgOnce::new().schema(SchemaName::new(db.schema.as_str()).unwrap());
         let pool = PgPoolOptions::new()
-            .max_connections(3)
+            .max_connections(4)
             .acquire_timeout(Duration::from_secs(5))
             .connect_lazy_with(db.options.clone());
         let owner = if is_ours { &once } else { &apart };
@@ -128,7 +125,7 @@ async fn a_crowd_leaves_the_pool_to_others_whoever_it_waits_for() {
         let mut crowd: Vec<_> =
             (0..15).map(|_| call(&once, &pool, &db, op("k").wait(LONG))).collect();
         tokio::task::yield_now().await;
-        let context = format!("{round_trips:?}, ours: {is_ours}");
+        let context = format!("ours: {is_ours}");
         if !is_ours {
             db.until_waiting(1).await;
             others_find_a_connection(&once, &pool, &context).await;
@@ -143,7 +140,7 @@ async fn a_crowd_leaves_the_pool_to_others_whoever_it_waits_for() {
         }
         let goes_on = begun.join_next().await.unwrap().unwrap().expect(&context);
         others_find_a_connection(&once, &pool, &context).await;
-        assert_eq!(db.ask::<i64>(WAITING).await, 0, "{context}");
+        assert!(db.ask::<i64>(WAITING).await <= 1, "{context}");
         crowd.swap_remove(goes_on).end.send(true).unwrap();
         for call in crowd {
             assert_eq!(call.answer.await.unwrap().unwrap(), "ours", "{context}");
@@ -167,68 +164,58 @@ async fn others_find_a_connection(once: &PgOnce, pool: &PgPool, context: &str) {
 // It looks for itself before long: that call may have been given up by all but its future's owner.
 #[tokio::test]
 async fn an_answer_that_is_there_is_had_beside_a_call_that_hangs() {
-    for round_trips in EACH {
-        let db = TestDb::new().await;
-        let once = db.once.clone().round_trips(round_trips);
-        let op = op("k").wait(Duration::from_secs(3600));
-        let run = || once.run(&db.pool, &op, async |_| Ok::<_, sqlx::Error>(1));
-        run().await.unwrap();
-        let mut hangs = Box::pin(run());
-        let polled = poll_fn(|context| Poll::Ready(hangs.as_mut().poll(context).is_pending()));
-        assert!(polled.await);
-        let replayed = tokio::time::timeout(PATIENCE, run()).await.expect("soon").unwrap();
-        assert!(replayed.is_replay(), "{round_trips:?}");
-    }
+    let db = TestDb::new().await;
+    let once = db.once.clone();
+    let op = op("k").wait(Duration::from_secs(3600));
+    let run = || once.run(&db.pool, &op, async |_| Ok::<_, sqlx::Error>(1));
+    run().await.unwrap();
+    let mut hangs = Box::pin(run());
+    let polled = poll_fn(|context| Poll::Ready(hangs.as_mut().poll(context).is_pending()));
+    assert!(polled.await);
+    let replayed = tokio::time::timeout(PATIENCE, run()).await.expect("soon").unwrap();
+    assert!(replayed.is_replay());
 }
 
 #[tokio::test]
 async fn too_long_a_wait_is_refused_at_once() {
-    for round_trips in EACH {
-        let db = TestDb::new().await;
-        let once = db.once.clone().round_trips(round_trips);
-        let first = at_work(&once, &db.pool, &db, op("k").wait(LONG)).await;
-        let op = op("k").wait(Duration::from_secs(7200));
-        let refused = once.run(&db.pool, &op, async |_| Ok::<_, sqlx::Error>(1));
-        let refused = tokio::time::timeout(PATIENCE, refused).await.expect("at once");
-        let Err(RunError::Protocol(error)) = refused else {
-            panic!("{round_trips:?}: {refused:?}")
-        };
-        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{round_trips:?}");
-        first.end.send(true).unwrap();
-        assert_ours(vec![first.answer], "the first").await;
-    }
+    let db = TestDb::new().await;
+    let once = db.once.clone();
+    let first = at_work(&once, &db.pool, &db, op("k").wait(LONG)).await;
+    let op = op("k").wait(Duration::from_secs(7200));
+    let refused = once.run(&db.pool, &op, async |_| Ok::<_, sqlx::Error>(1));
+    let refused = tokio::time::timeout(PATIENCE, refused).await.expect("at once");
+    let Err(RunError::Protocol(error)) = refused else { panic!("{refused:?}") };
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    first.end.send(true).unwrap();
+    assert_ours(vec![first.answer], "the first").await;
 }
 
 #[tokio::test]
 async fn a_call_waits_no_longer_than_it_was_told() {
-    for round_trips in EACH {
-        let db = TestDb::new().await;
-        let once = db.once.clone().round_trips(round_trips);
-        let first = at_work(&once, &db.pool, &db, op("k").wait(LONG)).await;
-        let (wait, began) = (Duration::from_secs(2), Instant::now());
-        let late = call(&once, &db.pool, &db, op("k").wait(wait)).answer.await.unwrap();
-        assert!(matches!(late, Err(RunError::InProgress(_))), "{round_trips:?}: {late:?}");
-        let took = began.elapsed();
-        assert!(took >= wait && took < wait * 2, "{round_trips:?}: {took:?}");
-        first.end.send(true).unwrap();
-        assert_ours(vec![first.answer], "the first").await;
-    }
+    let db = TestDb::new().await;
+    let once = db.once.clone();
+    let first = at_work(&once, &db.pool, &db, op("k").wait(LONG)).await;
+    let (wait, began) = (Duration::from_secs(2), Instant::now());
+    let late = call(&once, &db.pool, &db, op("k").wait(wait)).answer.await.unwrap();
+    assert!(matches!(late, Err(RunError::InProgress(_))), "{late:?}");
+    let took = began.elapsed();
+    assert!(took >= wait && took < wait * 2, "{took:?}");
+    first.end.send(true).unwrap();
+    assert_ours(vec![first.answer], "the first").await;
 }
 
 #[tokio::test]
 async fn another_request_is_told_so_after_the_wait() {
-    for round_trips in EACH {
-        let db = TestDb::new().await;
-        let once = db.once.clone().round_trips(round_trips);
-        let request = |text| op("k").fingerprint(Fingerprint::of_bytes(text)).wait(LONG);
-        let first = at_work(&once, &db.pool, &db, request("one")).await;
-        let second = call(&once, &db.pool, &db, request("two"));
-        tokio::task::yield_now().await;
-        first.end.send(true).unwrap();
-        assert_ours(vec![first.answer], "the first").await;
-        let refused = second.answer.await.unwrap();
-        assert!(matches!(refused, Err(RunError::Mismatch(_))), "{round_trips:?}: {refused:?}");
-    }
+    let db = TestDb::new().await;
+    let once = db.once.clone();
+    let request = |text| op("k").fingerprint(Fingerprint::of_bytes(text)).wait(LONG);
+    let first = at_work(&once, &db.pool, &db, request("one")).await;
+    let second = call(&once, &db.pool, &db, request("two"));
+    tokio::task::yield_now().await;
+    first.end.send(true).unwrap();
+    assert_ours(vec![first.answer], "the first").await;
+    let refused = second.answer.await.unwrap();
+    assert!(matches!(refused, Err(RunError::Mismatch(_))), "{refused:?}");
 }
 
 // Another pool may lead to another database, where nobody works on the key.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pgonce::{Failure, PgOnce, Response, RoundTrips, RunError, SchemaName};
+use pgonce::{Failure, PgOnce, Response, RunError, SchemaName};
 use sqlx::{Connection, PgConnection};
 
 use crate::crash::pool_of_one;
@@ -16,30 +16,22 @@ async fn run_tells_a_duplicate_at_once() {
     let db = TestDb::new().await;
     let mut holder = db.pool.begin().await.unwrap();
     let _claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
-    for (round_trips, sent) in [(RoundTrips::Three, 1), (RoundTrips::Two, 2)] {
-        let once = db.once.clone().round_trips(round_trips);
-        let proxy = Proxy::start(&db, None);
-        let pool = pool_of_one(proxy.options());
-        for prepared in [false, true] {
-            let before = proxy.requests().len();
-            let refused = once.run(&pool, &op("k"), async |_| Ok::<_, Failure>(1)).await;
-            assert!(matches!(refused, Err(RunError::InProgress(_))), "{refused:?}");
-            let mut requests = proxy.requests().split_off(before);
-            requests.retain(|request| !request.is_empty()); // the pool's
-            assert!(!prepared || requests.len() == sent, "{round_trips:?}: {requests:?}");
-        }
+    let proxy = Proxy::start(&db, None);
+    let pool = pool_of_one(proxy.options());
+    for prepared in [false, true] {
+        let before = proxy.requests().len();
+        let refused = db.once.run(&pool, &op("k"), async |_| Ok::<_, Failure>(1)).await;
+        assert!(matches!(refused, Err(RunError::InProgress(_))), "{refused:?}");
+        let mut requests = proxy.requests().split_off(before);
+        requests.retain(|request| !request.is_empty()); // the pool's
+        assert!(!prepared || requests.len() == 3, "BEGIN, look, ROLLBACK: {requests:?}");
     }
 }
 
-// Those who wait do so side by side, whoever came first; when there is no answer, one of them goes on.
+// Each in a process of its own. When there is no answer, one of them goes on.
 #[tokio::test]
 async fn run_waits_beside_others_for_an_answer() {
-    for (round_trips, commits) in [
-        (RoundTrips::Three, true),
-        (RoundTrips::Three, false),
-        (RoundTrips::Two, true),
-        (RoundTrips::Two, false),
-    ] {
+    for commits in [true, false] {
         let db = TestDb::new().await;
         let mut holder = db.conn().await;
         let mut holder = holder.begin().await.unwrap();
@@ -48,7 +40,7 @@ async fn run_waits_beside_others_for_an_answer() {
         for _ in 0..6 {
             // Each as in a process of its own.
             let schema = SchemaName::new(db.schema.as_str()).unwrap();
-            let once = PgOnce::new().schema(schema).round_trips(round_trips);
+            let once = PgOnce::new().schema(schema);
             let pool = db.pool.clone();
             let schema = db.schema.clone();
             waiters.spawn(async move {
@@ -60,7 +52,7 @@ async fn run_waits_beside_others_for_an_answer() {
         }
         db.until(
             "select count(*) = 6 from pg_locks l join pg_stat_activity a using (pid)
-              where a.application_name = '{}' and not l.granted and l.mode = 'ShareLock'",
+              where a.application_name = '{}' and not l.granted",
         )
         .await;
         if commits {
@@ -72,30 +64,9 @@ async fn run_waits_beside_others_for_an_answer() {
         }
         let answers = waiters.join_all().await;
         let (answer, effects) = if commits { ("theirs", 0) } else { ("ours", 1) };
-        assert!(answers.iter().all(|each| each == answer), "{round_trips:?}: {answers:?}");
-        assert_eq!(db.effects().await, effects, "{round_trips:?}");
+        assert!(answers.iter().all(|each| each == answer), "{answers:?}");
+        assert_eq!(db.effects().await, effects);
     }
-}
-
-// Each wait has what those before it have left over.
-#[tokio::test]
-async fn run_opens_with_the_rest_of_its_wait() {
-    let db = TestDb::new().await;
-    let once = db.once.clone().round_trips(RoundTrips::Three);
-    let mut holder = db.conn().await;
-    let mut holder = holder.begin().await.unwrap();
-    drop(started(db.once.begin(&mut holder, &op("k")).await.unwrap()));
-    let proxy = Proxy::start(&db, None);
-    let pool = pool_of_one(proxy.options());
-    let waiter = tokio::spawn(async move {
-        once.run(&pool, &op("k").wait(LONG), async |_| Ok::<_, Failure>(1)).await.unwrap();
-    });
-    db.until_waiting(1).await;
-    holder.rollback().await.unwrap();
-    waiter.await.unwrap();
-    let requests = proxy.requests();
-    let open = requests.iter().find(|request| request.contains("open_once")).unwrap();
-    assert!(!open.contains(&LONG.as_millis().to_string()), "{open}");
 }
 
 // The bound is for the wait as a whole, however often it is begun.
@@ -105,13 +76,13 @@ async fn run_waits_no_longer_than_it_was_told() {
     let mut holder = db.pool.begin().await.unwrap();
     let _claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
     let wait = Duration::from_secs(2);
-    let bounded = async |round_trips| {
-        let once = db.once.clone().round_trips(round_trips);
+    let bounded = async || {
+        let once = db.once.clone();
         let began = Instant::now();
         let refused = once.run(&db.pool, &op("k").wait(wait), async |_| Ok::<_, Failure>(1)).await;
         assert!(matches!(refused, Err(RunError::InProgress(_))), "{refused:?}");
         let took = began.elapsed();
-        assert!(took >= wait && took < wait * 2, "{round_trips:?}: {took:?}");
+        assert!(took >= wait && took < wait * 2, "{took:?}");
     };
-    tokio::join!(bounded(RoundTrips::Two), bounded(RoundTrips::Three), bounded(RoundTrips::Five));
+    tokio::join!(bounded(), bounded(), bounded());
 }

@@ -1,8 +1,6 @@
 //! Whatever a session's search_path leads to, pgonce takes PostgreSQL's own operators, functions and types.
 
-use pgonce::{
-    Done, Failure, Filter, Fingerprint, Listed, Operation, Response, RoundTrips, RunError,
-};
+use pgonce::{Done, Failure, Filter, Fingerprint, Listed, Operation, Response, RunError};
 use sqlx::{Executor, PgConnection};
 
 use crate::harness::{TestDb, effect, op, started, word};
@@ -72,34 +70,25 @@ async fn run_decides_the_same() {
     }
 }
 
-// They pin no search_path of their own.
 #[tokio::test]
-async fn a_key_is_opened_and_finished_the_same() {
+async fn a_key_is_waited_for_and_written_the_same() {
     let db = TestDb::new().await;
     let misled = misled(&db).await;
-    let open = async |key: &'static str, wait_ms: i64| {
-        let open =
-            format!("select {{}}._open_once('test/scope', '{key}', 86400000, {wait_ms}, null)");
-        let opened = misled.pool.execute(misled.sql(&open)).await.map(drop);
-        opened.map_err(|error| error.as_database_error().unwrap().code().unwrap().into_owned())
-    };
-    assert_eq!(open("k", 0).await, Ok(()));
-    assert_eq!(open("cl\u{e9}", 0).await, Ok(()), "an unusual name is looked at more closely");
     let mut holder = db.pool.begin().await.unwrap();
     let claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
-    assert_eq!(open("k", 0).await, Err("IK004".into()), "is being worked on");
+    let op_k = op("k").wait(std::time::Duration::from_secs(30));
     let end = async {
         db.until_waiting(1).await;
-        claim.complete(&mut holder, Response::empty()).await.unwrap();
+        claim.complete(&mut holder, Response::json(&()).unwrap()).await.unwrap();
         holder.commit().await.unwrap();
     };
-    assert_eq!(tokio::join!(open("k", 30_000), end).0, Err("IK004".into()), "was waited for");
-    assert_eq!(open("k", 0).await, Err("IK004".into()), "has a row");
-
-    let once = misled.once.clone().round_trips(RoundTrips::Two);
-    once.run(&misled.pool, &op("new"), async |_| Ok::<_, Failure>(7)).await.unwrap();
-    let kept = "select status = 'completed' and expires_at - created_at = interval '1 day'
-                  from {}.keys where key = 'new'";
+    assert!(tokio::join!(run(&misled, &op_k), end).0.unwrap().is_replay(), "was waited for");
+    for op in [op("new"), op("cl\u{e9}"), op("optimistic").optimistic()] {
+        misled.once.run(&misled.pool, &op, async |_| Ok::<_, Failure>(7)).await.unwrap();
+    }
+    let kept =
+        "select bool_and(status = 'completed' and expires_at - created_at = interval '1 day')
+                  from {}.keys where key <> 'k'";
     assert!(db.ask::<bool>(kept).await);
 }
 
@@ -182,11 +171,29 @@ async fn what_migrate_makes_is_the_same() {
     let before: String = sqlx::query_scalar(path).fetch_one(&mut conn).await.unwrap();
     assert!(misled.once.migrate(&mut conn).await.unwrap().functions_replaced);
     assert!(!misled.once.migrate(&mut conn).await.unwrap().functions_replaced);
-    misled.once.check(&mut conn).await.unwrap();
+    misled.once.check(&misled.pool).await.unwrap();
     let after: String = sqlx::query_scalar(path).fetch_one(&mut conn).await.unwrap();
     assert_eq!(after, before);
     // Views and functions with a body of their own remember the operators that they were made with.
     db.execute("drop schema {}_evil cascade").await;
     run(&db, &op("k")).await.unwrap();
     db.once.inspect(&mut db.conn().await, op("k").scope(), op("k").key()).await.unwrap().unwrap();
+}
+
+// They pin no search_path of their own.
+#[tokio::test]
+async fn the_verbs_write_the_same() {
+    let db = TestDb::new().await;
+    let misled = misled(&db).await;
+    let mut conn = misled.conn().await;
+    let claim = started(misled.once.begin(&mut conn, &op("k")).await.unwrap());
+    let kept = "select expires_at - created_at = interval '1 day' and lease_expires_at = expires_at
+                  from {}.idempotency_keys";
+    assert!(db.ask::<bool>(kept).await);
+    claim.complete(&mut conn, Response::empty()).await.unwrap();
+    // Every status is said to be the one that is asked for, and yet a finished claim is not finished again.
+    let again = "select {}.fail(scope, key, token) from {}.idempotency_keys";
+    let error = sqlx::query(misled.sql(again)).execute(&mut conn).await.unwrap_err();
+    assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some("IK002"));
+    assert_eq!(word(&misled.once.begin(&mut conn, &op("k")).await.unwrap()), "replay");
 }

@@ -7,7 +7,7 @@ use sqlx::{Connection, Executor, PgConnection, Row};
 use crate::harness::TestDb;
 
 const MINUTE: Duration = Duration::from_secs(60);
-const BEGIN: &str = "select token::text from {}._begin('test/scope', 'k', null, 86400000, null, 60000, 0, 'retry', null, false, false)";
+const BEGIN: &str = "select token::text from {}._begin('test/scope', 'k', null, 86400000, null, 60000, 0, 'retry', null, false)";
 
 /// Begins the key `k` with a lease of a minute; the token as text.
 async fn begin(db: &TestDb) -> String {
@@ -217,7 +217,7 @@ async fn nothing_of_a_former_life_is_visible_in_the_next() {
 async fn the_reaper_takes_the_steps_with_their_keys_and_no_others() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    let begin = "select token::text from {}._begin('test/scope', 'KEY', null, MS, null, 1, 0, 'retry', null, false, false)";
+    let begin = "select token::text from {}._begin('test/scope', 'KEY', null, MS, null, 1, 0, 'retry', null, false)";
     for (key, ms) in [("a", 1000), ("b", 1000), ("c", 90_000_000)] {
         let token: String = db.ask(&begin.replace("KEY", key).replace("MS", &ms.to_string())).await;
         for name in ["one", "two"] {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use pgonce::{Begin, ErrorKind, Failure, Fingerprint, Operation, Response, RoundTrips, RunError};
+use pgonce::{Begin, ErrorKind, Failure, Fingerprint, Operation, Response, RunError};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::crash::{nothing_is_stuck, pool_of_one};
@@ -12,41 +12,35 @@ use crate::proxy::Proxy;
 
 // The first key prepares the statements.
 #[tokio::test]
-async fn new_keys_and_replays_take_the_round_trips_that_were_chosen() {
-    for (round_trips, new, replay) in [
-        (RoundTrips::Two, "select execute select", "select execute"),
-        (RoundTrips::Three, "execute select execute select", "execute"),
-        (RoundTrips::Five, "begin execute savepoint execute execute COMMIT", "begin execute"),
-    ] {
+async fn a_call_sends_what_its_page_says() {
+    for (optimistic, new) in
+        [(false, "begin execute execute execute COMMIT"), (true, "begin execute execute COMMIT")]
+    {
         let db = TestDb::new().await;
-        let once = db.once.clone().round_trips(round_trips);
         let proxy = Proxy::start(&db, None);
         let pool = pool_of_one(proxy.options());
-        let run = async |key: &str| {
-            once.run(&pool, &op(key), async |tx| effect(tx, &db.schema, key).await).await.unwrap()
+        let run = async |key: &str, optimistic: bool| {
+            let op = if optimistic { op(key).optimistic() } else { op(key) };
+            let work = async |tx: &mut PgConnection| effect(tx, &db.schema, key).await;
+            db.once.run(&pool, &op, work).await.unwrap()
         };
-        run("prepares").await;
-        run("prepares").await; // and a replay's
-        for (sent, replayed) in [(new, false), (replay, true)] {
+        run("prepares", optimistic).await;
+        run("prepares", false).await; // and a replay's
+        for (sent, replayed) in [(new, false), ("begin execute", true)] {
             let before = proxy.requests().len();
-            assert_eq!(run("key").await.is_replay(), replayed);
-            // Nobody waits for the pool's pings, nor for the last ROLLBACK.
-            let of_pool = |request: &String| request.is_empty() || request == "ROLLBACK";
+            assert_eq!(run("key", optimistic && !replayed).await.is_replay(), replayed);
             let mut requests = proxy.requests().split_off(before);
-            requests.retain(|request| !of_pool(request));
+            requests.retain(|request| !request.is_empty() && request != "ROLLBACK"); // the pool sends both
             let words = requests.iter().map(|r| r.split([' ', ';']).next().unwrap());
-            assert_eq!(words.collect::<Vec<_>>().join(" "), sent, "{round_trips:?}");
-            if !replayed && round_trips != RoundTrips::Five {
-                let [.., open, _, end] = &requests[..] else { panic!("{requests:?}") };
-                assert!(open.ends_with("; begin; savepoint pgonce_work"), "{open}");
-                assert!(end.ends_with("; commit and chain"), "{end}");
-            }
-            assert!(!requests.concat().contains("'key'"), "keys are written as digits");
+            assert_eq!(words.collect::<Vec<_>>().join(" "), sent);
+            assert_eq!(requests[0], "begin deferrable");
+            assert!(!requests.concat().contains("key"), "no value is in a text: {requests:?}");
         }
-        // The second row version of a table that nobody else writes to; twice as many when begin writes it.
-        let last = "select max(ctid)::text from {}.idempotency_keys";
-        let expected = if round_trips == RoundTrips::Five { "(0,4)" } else { "(0,2)" };
-        assert_eq!(db.ask::<String>(last).await, expected, "{round_trips:?}");
+        // The second row version of a table that is written to by nothing else.
+        assert_eq!(
+            db.ask::<String>("select max(ctid)::text from {}.idempotency_keys").await,
+            "(0,2)"
+        );
         nothing_is_stuck(&db).await;
     }
 }
@@ -54,16 +48,16 @@ async fn new_keys_and_replays_take_the_round_trips_that_were_chosen() {
 // Each answer that is not *started*, from a pool of one: what is refused must leave its connection clean.
 #[tokio::test]
 async fn whatever_begin_answers_the_connection_is_fit_for_the_next() {
-    for round_trips in [RoundTrips::Two, RoundTrips::Three, RoundTrips::Five] {
+    for optimistic in [false, true] {
         let db = TestDb::new().await;
-        let once = db.once.clone().round_trips(round_trips);
         let pool = pool_of_one(db.options.clone());
         let pid = async || {
             sqlx::query_scalar::<_, i32>("select pg_backend_pid()").fetch_one(&pool).await.unwrap()
         };
         let first = pid().await;
         let run = async |op: &Operation| {
-            once.run(&pool, op, async |tx| effect(tx, &db.schema, "one").await).await
+            let op = if optimistic { op.clone().optimistic() } else { op.clone() };
+            db.once.run(&pool, &op, async |tx| effect(tx, &db.schema, "one").await).await
         };
         let bound = op("k").fingerprint(Fingerprint::of_bytes("a"));
         assert!(!run(&bound).await.unwrap().is_replay());
@@ -81,7 +75,7 @@ async fn whatever_begin_answers_the_connection_is_fit_for_the_next() {
         assert!(matches!(run(&op("open")).await, Err(RunError::InProgress(_))));
         drop(open);
         tx.rollback().await.unwrap();
-        assert_eq!((pid().await, db.effects().await), (first, 2), "{round_trips:?}");
+        assert_eq!((pid().await, db.effects().await), (first, 2), "optimistic: {optimistic}");
         nothing_is_stuck(&db).await;
     }
 }
@@ -90,14 +84,14 @@ async fn whatever_begin_answers_the_connection_is_fit_for_the_next() {
 #[tokio::test]
 async fn bad_arguments_are_refused_before_the_work() {
     let db = TestDb::new().await;
-    for round_trips in [RoundTrips::Two, RoundTrips::Three, RoundTrips::Five] {
-        let once = db.once.clone().round_trips(round_trips);
+    for op in [op("k"), op("k").optimistic()] {
         for (op, field) in [
-            (op("k").retention(Duration::ZERO), "retention"),
-            (op("k").wait(Duration::from_secs(3601)), "wait"),
-            (op("k").max_attempts(0), "max_attempts"),
+            (op.clone().retention(Duration::ZERO), "retention"),
+            (op.clone().wait(Duration::from_secs(3601)), "wait"),
+            (op.clone().max_attempts(0), "max_attempts"),
         ] {
-            let refused = once.run(&db.pool, &op, async |_| Ok::<_, Failure>(7)).await.unwrap_err();
+            let refused =
+                db.once.run(&db.pool, &op, async |_| Ok::<_, Failure>(7)).await.unwrap_err();
             let RunError::Protocol(error) = refused else { panic!("{refused:?}") };
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
             assert!(error.to_string().contains(field), "{error}");
@@ -121,51 +115,39 @@ async fn while_the_work_runs_the_key_is_in_progress_for_others() {
     assert_eq!(db.effects().await, 1);
 }
 
-// Whoever waits for an answer is told it together with the others, not one after the other.
-#[tokio::test]
-async fn those_who_only_ask_do_not_wait_for_each_other() {
-    let db = TestDb::new().await;
-    let asked = "select answer from {}._begin('scope', 'k', null, 1000, null, null, 0, 'retry', null, false, true)";
-    let (mut first, mut second) = (db.conn().await, db.conn().await);
-    let mut transactions = Vec::new();
-    for conn in [&mut first, &mut second] {
-        let mut tx = conn.begin().await.unwrap();
-        let answer: String = sqlx::query_scalar(db.sql(asked)).fetch_one(&mut *tx).await.unwrap();
-        assert_eq!(answer, "started");
-        transactions.push(tx); // and with it what it has locked
-    }
-    let key = Operation::new("scope", "k").unwrap();
-    assert_eq!(word(&db.once.begin(&mut db.conn().await, &key).await.unwrap()), "in progress");
-}
-
-// Somebody who takes no lock, such as `receive`. The primary key decides, and the work is undone.
+// A writer that takes no lock, such as `receive`. The primary key decides, and the work is undone.
 #[tokio::test]
 async fn a_row_written_past_the_lock_undoes_the_work() {
     let db = TestDb::new().await;
-    let once = db.once.clone().round_trips(RoundTrips::Three);
-    for ends_well in [true, false] {
+    for (optimistic, end) in
+        [(false, "done"), (false, "kept"), (false, "fails"), (true, "done"), (true, "kept")]
+    {
         let calls = AtomicU32::new(0);
-        let key = format!("k {ends_well}");
+        let key = format!("{optimistic} {end}");
         let insert = format!(
             "insert into {{}}.idempotency_keys (created_at, expires_at, lease_expires_at, completed_at, attempt,
                status, scope, key, response_body)
              values (now(), now() + interval '1 day', now() + interval '1 day', now(), 1, 2, '{}', '{key}', '7')",
             op("k").scope().as_str()
         );
-        let work = async |tx: &mut sqlx::PgConnection| {
+        let work = async |tx: &mut PgConnection| {
             calls.fetch_add(1, Ordering::Relaxed);
             let id = effect(tx, &db.schema, &key).await?;
             db.execute(&insert).await;
-            if ends_well { Ok(id) } else { Err(Failure::keep(Response::bytes("declined"))) }
+            match end {
+                "done" => Ok(id),
+                "kept" => Err(Failure::keep(Response::bytes("declined"))),
+                _ => Err(Failure::from("a duplicate")),
+            }
         };
-        let done = once.run(&db.pool, &op(&key), work).await.unwrap();
+        let op = if optimistic { op(&key).optimistic() } else { op(&key) };
+        let done = db.once.run(&db.pool, &op, work).await.unwrap();
         assert!(done.is_replay());
-        assert_eq!((*done, calls.into_inner(), db.effects().await), (7, 1, 0));
+        assert_eq!((*done, calls.into_inner(), db.effects().await), (7, 1, 0), "{key}");
     }
     nothing_is_stuck(&db).await;
 }
 
-// They are written into the statement's text, or bound when they are long: what comes back is the same.
 #[tokio::test]
 async fn any_response_comes_back_as_it_was() {
     let db = TestDb::new().await;
@@ -203,11 +185,10 @@ async fn a_key_means_the_same_in_any_database_and_session() {
         let options = options.database(&format!("{encoding}_keys")).options(settings);
         let db = TestDb::create(&format!("{encoding}_keys"), options, 2).await;
         for key in ["it's $1 \\ '; --", "cl\u{e9}", "\\x41"] {
-            for round_trips in [RoundTrips::Two, RoundTrips::Three, RoundTrips::Five] {
-                let once = db.once.clone().round_trips(round_trips);
+            for (op, replayed) in [(op(key).optimistic(), false), (op(key), true)] {
                 let work = async |_: &mut PgConnection| Ok::<_, Failure>(key.to_owned());
-                let done = once.run(&db.pool, &op(key), work).await.unwrap();
-                assert_eq!(done.is_replay(), round_trips != RoundTrips::Two, "{encoding} {key}");
+                let done = db.once.run(&db.pool, &op, work).await.unwrap();
+                assert_eq!(done.is_replay(), replayed, "{encoding} {key}");
                 assert_eq!(done.into_inner(), key);
             }
         }
@@ -227,21 +208,20 @@ async fn the_retention_is_the_operations_own() {
     assert!(matches!(db.once.begin(&mut tx, &op).await.unwrap(), Begin::Replay(_)));
 }
 
-// Their look may be older than the lock, so begin writes the row, and the holder of the claim is found by its token.
 #[tokio::test]
-async fn transactions_above_read_committed_are_begun_as_by_the_verbs() {
-    for level in ["read uncommitted", "repeatable read", "serializable"] {
-        for round_trips in [RoundTrips::Two, RoundTrips::Three] {
+async fn a_key_is_written_once_at_every_level() {
+    for level in ["read uncommitted", "read committed", "repeatable read", "serializable"] {
+        for optimistic in [false, true] {
             let db = TestDb::new().await;
             let options = db.options.clone().options([("default_transaction_isolation", level)]);
             let pool = pool_of_one(options);
-            let once = db.once.clone().round_trips(round_trips);
+            let op = if optimistic { op("k").optimistic() } else { op("k") };
             let run = async || {
-                once.run(&pool, &op("k"), async |tx| effect(tx, &db.schema, "k").await).await
+                db.once.run(&pool, &op, async |tx| effect(tx, &db.schema, "k").await).await
             };
             assert!(!run().await.unwrap().is_replay());
-            let begun = "select token is not null from {}.idempotency_keys";
-            assert!(db.ask::<bool>(begun).await, "{level} {round_trips:?}");
+            let written_once = "select token is null from {}.idempotency_keys";
+            assert!(db.ask::<bool>(written_once).await, "{level}, optimistic: {optimistic}");
             assert!(run().await.unwrap().is_replay());
             assert_eq!(db.effects().await, 1);
         }
@@ -250,21 +230,19 @@ async fn transactions_above_read_committed_are_begun_as_by_the_verbs() {
 
 #[tokio::test]
 async fn where_nothing_can_be_written_the_work_is_not_begun() {
-    for round_trips in [RoundTrips::Two, RoundTrips::Three, RoundTrips::Five] {
-        let db = TestDb::new().await;
-        let options = db.options.clone().options([("default_transaction_read_only", "on")]);
-        let once = db.once.clone().round_trips(round_trips);
-        let calls = AtomicU32::new(0);
-        let refused = once
-            .run(&pool_of_one(options), &op("k"), async |_| {
-                calls.fetch_add(1, Ordering::Relaxed);
-                Ok::<_, Failure>(7)
-            })
-            .await
-            .unwrap_err();
-        let RunError::Protocol(error) = refused else { panic!("{refused:?}") };
-        assert_eq!((error.kind(), calls.into_inner()), (ErrorKind::ReadOnly, 0), "{round_trips:?}");
-    }
+    let db = TestDb::new().await;
+    let options = db.options.clone().options([("default_transaction_read_only", "on")]);
+    let calls = AtomicU32::new(0);
+    let refused = db
+        .once
+        .run(&pool_of_one(options), &op("k"), async |_| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, Failure>(7)
+        })
+        .await
+        .unwrap_err();
+    let RunError::Protocol(error) = refused else { panic!("{refused:?}") };
+    assert_eq!((error.kind(), calls.into_inner()), (ErrorKind::ReadOnly, 0));
 }
 
 // Rows that leave out lease, token and attempt are written over like any other.
@@ -284,11 +262,10 @@ async fn a_forgotten_key_that_was_written_once_is_begun_anew() {
     assert_eq!(db.ask::<i32>("select attempt from {}.keys").await, 1);
 }
 
-// The bound is the database's to keep, in either way that a response travels.
 #[tokio::test]
 async fn of_a_response_that_is_too_large_nothing_is_kept() {
     let db = TestDb::new().await;
-    for (key, bytes_max, length) in [("literal", 8, 9), ("bound", 16_384, 17_000)] {
+    for (key, bytes_max, length) in [("short", 8, 9), ("long", 16_384, 17_000)] {
         let once = db.once.clone().response_bytes_max(bytes_max);
         let value = "x".repeat(length);
         let run =
@@ -319,30 +296,25 @@ async fn a_lapsed_claim_that_never_had_a_lease_is_listed_when_it_gets_one() {
 // A row that was written once has no token to be locked by.
 #[tokio::test]
 async fn a_replay_that_locks_its_row_commits_that() {
-    for round_trips in [RoundTrips::Two, RoundTrips::Three, RoundTrips::Five] {
-        let db = TestDb::new().await;
-        let once = db.once.clone().round_trips(round_trips);
-        let op = op("k").lock_replay();
-        let run = async |pool: &sqlx::PgPool| {
-            once.run(pool, &op, async |tx| effect(tx, &db.schema, "k").await).await.unwrap()
-        };
-        assert!(!run(&db.pool).await.is_replay());
-        let locked = "select xmax <> '0' from {}.idempotency_keys";
-        assert!(!db.ask::<bool>(locked).await);
-        let proxy = Proxy::start(&db, None);
-        assert!(run(&pool_of_one(proxy.options())).await.is_replay());
-        assert!(db.ask::<bool>(locked).await, "{round_trips:?}");
-        // Without a transaction the statement is its own commit.
-        assert_eq!(proxy.commit_was_sent(), round_trips == RoundTrips::Five, "{round_trips:?}");
-    }
+    let db = TestDb::new().await;
+    let op = op("k").lock_replay();
+    let run = async |pool: &sqlx::PgPool| {
+        db.once.run(pool, &op, async |tx| effect(tx, &db.schema, "k").await).await.unwrap()
+    };
+    assert!(!run(&db.pool).await.is_replay());
+    let locked = "select xmax <> '0' from {}.idempotency_keys";
+    assert!(!db.ask::<bool>(locked).await);
+    let proxy = Proxy::start(&db, None);
+    assert!(run(&pool_of_one(proxy.options())).await.is_replay());
+    assert!(db.ask::<bool>(locked).await);
+    assert!(proxy.commit_was_sent());
 }
 
 // What a row leaves out, `keys` fills in.
 #[tokio::test]
 async fn a_row_that_was_written_once_looks_like_any_other_in_keys() {
     let db = TestDb::new().await;
-    let once = db.once.clone().round_trips(RoundTrips::Three);
-    once.run(&db.pool, &op("k"), async |_| Ok::<_, Failure>(7)).await.unwrap();
+    db.once.run(&db.pool, &op("k"), async |_| Ok::<_, Failure>(7)).await.unwrap();
     let complete =
         "select attempt = 1 and completed_at = created_at and lease_expires_at = expires_at
                            and status = 'completed' and claim is null from {}.keys";

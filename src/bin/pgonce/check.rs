@@ -4,17 +4,18 @@ use serde_json::json;
 
 use crate::exit::CliError;
 use crate::output;
-use crate::session::Session;
+use crate::session::Global;
 
-/// Check that the schema fits this program; exits with 5 when it does not
+/// Check that the schema fits this program, and the server's settings and poolers do; exits with 5 when the schema does
+/// not, and with 1 for the others
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  pgonce check || pgonce migrate")]
 pub(crate) struct Args {}
 
-pub(crate) async fn run(session: &mut Session) -> Result<(), CliError> {
-    session.once.check(&mut session.conn).await?;
-    let schema = &session.schema;
-    match session.json {
+pub(crate) async fn run(global: &Global) -> Result<(), CliError> {
+    global.once()?.check(&global.pool().await?).await?;
+    let schema = global.schema();
+    match global.json {
         true => output::json(&json!({ "schema": schema, "ok": true })),
         false => output::line(format!("schema {schema} is up to date")),
     }

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use humantime::format_duration;
-use pgonce::Inbox;
+use pgonce::sqlx::PgPool;
+use pgonce::{ErrorKind, Inbox, PgOnce};
 use serde_json::{Value, json};
 
 use crate::exit::CliError;
 use crate::output;
-use crate::session::Session;
+use crate::session::Global;
 
 /// Check what could let something happen twice; exits with 1 when it finds something
 #[derive(clap::Args)]
@@ -31,16 +32,26 @@ struct Finding {
     says: String,
 }
 
-pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliError> {
-    session.once.check(&mut session.conn).await?;
-    let says = format!("schema {} is up to date", session.schema);
-    let mut findings = vec![Finding { check: "schema", ok: true, says }];
+pub(crate) async fn run(global: &Global, args: &Args) -> Result<(), CliError> {
+    let (once, pool) = (global.once()?, global.pool().await?);
+    let environment = match once.check(&pool).await {
+        Ok(()) => {
+            (true, "no setting and no pooler on the way to the server breaks a promise".to_owned())
+        }
+        Err(error) if error.kind() == ErrorKind::Environment => (false, error.to_string()),
+        Err(error) => return Err(error.into()),
+    };
+    let says = format!("schema {} is up to date", global.schema());
+    let mut findings = vec![
+        Finding { check: "schema", ok: true, says },
+        Finding { check: "environment", ok: environment.0, says: environment.1 },
+    ];
     for (consumer, horizon) in &args.horizon {
-        findings.push(inbox(session, consumer, *horizon).await?);
+        findings.push(inbox(&once, &pool, consumer, *horizon).await?);
     }
     let shown =
         |finding: &Finding| json!({"check": finding.check, "ok": finding.ok, "says": finding.says});
-    match session.json {
+    match global.json {
         true => output::json(&Value::Array(findings.iter().map(shown).collect()))?,
         false => findings.iter().try_for_each(|finding| {
             output::line(format!(
@@ -58,12 +69,13 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
 
 /// Whether a consumer remembers its messages for longer than they may be delivered again.
 async fn inbox(
-    session: &mut Session,
+    once: &PgOnce,
+    pool: &PgPool,
     consumer: &str,
     horizon: Duration,
 ) -> Result<Finding, CliError> {
-    let inbox = Inbox::new(&session.once, consumer)?;
-    let Some(retention) = inbox.remembers(&mut session.conn).await? else {
+    let inbox = Inbox::new(once, consumer)?;
+    let Some(retention) = inbox.remembers(&mut *pool.acquire().await?).await? else {
         let says = format!("inbox {consumer}: no message yet, so there is nothing to compare");
         return Ok(Finding { check: "inbox", ok: true, says });
     };

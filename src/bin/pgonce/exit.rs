@@ -115,6 +115,7 @@ impl From<Error> for CliError {
             ErrorKind::CommitUnknown => (1, "commit_unknown"),
             ErrorKind::Connection => (1, "connection"),
             ErrorKind::ReadOnly => (1, "read_only"),
+            ErrorKind::Environment => (1, "environment"),
             ErrorKind::Corrupt => (1, "corrupt"),
             ErrorKind::Encoding => (1, "encoding"),
             _ => (1, "database"),

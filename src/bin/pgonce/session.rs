@@ -3,8 +3,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use pgonce::sqlx::postgres::PgConnectOptions;
-use pgonce::sqlx::{Connection, PgConnection};
+use pgonce::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use pgonce::sqlx::{Connection, PgConnection, PgPool};
 use pgonce::{PgOnce, SchemaName};
 
 use crate::exit::{CliError, innermost};
@@ -57,11 +57,23 @@ impl Global {
 
     pub(crate) async fn session(&self) -> Result<Session, CliError> {
         let once = self.once()?;
-        let options = self.connect_options()?.ok_or_else(|| {
-            CliError::usage("no database given: set DATABASE_URL or pass --database-url")
-        })?;
-        let conn = connect(&options).await?;
+        let conn = connect(&self.database()?).await?;
         Ok(Session { once, schema: self.schema.clone(), conn, json: self.json })
+    }
+
+    /// Two connections: a pooler shows to no less whether it can be trusted.
+    pub(crate) async fn pool(&self) -> Result<PgPool, CliError> {
+        let options = self.database()?;
+        // A pool would try again and again, and then not say what is wrong.
+        let conn = connect(&options).await?;
+        conn.close().await?;
+        Ok(PgPoolOptions::new().max_connections(2).connect_lazy_with(options))
+    }
+
+    fn database(&self) -> Result<PgConnectOptions, CliError> {
+        self.connect_options()?.ok_or_else(|| {
+            CliError::usage("no database given: set DATABASE_URL or pass --database-url")
+        })
     }
 }
 

@@ -4,9 +4,6 @@ use super::{LEAKS, drop_begin, leave, pool};
 use crate::crash::{Work, effects_of, pay, run};
 use crate::harness::TestDb;
 
-/// What does not hold yet: these are committed with the work of `run`.
-const COMMITTED_WITH_THE_WORK: [&str; 2] = ["used", "used savepoint"];
-
 #[tokio::test]
 async fn what_run_says_is_done_is_committed() {
     let db = TestDb::new().await;
@@ -28,9 +25,6 @@ async fn what_run_says_is_done_is_committed() {
             assert_eq!(effects_of(&db, &kept).await, 0, "{kept}");
         }
         pool.close().await;
-        if COMMITTED_WITH_THE_WORK.contains(&how) {
-            db.execute("delete from {}.effect where key = 'left behind'").await;
-        }
         super::nothing_is_left(&db, how).await;
     }
 }

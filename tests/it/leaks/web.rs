@@ -49,10 +49,6 @@ async fn what_a_route_answers_is_committed() {
             let pool = pool(&db);
             requests(&db, &pool, mode, how, async || leave(&db, &pool, leak).await).await;
             pool.close().await;
-            if mode == Mode::Transactional {
-                // What does not hold yet, as for `run`.
-                db.execute("delete from {}.effect where key = 'left behind'").await;
-            }
             nothing_is_left(&db, how).await;
         }
         let pool = pool(&db);

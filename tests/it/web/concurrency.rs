@@ -243,17 +243,16 @@ async fn a_lease_or_retention_out_of_its_limits_runs_nothing() {
 #[tokio::test]
 async fn a_begin_that_lost_a_race_is_sent_again_a_few_times() {
     for mode in MODES {
-        for (losses, answer) in [(4, Answer::Performed), (5, Answer::Unavailable)] {
+        for (losses, answer) in [(19, Answer::Performed), (20, Answer::Unavailable)] {
             let db = TestDb::new().await;
             db.execute(&format!(
                 "create sequence {{}}.begins;
-                 create or replace function {{}}._fits_begin(
-                   p_scope text, p_key text, p_fingerprint bytea, p_retention_ms bigint, p_lease_ms bigint,
-                   p_wait_ms bigint, p_on_lapse text, p_max_attempts integer)
-                   returns boolean language plpgsql as $$ begin
+                 alter function {{}}._lock_id(text, text) rename to lock_id;
+                 create function {{}}._lock_id(p_scope text, p_key text)
+                   returns bigint language plpgsql as $$ begin
                      if nextval('{{}}.begins') <= {losses} then
                        raise exception 'lost' using errcode = '40001';
-                     end if; return true; end $$"
+                     end if; return {{}}.lock_id(p_scope, p_key); end $$"
             ))
             .await;
             let app = app(&db, mode.layer(&db), numbered);

@@ -109,7 +109,9 @@ async fn thirty_at_once_are_one_effect_and_the_rest_are_told() {
             assert_eq!(got.code(), "in_progress");
             assert!(got.header("retry-after").is_some_and(|after| after.parse::<u32>().is_ok()));
         }
-        assert_eq!((entered.get(), db.effects().await), (1, 1), "{mode}");
+        assert_eq!(db.effects().await, 1, "{mode}");
+        // A look may be older than its lock: a handler then runs for a key that is done, and is rolled back.
+        assert!(entered.get() == 1 || mode == "transactional", "{mode}");
     }
 }
 
@@ -127,7 +129,9 @@ async fn thirty_at_once_that_may_wait_all_get_the_same_answer() {
         assert!(answers.iter().all(|got| got.status == StatusCode::CREATED), "{mode}: {answers:?}");
         assert!(answers.iter().all(|got| got.body == answers[0].body));
         assert_eq!(answers.iter().filter(|got| !got.is_replay()).count(), 1, "{mode}");
-        assert_eq!((entered.get(), db.effects().await), (1, 1), "{mode}");
+        assert_eq!(db.effects().await, 1, "{mode}");
+        // A look may be older than its lock: a handler then runs for a key that is done, and is rolled back.
+        assert!(entered.get() == 1 || mode == "transactional", "{mode}");
     }
 }
 

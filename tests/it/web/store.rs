@@ -108,7 +108,7 @@ async fn without_the_schema_nothing_runs() {
     for mode in MODES {
         let db = TestDb::new().await;
         let app = app(&db, mode.layer(&db), numbered);
-        db.execute("drop function {}._begin; drop function {}._open_once").await;
+        db.execute("drop function {}._lock_id").await;
         is_refused(&send(&app.router, post("k", "")).await);
         assert_eq!((app.calls(), db.effects().await), (0, 0));
     }
@@ -121,7 +121,7 @@ async fn a_route_that_fails_open_runs_unprotected() {
         let db = TestDb::new().await;
         let idempotency = mode.layer(&db).fail_open();
         let app = app(&db, idempotency.clone(), numbered);
-        db.execute("drop function {}._begin; drop function {}._open_once").await;
+        db.execute("drop function {}._lock_id").await;
         for call in 1..=2 {
             let got = send(&app.router, post("k", "")).await;
             assert_eq!((got.status, got.answer), (StatusCode::CREATED, Some(Answer::Unprotected)));

@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgonce::sqlx::{self, AssertSqlSafe, PgConnection, PgPool, SqlStr};
-use pgonce::{
-    Begin, Fingerprint, Lease, Operation, PgOnce, Response, RoundTrips, Work as LeasedWork,
-};
+use pgonce::{Begin, Fingerprint, Lease, Operation, PgOnce, Response, Work as LeasedWork};
 use sha2::{Digest, Sha256};
 
 use super::arena::Stage;
@@ -32,7 +30,7 @@ pub(super) enum Way {
     Floor,
     Run,
     /// `run` that takes every key for a new one.
-    RunInTwo,
+    Optimistic,
     /// `begin` and `complete` in a transaction of the caller's.
     Verbs,
     Leased,
@@ -62,7 +60,7 @@ impl Way {
     fn scope(self) -> &'static str {
         match self {
             Self::Leased => "ship",
-            Self::RunInTwo => "two",
+            Self::Optimistic => "optimistic",
             Self::Verbs => "buy",
             _ => SCOPE,
         }
@@ -74,7 +72,7 @@ impl Way {
             Self::HandWritten => "orders_hand_written",
             Self::Floor => "orders_floor",
             Self::Run => "orders_run",
-            Self::RunInTwo => "orders_run_in_two",
+            Self::Optimistic => "orders_run_optimistic",
             Self::Verbs => "orders_verbs",
             Self::Leased => "orders_leased",
         }
@@ -109,10 +107,7 @@ impl Shop {
             ),
             look: sql("select response from :schema.:keys where scope = $1 and key = $2"),
         };
-        let mut once = stage.once.clone();
-        if way == Way::RunInTwo {
-            once = once.round_trips(RoundTrips::Two);
-        }
+        let once = stage.once.clone();
         Self { way, pool, once, wait: Duration::ZERO, sql: Arc::new(sql) }
     }
 
@@ -128,7 +123,7 @@ impl Shop {
             Way::HandWritten => self.hand_written(key).await,
             Way::Floor if is_known => self.look(key).await,
             Way::Floor => self.floor(key).await,
-            Way::Run | Way::RunInTwo => self.run(key).await,
+            Way::Run | Way::Optimistic => self.run(key).await,
             Way::Verbs => self.verbs(key).await,
             Way::Leased => self.leased(key).await,
         }
@@ -203,7 +198,8 @@ impl Shop {
     }
 
     fn operation(&self, key: &str) -> Result<Operation, Fault> {
-        Ok(Operation::new(self.way.scope(), key)?.fingerprint(fingerprint()).wait(self.wait))
+        let op = Operation::new(self.way.scope(), key)?.fingerprint(fingerprint()).wait(self.wait);
+        Ok(if self.way == Way::Optimistic { op.optimistic() } else { op })
     }
 
     async fn run(&self, key: &str) -> Result<String, Fault> {

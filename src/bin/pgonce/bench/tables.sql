@@ -6,7 +6,7 @@ create table :schema.orders_bare (
 create table :schema.orders_hand_written (like :schema.orders_bare including all);
 create table :schema.orders_floor (like :schema.orders_bare including all);
 create table :schema.orders_run (like :schema.orders_bare including all);
-create table :schema.orders_run_in_two (like :schema.orders_bare including all);
+create table :schema.orders_run_optimistic (like :schema.orders_bare including all);
 create table :schema.orders_verbs (like :schema.orders_bare including all);
 create table :schema.orders_leased (like :schema.orders_bare including all);
 

@@ -28,8 +28,8 @@ const WAYS: [(&str, Way, u16); 6] = [
     (HAND_WRITTEN, Way::HandWritten, AT_ONCE),
     (RUN, Way::Run, AT_ONCE),
     (APART, Way::Run, 1),
-    ("run, in two", Way::RunInTwo, AT_ONCE),
-    ("run, in two, apart", Way::RunInTwo, 1),
+    ("run, optimistic", Way::Optimistic, AT_ONCE),
+    ("run, optimistic, apart", Way::Optimistic, 1),
 ];
 const AT_ONCE: u16 = 16;
 const WAIT: Duration = Duration::from_secs(20);

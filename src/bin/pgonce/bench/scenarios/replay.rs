@@ -26,9 +26,11 @@ pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError>
         let mut outcome =
             compare(bench, &stage, ("replay", clients, ABOUT), (&ENTRIES, &costs), RUN).await?;
         outcome.aim_at_no_doubles();
-        let (to_fresh, to_bare) = (outcome.ratio_of(RUN, RUN_FRESH), outcome.ratio_of(RUN, BARE));
-        outcome.at_least("throughput of replays to run, fresh", 8.0, to_fresh);
-        outcome.at_least("throughput of replays to bare", 3.0, to_bare);
+        let (to_bare, to_hand) = (outcome.ratio_of(RUN, BARE), outcome.ratio_of(RUN, HAND_WRITTEN));
+        if clients < 32 {
+            outcome.at_least("throughput of replays to bare", 1.9, to_bare);
+        }
+        outcome.at_least("throughput of replays to hand-written", 1.05, to_hand);
         if clients == bench.first_clients() {
             let cost = outcome.row(RUN).map_or(Cost::default(), |row| row.cost);
             outcome.at_most("round trips of a replay", 2.0, cost.round_trips);

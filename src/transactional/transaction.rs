@@ -1,8 +1,5 @@
 //! A pooled connection with a transaction of ours open on it.
 
-mod flight;
-mod opening;
-
 use std::error::Error as StdError;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -13,28 +10,22 @@ use sqlx::query::Query;
 use sqlx::{Database, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction};
 use sqlx_core::transaction::TransactionManager;
 
-use crate::answer::Finished;
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, commit as commit_error, database, sqlstate_in};
-use crate::literal;
 use crate::loans::{Loan, Loans};
 use crate::protocol::procedure::{Unfit, answered};
 use crate::response::Response;
 
-use flight::Flight;
-pub(crate) use flight::Flights;
-pub(crate) use opening::Asked;
-
 type Manager = <Postgres as Database>::TransactionManager;
 
-/// DEFERRABLE means nothing here, but fails on a connection whose transaction has run something already (25001).
+/// DEFERRABLE does nothing but mark the transaction as ours: the mark is gone when the work has ended it. It fails on a
+/// connection whose forgotten transaction has run something (25001).
 const BEGIN: &str = "begin deferrable";
-const BEGIN_LOOK: &str = "begin isolation level read committed, deferrable";
+const BEGIN_READ_COMMITTED: &str = "begin isolation level read committed, deferrable";
 const SAVEPOINT: &str = "savepoint pgonce_work";
 const UNDO_WORK: &str = "rollback to savepoint pgonce_work";
-/// The next transaction, an empty one, is for the driver's books: it takes a COMMIT only as a statement of its
-/// own, and its ROLLBACK costs nobody a round trip.
-const COMMIT: &str = "commit and chain";
+/// Fails where no transaction is open (25P01).
+const START_ANEW: &str = "rollback and chain; set transaction deferrable";
 
 /// A connection borrowed from a pool with a transaction open on it, which it owns: it can be handed
 /// to somebody and taken back, as sqlx's own `Transaction` cannot without giving up what follows.
@@ -44,37 +35,29 @@ const COMMIT: &str = "commit and chain";
 /// sqlx 0.9.0 marks a transaction as open only when the answer to BEGIN arrives. A future dropped
 /// in between leaves it open on the server and unknown to the driver; the next borrower's writes
 /// would then go into it and be lost. Closing is the one remedy that needs no further round trip.
-pub(crate) struct Checkout {
+pub(crate) struct OwnedTransaction {
     conn: PoolConnection<Postgres>,
     settled: bool,
-    /// Others of this process wait until this is over.
-    flight: Option<Flight>,
+    /// Whether the work can be undone without ending the transaction.
+    savepoint: bool,
     /// Of leased work.
     loan: Option<Loan>,
     /// How long a statement of ours may take. None: as long as the server lets it.
     answer_within: Option<Duration>,
 }
 
-impl Checkout {
-    /// Borrows the connection, without a transaction.
-    async fn borrow(pool: &PgPool) -> Result<Self> {
-        // Cancelling acquire is safe: nothing has been sent yet.
-        let conn = pool.acquire().await.map_err(database)?;
-        Ok(Self { conn, settled: false, flight: None, loan: None, answer_within: None })
-    }
-
-    /// Opens a transaction on a connection of the pool. One that comes with a transaction that somebody has left open
-    /// on it, and has used or aborted, is closed, and another one is taken.
-    #[cfg(feature = "tower")]
+impl OwnedTransaction {
+    /// Begins on a connection of the pool. One that refuses because of what it was left with is closed, and another
+    /// one is taken.
     pub(crate) async fn begin(pool: &PgPool) -> Result<Self> {
-        Self::begin_with(pool, BEGIN, None).await
+        Self::on_fit_connection(pool, BEGIN, None).await
     }
 
-    /// As [`begin`](Checkout::begin), for leased work.
+    /// As [`begin`](Self::begin), for leased work.
     pub(crate) async fn lend(pool: &PgPool, loans: &Loans) -> Result<Self> {
-        let mut checkout = Self::begin_with(pool, BEGIN, Some(loans.answer_within())).await?;
-        checkout.loan = Some(loans.lend());
-        Ok(checkout)
+        let mut tx = Self::on_fit_connection(pool, BEGIN, Some(loans.answer_within())).await?;
+        tx.loan = Some(loans.lend());
+        Ok(tx)
     }
 
     /// The work has asked for it again.
@@ -85,27 +68,36 @@ impl Checkout {
     }
 
     /// Asks in a transaction that sees what others commit meanwhile, and rolls it back. `query` makes the statement,
-    /// for each time that it is sent: a connection that has lost its prepared statements is closed, and another one is
-    /// asked.
+    /// for each time that it is sent.
     pub(crate) async fn look<'q>(
         pool: &PgPool,
         query: impl Fn() -> Query<'q, Postgres, PgArguments>,
     ) -> Result<Vec<PgRow>> {
         let mut unfit = Unfit::of(pool);
         loop {
-            let mut checkout = Self::begin_with(pool, BEGIN_LOOK, None).await?;
-            match query().fetch_all(&mut *checkout).await.map_err(database) {
-                Err(error) => {
-                    let again = unfit.takes_another(&error);
-                    checkout.rollback_after(&error).await;
-                    if !again {
-                        return Err(error);
-                    }
+            let mut tx = Self::on_fit_connection(pool, BEGIN_READ_COMMITTED, None).await?;
+            let rows = query().fetch_all(&mut *tx).await.map_err(database);
+            match tx.unless_failed(rows).await {
+                Err(error) if unfit.takes_another(&error) => {}
+                Err(error) => return Err(error),
+                Ok((tx, rows)) => {
+                    tx.rollback().await;
+                    return Ok(rows);
                 }
-                told => {
-                    checkout.rollback().await;
-                    return told;
-                }
+            }
+        }
+    }
+
+    async fn on_fit_connection(
+        pool: &PgPool,
+        begin: &'static str,
+        answer_within: Option<Duration>,
+    ) -> Result<Self> {
+        let mut unfit = Unfit::of(pool);
+        loop {
+            match Self::begin_with(pool, begin, answer_within).await {
+                Err(error) if unfit.takes_another(&error) => {}
+                begun => return begun,
             }
         }
     }
@@ -115,30 +107,50 @@ impl Checkout {
         begin: &'static str,
         answer_within: Option<Duration>,
     ) -> Result<Self> {
-        let mut unfit = Unfit::of(pool);
-        loop {
-            let mut checkout = Self::borrow(pool).await?;
-            checkout.answer_within = answer_within;
-            match checkout.open_transaction(begin).await {
-                Ok(()) => return Ok(checkout),
-                Err(error) if unfit.takes_another(&error) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        // Cancelling acquire is safe: nothing has been sent yet.
+        let conn = pool.acquire().await.map_err(database)?;
+        let mut tx = Self { conn, settled: false, savepoint: false, loan: None, answer_within };
+        let begun = Manager::begin(&mut tx.conn, Some(begin.into_sql_str()));
+        bounded(answer_within, begun).await.flatten().map_err(database)?;
+        Ok(tx)
     }
 
-    async fn open_transaction(&mut self, begin: &'static str) -> Result<()> {
-        bounded(self.answer_within, Manager::begin(&mut self.conn, Some(begin.into_sql_str())))
-            .await
-            .flatten()
-            .map_err(database)
+    /// Sets the savepoint to which [`undo_work`](Self::undo_work) goes back.
+    pub(crate) async fn set_savepoint(&mut self) -> Result<()> {
+        self.execute(SAVEPOINT).await?;
+        self.savepoint = true;
+        Ok(())
+    }
+
+    pub(crate) fn has_savepoint(&self) -> bool {
+        self.savepoint
+    }
+
+    pub(crate) async fn undo_work(&mut self) -> Result<()> {
+        self.check()?;
+        self.execute(UNDO_WORK).await
+    }
+
+    /// Rolls back, and begins again on the same connection if that can be. Fails when the work has ended its
+    /// transaction.
+    pub(crate) async fn start_anew(mut self, pool: &PgPool) -> Result<Self> {
+        let restarted = match Manager::get_transaction_depth(&self.conn) {
+            0 => self.check(),
+            1 => {
+                self.savepoint = false;
+                self.execute(START_ANEW).await
+            }
+            _ => {
+                drop(self); // a nested transaction was left open: closed, and the server rolls back
+                return Self::begin(pool).await;
+            }
+        };
+        let (tx, ()) = self.unless_failed(restarted).await?;
+        Ok(tx)
     }
 
     /// Completes the claim and commits it with what the work wrote.
     pub(crate) async fn complete(mut self, claim: Claim, response: Response) -> Result<()> {
-        if let Some(ending) = claim.ending(Finished::Completed, &response) {
-            return self.end(&[&ending, COMMIT]).await;
-        }
         let completed = match self.check() {
             Ok(()) => bounded(self.answer_within, claim.complete(&mut self.conn, response))
                 .await
@@ -149,75 +161,10 @@ impl Checkout {
         self.commit_after(completed).await
     }
 
-    /// Ends the transaction with one message.
-    async fn end(mut self, statements: &[&str]) -> Result<()> {
-        if let Err(error) = self.check() {
-            self.rollback().await;
-            return Err(error);
-        }
-        let message = literal::message(statements);
-        let ended = sqlx::raw_sql(message).execute(&mut *self.conn);
-        match bounded(self.answer_within, ended).await.flatten() {
-            Ok(_) => {
-                self.leave();
-                Ok(())
-            }
-            Err(error) => Err(self.refused(error).await),
-        }
-    }
-
-    /// Gives the connection back; the rollback is sent with what the pool sends.
-    fn leave(mut self) {
-        Manager::start_rollback(&mut self.conn);
-        self.settled = true;
-    }
-
-    /// Commits the work, and the claim completed if that can be.
-    #[cfg(feature = "tower")]
-    pub(crate) async fn complete_or_commit(
-        mut self,
-        claim: Claim,
-        response: Response,
-    ) -> Result<()> {
-        let completed = async {
-            self.check()?;
-            self.execute("savepoint pgonce_complete").await?;
-            if let Err(error) = claim.complete(&mut self.conn, response).await {
-                tracing::warn!(%error, "an observed claim was not completed");
-                self.execute("rollback to savepoint pgonce_complete").await?;
-            }
-            Ok(())
-        };
-        let completed = completed.await;
-        self.commit_after(completed).await
-    }
-
-    /// Undoes the work, fails the claim and commits that.
-    pub(crate) async fn fail(mut self, claim: Claim, response: Response) -> Result<()> {
-        if let Some(ending) = claim.ending(Finished::Failed, &response) {
-            return self.end(&[UNDO_WORK, &ending, COMMIT]).await;
-        }
-        let failed = match self.undo_work().await {
-            Ok(()) => claim.fail(&mut self.conn, response).await,
-            Err(error) => Err(error),
-        };
-        self.commit_after(failed).await
-    }
-
-    async fn undo_work(&mut self) -> Result<()> {
-        self.check()?;
-        self.execute(UNDO_WORK).await
-    }
-
     /// Commits, or rolls back when the last statement failed.
     pub(crate) async fn commit_after(self, finished: Result<()>) -> Result<()> {
-        match finished {
-            Ok(()) => self.commit().await,
-            Err(error) => {
-                self.rollback_after(&error).await;
-                Err(error)
-            }
-        }
+        let (tx, ()) = self.unless_failed(finished).await?;
+        tx.commit().await
     }
 
     /// Commits a transaction whose last statement succeeded.
@@ -228,18 +175,16 @@ impl Checkout {
                 self.settled = true;
                 Ok(())
             }
-            Err(error) => Err(self.refused(error).await),
+            Err(error) => {
+                let error = commit_error(error);
+                // Reported before the server has rolled back and let go of its locks. A retry should
+                // not meet its own predecessor, so wait; it also tells the driver's books.
+                if error.kind() != ErrorKind::CommitUnknown {
+                    self.rollback().await;
+                }
+                Err(error)
+            }
         }
-    }
-
-    async fn refused(self, error: sqlx::Error) -> Error {
-        let error = commit_error(error);
-        // Reported before the server has rolled back and let go of its locks. A retry should
-        // not meet its own predecessor, so wait; it also tells the driver's books.
-        if error.kind() != ErrorKind::CommitUnknown {
-            self.rollback().await;
-        }
-        error
     }
 
     /// Commits a transaction in which an error may have been overlooked; see [`commit`].
@@ -249,23 +194,15 @@ impl Checkout {
         self.commit_after(probed).await
     }
 
-    /// Undoes work that has failed. An error: it has ended its own transaction, and what it wrote may be committed.
-    pub(crate) async fn undo(mut self) -> Result<()> {
-        let undone = match Manager::get_transaction_depth(&self.conn) {
-            0 => self.check(),
-            1 => self.execute("rollback to savepoint pgonce_work; rollback and chain").await,
-            _ => {
-                self.rollback().await; // and with it what was left open
-                return Ok(());
+    /// Rolls back when the last statement failed.
+    pub(crate) async fn unless_failed<T>(self, result: Result<T>) -> Result<(Self, T)> {
+        match result {
+            Ok(value) => Ok((self, value)),
+            Err(error) => {
+                self.rollback_after(&error).await;
+                Err(error)
             }
-        };
-        match undone {
-            Ok(()) => self.leave(),
-            // The savepoint tells whether this is still the transaction that was begun here.
-            Err(error) if error.kind() == ErrorKind::TransactionLost => return Err(error),
-            Err(_) => {} // the connection is closed, and the server rolls back
         }
-        Ok(())
     }
 
     /// Rolls back. A connection on which that fails is closed.
@@ -277,6 +214,14 @@ impl Checkout {
     /// prepared on it would fail in the same way.
     pub(crate) async fn rollback_after(mut self, error: &(dyn StdError + Send + Sync + 'static)) {
         self.settled = self.is_rolled_back().await && sqlstate_in(error) != Some("26000");
+    }
+
+    /// Gives back a connection whose transaction holds no lock: the pool sends the ROLLBACK.
+    pub(crate) fn leave(mut self) {
+        if Manager::get_transaction_depth(&self.conn) == 1 {
+            Manager::start_rollback(&mut self.conn);
+            self.settled = true;
+        }
     }
 
     async fn is_rolled_back(&mut self) -> bool {
@@ -314,7 +259,7 @@ async fn bounded<F: Future>(within: Option<Duration>, future: F) -> sqlx::Result
     }
 }
 
-impl Deref for Checkout {
+impl Deref for OwnedTransaction {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
@@ -322,13 +267,13 @@ impl Deref for Checkout {
     }
 }
 
-impl DerefMut for Checkout {
+impl DerefMut for OwnedTransaction {
     fn deref_mut(&mut self) -> &mut PgConnection {
         &mut self.conn
     }
 }
 
-impl Drop for Checkout {
+impl Drop for OwnedTransaction {
     fn drop(&mut self) {
         if !self.settled {
             self.conn.close_on_drop();

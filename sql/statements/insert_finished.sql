@@ -1,0 +1,25 @@
+-- Writes the row of a new key, finished: the only write of its operation beside the work, and the statement that
+-- decides. The caller commits only if exactly one row comes back, with its own scope and key: a trigger may have
+-- swallowed or changed it, and a pooler may have run another client's statement.
+--
+-- $1 scope, $2 key, $3 fingerprint, $4 retention in ms, $5 status, $6 to $8 the response, $9 whether it is omitted,
+-- $10 whether this is an optimistic call, which has not looked: it waits for a row in the way for 250 ms at most.
+-- No row: another transaction has written one. Raises IK008 when the work has ended the transaction (DEFERRABLE, which
+-- BEGIN has set, means nothing else here), and IK004 when another transaction has the key's lock.
+insert into :"schema".idempotency_keys
+  (scope, key, status, created_at, expires_at, fingerprint,
+   response_code, response_headers, response_body, response_omitted)
+values
+  ($1, $2,
+   case when pg_catalog.current_setting('transaction_deferrable') operator(pg_catalog.<>) 'on'
+          then :"schema"._refuse('IK008')
+        when $10 and pg_catalog.set_config('lock_timeout', '250ms', true) is null
+          then null
+        when not pg_catalog.pg_try_advisory_xact_lock(:"schema"._lock_id($1, $2))
+          then :"schema"._refuse('IK004')
+        else $5 end,
+   :"schema"._transaction_start(),
+   :"schema"._transaction_start() operator(pg_catalog.+) ($4 operator(pg_catalog.*) interval '1 millisecond'),
+   $3, $6, $7, $8, $9)
+on conflict (scope, key) do nothing
+returning scope, key

@@ -1,0 +1,177 @@
+//! The statements for a key without a row: the look that takes its lock, the wait for the lock, and the INSERT that
+//! decides.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
+
+use crate::answer::{Finished, Replay};
+use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
+use crate::fingerprint::Fingerprint;
+use crate::once::PgOnce;
+use crate::once::{get, replay};
+use crate::operation::{Operation, millis};
+use crate::response::Response;
+
+/// SQLSTATE of the INSERT: another transaction has the key's lock.
+const TAKEN: &str = "IK004";
+/// Of an optimistic INSERT: a row of another transaction was in the way for too long.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+
+/// What a look has found.
+pub(super) enum Found {
+    /// No row, and the transaction has the key's lock if it asked for it.
+    Free,
+    /// No row, and another transaction has the lock.
+    Taken,
+    /// A finished row of the same request.
+    Replay(Replay),
+    /// A row that may be overwritten.
+    Overwritable,
+    /// Any other row: `begin_operation` has the words for it.
+    Other,
+}
+
+pub(super) struct Look {
+    pub(super) found: Found,
+    pub(super) isolation: Isolation,
+    /// Whether the work has committed a transaction of this call.
+    pub(super) is_committed: bool,
+    pub(super) is_read_only: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Isolation {
+    ReadCommitted,
+    RepeatableRead,
+    Serializable,
+}
+
+/// What became of the INSERT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Inserted {
+    Written,
+    /// Another transaction has written a row, or something has swallowed this one.
+    NoRow,
+    Taken,
+}
+
+impl PgOnce {
+    /// Looks for the key. `takes`: where there is no row, tries to take the key's lock. `token`: the call's.
+    pub(super) async fn look(
+        &self,
+        conn: &mut PgConnection,
+        op: &Operation,
+        takes: bool,
+        token: &str,
+    ) -> Result<Look> {
+        let naming = |error| database(error).in_schema(&self.schema).naming(op);
+        let row = sqlx::query(self.statements.look.clone())
+            .bind(op.scope.as_str())
+            .bind(op.key.as_str())
+            .bind(op.fingerprint.as_ref().map(Fingerprint::as_bytes))
+            .bind(takes)
+            .bind(token)
+            .fetch_one(&mut *conn)
+            .await
+            .map_err(naming)?;
+        if get(&row, "is_slow")? {
+            // Its plan may be of a time when the table was small.
+            sqlx::raw_sql("discard plans").execute(conn).await.map_err(naming)?;
+        }
+        Look::of(&row)
+    }
+
+    /// Waits for the key's lock and takes it. Whether it did: look, in any case.
+    pub(super) async fn wait_for_key(
+        &self,
+        conn: &mut PgConnection,
+        op: &Operation,
+        wait: Duration,
+    ) -> Result<()> {
+        sqlx::query(self.statements.wait_for_key.clone())
+            .bind(op.scope.as_str())
+            .bind(op.key.as_str())
+            .bind(millis(wait))
+            .execute(conn)
+            .await
+            .map(drop)
+            .map_err(|error| database(error).in_schema(&self.schema).naming(op))
+    }
+
+    /// Writes the row, finished. `optimistic`: the call has not looked.
+    pub(super) async fn insert(
+        &self,
+        conn: &mut PgConnection,
+        op: &Operation,
+        finished: Finished,
+        response: Response,
+        optimistic: bool,
+    ) -> Result<Inserted> {
+        let response = response.omitted_over(i64::from(self.response_bytes_max));
+        let rows = sqlx::query(self.statements.insert_finished.clone())
+            .bind(op.scope.as_str())
+            .bind(op.key.as_str())
+            .bind(op.fingerprint.as_ref().map(Fingerprint::as_bytes))
+            .bind(millis(op.retention.unwrap_or(self.retention)))
+            .bind(finished.code())
+            .bind(response.code)
+            .bind(response.headers)
+            .bind(response.body)
+            .bind(response.omitted)
+            .bind(optimistic)
+            .fetch_all(conn)
+            .await
+            .map_err(|error| database(error).in_schema(&self.schema).naming(op));
+        match rows {
+            Ok(rows) => inserted(op, &rows),
+            Err(error) => match sqlstate_in(&error) {
+                Some(TAKEN) => Ok(Inserted::Taken),
+                Some(LOCK_NOT_AVAILABLE) if optimistic => Ok(Inserted::Taken),
+                _ => Err(error),
+            },
+        }
+    }
+}
+
+/// Compares what came back with what was sent. A pooler may have run another client's statement in place of this one,
+/// and a trigger may have changed the row: then this key has none.
+fn inserted(op: &Operation, rows: &[PgRow]) -> Result<Inserted> {
+    let row = match rows {
+        [] => return Ok(Inserted::NoRow),
+        [row] => Some(row),
+        _ => None,
+    };
+    let is_the_keys = row.is_some_and(|row| {
+        row.try_get::<&str, _>("scope").is_ok_and(|scope| scope == op.scope.as_str())
+            && row.try_get::<&str, _>("key").is_ok_and(|key| key == op.key.as_str())
+    });
+    if is_the_keys {
+        return Ok(Inserted::Written);
+    }
+    Err(Error::new(
+        ErrorKind::Database,
+        "the row of another key came back from the key's INSERT, and nothing was committed: a pooler mixes up the \
+         prepared statements of its clients, or a trigger rewrites scope or key",
+    ))
+}
+
+impl Look {
+    fn of(row: &PgRow) -> Result<Self> {
+        let found = match get::<Option<&str>>(row, "answer")? {
+            Some("replay") => Found::Replay(replay(row)?),
+            Some(_) => Found::Other,
+            None if get::<Option<bool>>(row, "found")?.is_some() => Found::Overwritable,
+            None if get::<Option<bool>>(row, "has_lock")? == Some(false) => Found::Taken,
+            None => Found::Free,
+        };
+        let isolation = match get::<&str>(row, "isolation")? {
+            "serializable" => Isolation::Serializable,
+            "repeatable read" => Isolation::RepeatableRead,
+            _ => Isolation::ReadCommitted,
+        };
+        let is_committed = get(row, "is_committed")?;
+        Ok(Self { found, isolation, is_committed, is_read_only: get(row, "is_read_only")? })
+    }
+}

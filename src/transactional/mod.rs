@@ -1,0 +1,23 @@
+//! Work in one transaction with its key: `run`, and what transactional routes share with it.
+
+mod call;
+mod key;
+mod outcome;
+mod performing;
+mod restarts;
+mod run;
+mod transaction;
+mod waiting;
+
+#[cfg(feature = "tower")]
+pub(crate) use call::Call;
+pub(crate) use outcome::{BoxError, Ending, answered};
+pub use outcome::{Done, Failure, RunError};
+#[cfg(feature = "tower")]
+pub(crate) use performing::{Begun, Ended, Performing};
+pub(crate) use restarts::{Restarts, is_contention, jitter};
+pub(crate) use transaction::OwnedTransaction;
+pub use transaction::commit;
+pub(crate) use waiting::Lines;
+#[cfg(feature = "tower")]
+pub(crate) use waiting::Waiting;

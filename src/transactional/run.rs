@@ -1,0 +1,131 @@
+//! The closure form: it cannot be forgotten half way. For a key without a row it sends
+//!
+//! 1. `begin deferrable`, by itself;
+//! 2. the look (`sql/statements/look.sql`), which tries the key's lock where it sees no row. A finished row is replayed.
+//!    Another transaction has the lock: the call rolls back and is *in progress*, or waits if its caller allows that, and
+//!    begins again;
+//! 3. the work. When it fails everything is rolled back, and the call looks once more before it believes the error: the
+//!    work may have failed because it is a duplicate;
+//! 4. the INSERT of the finished row (`sql/statements/insert_finished.sql`). It returns no row when another call has
+//!    written one since the look: everything is rolled back, and the call begins again;
+//! 5. `COMMIT`, by itself.
+//!
+//! A row that may be overwritten (a lapsed claim, a forgotten key) goes to `begin_operation` after the look, and to
+//! `complete` or `fail` in place of the INSERT. A failure that is kept takes steps 1, 2, 4 and 5 anew, without the work;
+//! at SERIALIZABLE it goes back to a savepoint before the work instead. An [optimistic](Operation::optimistic) call
+//! leaves out the look. `call.rs` has the steps.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::{PgConnection, PgPool};
+
+use super::call::Call;
+use super::outcome::{Done, Ending, Failure, RunError, answered};
+use super::performing::{Begun, Ended};
+use super::restarts::is_contention;
+use crate::answer::Finished;
+use crate::once::PgOnce;
+use crate::operation::Operation;
+use crate::response::Response;
+
+impl PgOnce {
+    /// Runs `work` once per key, in one transaction with the key and its response.
+    ///
+    /// Takes a connection, opens a transaction, begins, runs `work` on it, completes with the
+    /// returned value as JSON, commits. A retry of a finished key gets the stored value and does not
+    /// run `work`. Serialization failures and deadlocks (40001, 40P01) run the whole transaction
+    /// again, so `work` may be called several times; only one call's writes are ever committed.
+    ///
+    /// When `work` fails, everything is rolled back and nothing is remembered, unless it returns
+    /// [`Failure::keep`]: then its writes are undone, and the failure is stored and replayed. Should another call have
+    /// finished the key meanwhile, its response is the answer in both cases.
+    ///
+    /// Inside `work`, nested transactions (`tx.begin()`) are savepoints. Let each of them end, and do not
+    /// drop a `begin` half way: sqlx 0.9.0 then rolls back the whole transaction behind the work's back.
+    /// `run` notices and answers [`TransactionLost`](crate::ErrorKind::TransactionLost). Never send `COMMIT` or
+    /// `ROLLBACK` yourself: what was written before is committed without its key, and the next call does it again.
+    /// `run` answers `TransactionLost` then, too.
+    ///
+    /// The connection is in use while `work` runs, and while this waits for an open transaction elsewhere. Of the calls
+    /// that [wait](Operation::wait) for one key, on one pool and through clones of one `PgOnce`, at most one holds a
+    /// connection. Do not call other services from `work`: an open
+    /// transaction blocks vacuum. That is what leased claims are for.
+    ///
+    /// ```no_run
+    /// # use pgonce::{Operation, PgOnce};
+    /// # async fn example(pool: sqlx::PgPool, once: PgOnce) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    /// let op = Operation::new("acme/payments.create", "order-17")?;
+    /// let payment = once
+    ///     .run(&pool, &op, async |tx| {
+    ///         sqlx::query_scalar::<_, i64>("insert into payment (amount) values (100) returning id")
+    ///             .fetch_one(tx)
+    ///             .await
+    ///     })
+    ///     .await?;
+    /// println!("payment {} ({})", *payment, if payment.is_replay() { "replayed" } else { "new" });
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`RunError`]. After [`CommitUnknown`](crate::ErrorKind::CommitUnknown), call it again with the same
+    /// key to find out.
+    ///
+    /// # Cancel safety
+    /// Cancel safe. Dropped at any point, the transaction is rolled back by closing its connection,
+    /// never left open in the pool; dropped during COMMIT, it may have been committed. Calling it
+    /// again with the same key is right in both cases.
+    pub async fn run<T, E, F>(
+        &self,
+        pool: &PgPool,
+        op: &Operation,
+        work: F,
+    ) -> Result<Done<T>, RunError>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Into<Failure>,
+        F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
+    {
+        let mut call = Call::new(self, pool, op, self.lines.wait(pool, op, op.wait))?;
+        loop {
+            let mut tx = match call.begin().await? {
+                Begun::Started(tx) => tx,
+                Begun::Answered(answer) => return answered(answer),
+            };
+            let (outcome, ended) = match work.clone()(&mut tx).await.map_err(|error| error.into().0)
+            {
+                Ok(value) => {
+                    let response = match Response::json(&value) {
+                        Ok(response) => Response { omitted: op.secret, ..response },
+                        Err(error) => {
+                            tx.tx.rollback().await;
+                            return Err(error.into());
+                        }
+                    };
+                    let ended = call.finish(tx, Finished::Completed, response).await;
+                    (Ok(Done::new(value)), ended)
+                }
+                Err(Ending::Keep(response)) => {
+                    let ended = call.keep(tx, response.clone()).await;
+                    (Err(RunError::Failed { response, replayed: false }), ended)
+                }
+                Err(Ending::Undo(error)) => match call.undo(tx).await {
+                    // Not retryable, whatever the error: what the work wrote may be committed.
+                    Err(lost) => return Err(lost.caused_by(error).into()),
+                    Ok(Some(answer)) => return answered(answer),
+                    Ok(None) if is_contention(error.as_ref()) && call.lost_to_another().await => {
+                        continue;
+                    }
+                    Ok(None) => return Err(RunError::Work(error)),
+                },
+            };
+            match ended {
+                Ok(Ended::Committed) => return outcome,
+                Ok(Ended::Answered(answer)) => return answered(answer),
+                Ok(Ended::Lost) => {} // to another call: begin again
+                Err(error) if call.starts_again(&error).await => {}
+                Err(error) => return Err(RunError::of_end(error)),
+            }
+        }
+    }
+}

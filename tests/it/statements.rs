@@ -1,0 +1,381 @@
+//! What every statement keeps to, so that poolers, proxies, partitions and Citus can stand in between.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use pgonce::throwaway::{Options, Throwaway};
+use pgonce::{
+    Failure, Filter, Inbox, Lease, Message, OnLapse, Operation, Received, Recovery, Response, Step,
+    Work,
+};
+use sqlx::PgConnection;
+
+use crate::harness::{PATIENCE, TestDb, effect, op, started};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The statements of our SQL files: in lower case, in one line, without comments; with their files.
+fn statements() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for folder in ["internal", "public", "statements", "ops"] {
+        for entry in std::fs::read_dir(Path::new("sql").join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap().to_lowercase();
+            let lines = text.lines().map(|line| line.split("--").next().unwrap());
+            let text = lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ");
+            for statement in text.replace(" collate pg_catalog.\"c\"", "").split(';') {
+                found.push((format!("{folder}/{}", file_name(&path)), format!("{statement} ")));
+            }
+        }
+    }
+    assert!(found.len() > 300, "{}", found.len());
+    found
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_stem().unwrap().to_string_lossy().into_owned()
+}
+
+/// The text behind a word, up to one of others.
+fn between<'a>(text: &'a str, from: &str, to: &[&str]) -> Option<&'a str> {
+    let (_, rest) = text.split_once(from)?;
+    Some(
+        to.iter()
+            .filter_map(|to| rest.split_once(to))
+            .map(|(part, _)| part)
+            .min_by_key(|p| p.len())
+            .unwrap_or(rest),
+    )
+}
+
+/// Functions whose value changes while a statement runs.
+const VOLATILE: [&str; 6] =
+    ["_clock()", "clock_timestamp()", "gen_random_uuid()", "set_config(", "random()", "nextval("];
+
+const TABLES: [&str; 6] =
+    ["idempotency_keys", "steps", "unfinished", "keys", "audit_keys", "abandoned"];
+
+fn is_volatile(text: &str) -> bool {
+    VOLATILE.iter().any(|function| text.contains(function))
+}
+
+type Rule = (&'static str, fn(&str) -> bool, &'static [&'static str]);
+
+/// What no statement may do, and the files that may. Citus replaces three of them: see sql/ops/citus.sql.
+const RULES: [Rule; 10] = [
+    (
+        "names a constraint, which Citus calls otherwise",
+        |s| s.contains("on conflict on constraint"),
+        &[],
+    ),
+    (
+        "arbitrates on something else than the key",
+        |s| s.contains("on conflict") && !s.contains("on conflict (scope, key"),
+        &[],
+    ),
+    (
+        "calls a volatile function in SET, which Citus refuses",
+        |s| {
+            s.contains("update ")
+                && between(s, " set ", &[" where ", " from "]).is_some_and(is_volatile)
+        },
+        &[],
+    ),
+    (
+        "calls a volatile function in RETURNING, which Citus refuses",
+        |s| between(s, " returning ", &[" into "]).is_some_and(is_volatile),
+        &[],
+    ),
+    (
+        "has a row type in its signature, which Citus refuses",
+        |s| {
+            let signature =
+                s.split_once("create or replace").and_then(|(_, s)| s.split_once(" language "));
+            signature.is_some_and(|(signature, _)| {
+                let of_types = signature.split_once('(').unwrap().1;
+                of_types.contains(":\"schema\".") || of_types.contains("setof")
+            })
+        },
+        &[],
+    ),
+    (
+        "is a SQL function with parameters over the tables, which Citus refuses",
+        |s| {
+            let body =
+                s.split_once(" language sql ").filter(|(signature, _)| signature.contains("(p_"));
+            body.is_some_and(|(_, body)| TABLES.iter().any(|t| body.contains(&format!("\".{t}"))))
+        },
+        &[],
+    ),
+    (
+        "deletes by place alone, which names one row in each partition",
+        |s| s.contains("delete from") && s.contains("ctid") && !s.contains("._is_forgotten("),
+        &[],
+    ),
+    (
+        "locks rows on many shards",
+        |s| {
+            let locks = [" for update", " for no key update", " for key share", " for share"];
+            let one = ["scope = p_", "scope operator(pg_catalog.=) p_", "scope = v_scope"];
+            locks.iter().any(|l| s.contains(l)) && !one.iter().any(|scope| s.contains(scope))
+        },
+        &["internal/reap_batch", "internal/pick_abandoned"],
+    ),
+    (
+        "inserts keys from a SELECT, which Citus makes a COPY",
+        |s| s.contains("insert into :\"schema\".idempotency_keys") && !s.contains(") values ("),
+        &["internal/insert_received"],
+    ),
+    (
+        "leaves a name to the search_path",
+        |s| {
+            let table = |t: &&str| {
+                let words = ["from", "join", "into", "update"];
+                words.iter().any(|word| s.contains(&format!(" {word} {t} ")))
+            };
+            let ours = |(at, _): (usize, &str)| {
+                let before = s[..at].chars().next_back().unwrap_or(' ');
+                let name =
+                    s[at..].split(|c: char| c != '_' && !c.is_alphanumeric()).next().unwrap();
+                !matches!(before, '.' | '_' | '\'')
+                    && !before.is_alphanumeric()
+                    && s[at + name.len()..].starts_with('(')
+            };
+            TABLES.iter().any(table) || s.match_indices('_').any(ours)
+        },
+        &[],
+    ),
+];
+
+/// Says which rules a statement breaks.
+fn broken(statement: &str) -> impl Iterator<Item = Rule> {
+    RULES.into_iter().filter(move |(_, breaks, _)| breaks(statement))
+}
+
+#[test]
+fn no_statement_of_a_file_does_what_other_environments_refuse() {
+    let mut excused = BTreeSet::new();
+    for (file, statement) in statements() {
+        for (what, _, may) in broken(&statement) {
+            assert!(may.contains(&file.as_str()), "{file} {what}: {statement}");
+            excused.insert((what, file.clone()));
+        }
+    }
+    let excuses: usize = RULES.iter().map(|(_, _, may)| may.len()).sum();
+    assert_eq!(excused.len(), excuses, "an excuse that nothing needs: {excused:?}");
+}
+
+/// A server that logs each statement.
+async fn logging() -> (Throwaway, TestDb) {
+    let options = Options::new()
+        .fast()
+        .setting("logging_collector", "on")
+        .setting("log_filename", "server.log")
+        .setting("log_file_mode", "0644")
+        .setting("log_line_prefix", "%p ")
+        .setting("log_statement", "all");
+    let server = Throwaway::start(&options).await.expect("a PostgreSQL");
+    let db = TestDb::create("alone", server.connect_options(), 4).await;
+    (server, db)
+}
+
+/// The statements that the server has run since the one that says where to begin, each with its session.
+async fn logged(db: &TestDb, server: &Throwaway) -> Vec<(String, String)> {
+    db.execute("select 'the end'").await;
+    let reading = async {
+        loop {
+            let log = std::fs::read_to_string(server.data_dir().join("log/server.log"))
+                .unwrap_or_default();
+            if log.contains("select 'the end'") {
+                return log;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let log = tokio::time::timeout(PATIENCE, reading).await.expect("a log");
+    let log = between(&log, "select 'from here'", &["select 'the end'"]).unwrap().to_lowercase();
+    let mut statements: Vec<(String, String)> = Vec::new();
+    for line in log.lines() {
+        let code = line.split("--").next().unwrap().trim_end();
+        if let Some((session, rest)) = code.split_once(" log:  ") {
+            // "statement: TEXT", or "execute NAME: TEXT".
+            if let Some((_, text)) =
+                rest.split_once(':').filter(|(kind, _)| !kind.starts_with("duration"))
+            {
+                statements.push((session.to_owned(), text.trim().to_owned()));
+            }
+        } else if let (true, Some((_, text))) = (line.starts_with('\t'), statements.last_mut()) {
+            text.push(' ');
+            text.push_str(code.trim());
+        }
+    }
+    statements
+}
+
+/// What writes or locks, unless it is a CALL.
+const WRITES: [&str; 18] = [
+    ".begin_operation(",
+    "._begin(",
+    ".complete(",
+    ".fail(",
+    ".release(",
+    ".record_step(",
+    ".recorded_steps(",
+    ".receive(",
+    ".take_over_claim(",
+    ".revoke_claim(",
+    ".redrive_message(",
+    "._wait_for_key(",
+    "pg_try_advisory",
+    "pg_advisory",
+    "insert into",
+    "update ",
+    "delete from",
+    " for update",
+];
+
+#[tokio::test]
+async fn what_writes_or_locks_is_a_call_or_stands_behind_a_begin_that_is_sent_alone() {
+    let (server, db) = logging().await;
+    db.execute("select 'from here'").await;
+    everything(&db).await;
+    let mut in_transaction: BTreeMap<String, bool> = BTreeMap::new();
+    let mut seen = String::new();
+    for (session, text) in logged(&db, &server).await {
+        let is_open = in_transaction.entry(session).or_default();
+        let begins = text.starts_with("begin") || text.starts_with("start transaction");
+        if begins {
+            assert!(!text.contains(';'), "BEGIN is not alone: {text}");
+            *is_open = true;
+        } else if text.starts_with("commit") || text == "rollback" {
+            *is_open = false;
+        } else if text.starts_with("call ") {
+            assert!(!*is_open, "a CALL inside a transaction: {text}");
+        } else if WRITES.iter().any(|writes| text.contains(writes)) {
+            assert!(*is_open, "no BEGIN before: {text}");
+        }
+        if text.contains("\"alone\".") {
+            let text = text.replace("\"alone\".", ":\"schema\".");
+            let text = format!("{} ", text.split_whitespace().collect::<Vec<_>>().join(" "));
+            if let Some((what, ..)) = broken(&text).next() {
+                panic!("a statement {what}: {text}");
+            }
+            seen.push_str(&text);
+        }
+    }
+    // Every function that Rust names was called.
+    let ours = std::fs::read_to_string("src/sql.rs").unwrap();
+    for (_, rest) in
+        ours.match_indices(":\"schema\".").map(|(at, found)| ours[at..].split_at(found.len()))
+    {
+        let name = rest.split(|c: char| c != '_' && !c.is_alphanumeric()).next().unwrap();
+        let rare = ["_finished_by", "_wait_for_key"];
+        assert!(
+            rare.contains(&name) || seen.contains(&format!(".{name}")),
+            "{name} was not called"
+        );
+    }
+}
+
+/// Calls every entry point.
+async fn everything(db: &TestDb) {
+    let (once, pool) = (&db.once, &db.pool);
+    let mut conn = db.conn().await;
+    once.check(pool).await.unwrap();
+    for _ in 0..2 {
+        let work = async |tx: &mut PgConnection| effect(tx, "alone", "run").await;
+        once.run(pool, &op("run"), work).await.unwrap();
+        let fails = async |_: &mut PgConnection| Err::<(), _>(Failure::keep(Response::empty()));
+        let _ = once.run(pool, &op("kept"), fails).await;
+    }
+    // The verbs.
+    for end in ["complete", "fail", "release"] {
+        let mut tx = pool.begin().await.unwrap();
+        let claim = started(once.begin(&mut tx, &op(end)).await.unwrap());
+        match end {
+            "complete" => claim.complete(&mut tx, Response::empty()).await.unwrap(),
+            "fail" => claim.fail(&mut tx, Response::empty()).await.unwrap(),
+            _ => claim.release(&mut tx).await.unwrap(),
+        }
+        tx.commit().await.unwrap();
+    }
+    // Leased.
+    for end in ["complete leased", "fail leased", "release leased"] {
+        let mut claim = db.lease(&op(end), MINUTE).await;
+        claim.extend(pool, MINUTE).await.unwrap();
+        match end {
+            "complete leased" => claim.complete_leased(pool, Response::empty()).await.unwrap(),
+            "fail leased" => claim.fail_leased(pool, Response::empty()).await.unwrap(),
+            _ => claim.release_leased(pool).await.unwrap(),
+        }
+    }
+    let lease = Lease::new(MINUTE).unwrap();
+    let work = async |work: &mut Work| {
+        work.progress("half").await?;
+        work.step("remote", async || Ok::<_, Failure>(1)).await?;
+        let writes = async |tx: &mut PgConnection| effect(tx, "alone", "step").await;
+        work.step_tx(Step::new("ours"), writes).await
+    };
+    once.run_leased(pool, &op("steps"), lease, work).await.unwrap();
+    let gives_up = async |work: &mut Work| {
+        work.step("remote", async || Ok::<_, Failure>(1)).await?;
+        Err::<(), _>(Failure::from(std::io::Error::other("no")))
+    };
+    for _ in 0..2 {
+        let _ = once.run_leased(pool, &op("given up"), lease, gives_up).await;
+    }
+    // Operators.
+    for act in ["take over", "revoke"] {
+        let held = op(act).on_lapse(OnLapse::Hold);
+        drop(db.lease(&held, Duration::from_millis(1)).await);
+        let seen = db.seen(&held).await;
+        let mut tx = pool.begin().await.unwrap();
+        if act == "revoke" {
+            once.revoke_claim(&mut tx, held.scope(), held.key(), &seen).await.unwrap();
+        } else {
+            let taken =
+                once.take_over_claim(&mut tx, held.scope(), held.key(), &seen).await.unwrap();
+            taken.complete(&mut tx, Response::empty()).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+    }
+    once.list(&mut conn, &Filter::default(), 10).await.unwrap();
+    once.status(&mut conn, op("steps").scope(), op("steps").key()).await.unwrap();
+    once.stats(&mut conn).await.unwrap();
+    once.abandoned(&mut conn, 10).await.unwrap();
+    messages(db).await;
+    once.reap_once(&mut conn, 10).await.unwrap();
+    pgonce::Reaper::new(once).pass(&mut conn).await.unwrap();
+    let recovery = Recovery::new(once, "test/%").unwrap().interval(Duration::from_millis(1));
+    let (found, finds) = tokio::sync::oneshot::channel();
+    let found = std::sync::Mutex::new(Some(found));
+    let handler = move |_| {
+        let _ = found.lock().unwrap().take().map(|found| found.send(()));
+        async { Err::<(), _>(std::io::Error::other("no")) }
+    };
+    tokio::time::timeout(PATIENCE, recovery.run_until(pool.clone(), handler, finds)).await.unwrap();
+}
+
+/// The inbox.
+async fn messages(db: &TestDb) {
+    let inbox = Inbox::new(&db.once, "consumer").unwrap().max_attempts(1);
+    let mut tx = db.pool.begin().await.unwrap();
+    let received = inbox.receive(&mut tx, "m\u{e9}").await.unwrap();
+    assert!(matches!(received, Received::New(_)));
+    tx.commit().await.unwrap();
+    for message in ["good", "bad"] {
+        let work = async |tx: &mut PgConnection| {
+            effect(tx, "alone", message).await?;
+            if message == "bad" { Err(Failure::from(std::io::Error::other("no"))) } else { Ok(()) }
+        };
+        let _ = inbox.handle(&db.pool, &Message::new(message), work).await;
+    }
+    inbox.failed(&db.pool, "bad", "no").await.unwrap();
+    let bad = Operation::new("consumer", "bad").unwrap();
+    let seen = db.seen(&bad).await;
+    let mut tx = db.pool.begin().await.unwrap();
+    inbox.redrive(&mut tx, "bad", &seen).await.unwrap();
+    tx.commit().await.unwrap();
+    inbox.remembers(&mut db.conn().await).await.unwrap();
+}
