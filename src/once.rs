@@ -18,9 +18,9 @@ use crate::protocol::procedure::ANSWER_MAX;
 use crate::response::Response;
 use crate::schema::SchemaName;
 use crate::sql::Statements;
-use crate::transactional::Lines;
 #[cfg(feature = "tower")]
 use crate::transactional::OwnedTransaction;
+use crate::transactional::{Lines, Plans};
 
 /// The entry point: which schema to use, and the defaults. Cheap to clone; holds no connection. Make one per process
 /// and clone it: clones know of each other's calls, and [wait](Operation::wait) for them at less cost.
@@ -41,6 +41,7 @@ pub struct PgOnce {
     pub(crate) statements: Arc<Statements>,
     pub(crate) beside: Beside,
     pub(crate) lines: Lines,
+    pub(crate) plans: Plans,
     pub(crate) retention: Duration,
     pub(crate) response_bytes_max: u32,
 }
@@ -65,6 +66,7 @@ impl PgOnce {
             statements: Arc::new(Statements::new(&schema)),
             beside: Beside::default(),
             lines: Lines::default(),
+            plans: Plans::default(),
             schema,
             retention: RETENTION_DEFAULT,
             response_bytes_max: RESPONSE_BYTES_MAX_DEFAULT,

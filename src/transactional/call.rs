@@ -118,6 +118,9 @@ impl<'a> Call<'a> {
             return Err(committed_by_the_work());
         }
         self.waits_apart = look.isolation != Isolation::ReadCommitted;
+        if !matches!(look.found, Found::Free) {
+            self.no_rows = 0;
+        }
         let right = match look.found {
             Found::Free => {
                 if self.no_rows >= NO_ROWS_MAX {
@@ -211,6 +214,7 @@ impl<'a> Call<'a> {
     ) -> Result<Inserted> {
         match right {
             Right::Claim(claim) => {
+                tx.check_mark().await?;
                 claim.finish(tx, finished, response).await.map(|()| Inserted::Written)
             }
             Right::None => self.once.insert(tx, self.op, finished, response, true).await,
@@ -296,15 +300,22 @@ impl<'a> Call<'a> {
                 tx.rollback().await;
                 return Err(committed_by_the_work());
             }
-            Found::Replay(replay) => Some(Begin::Replay(replay)),
-            Found::Other => match self.once.ask(&mut tx, self.op, Duration::ZERO).await {
-                Ok(answer @ (Begin::Mismatch(_) | Begin::Held(_))) => Some(answer),
-                Ok(Begin::Started(mut claim)) => {
-                    claim.settled = true; // it is rolled back
-                    None
+            Found::Replay(replay) if !self.op.lock_replay => Some(Begin::Replay(replay)),
+            Found::Replay(_) | Found::Other => {
+                match self.once.ask(&mut tx, self.op, Duration::ZERO).await {
+                    // Its row is locked, so COMMIT waits for the standby.
+                    Ok(Begin::Replay(replay)) => {
+                        tx.commit().await?;
+                        return Ok(Some(Begin::Replay(replay)));
+                    }
+                    Ok(answer @ (Begin::Mismatch(_) | Begin::Held(_))) => Some(answer),
+                    Ok(Begin::Started(mut claim)) => {
+                        claim.settled = true; // it is rolled back
+                        None
+                    }
+                    _ => None,
                 }
-                _ => None,
-            },
+            }
             Found::Free | Found::Taken | Found::Overwritable => None,
         };
         tx.rollback().await;

@@ -1,7 +1,8 @@
 //! The statements for a key without a row: the look that takes its lock, the wait for the lock, and the INSERT that
 //! decides.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
@@ -18,6 +19,25 @@ use crate::response::Response;
 const TAKEN: &str = "IK004";
 /// Of an optimistic INSERT: a row of another transaction was in the way for too long.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
+
+/// How often plans are thrown away because a look was slow. A server that is slow for another reason must not plan
+/// everything anew all the time.
+const PLANS_LIVE_MIN: Duration = Duration::from_millis(100);
+
+/// When plans were last thrown away.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Plans(Arc<Mutex<Option<Instant>>>);
+
+impl Plans {
+    fn may_be_renewed(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = last.is_none_or(|last| last.elapsed() >= PLANS_LIVE_MIN);
+        if may {
+            *last = Some(Instant::now());
+        }
+        may
+    }
+}
 
 /// What a look has found.
 pub(super) enum Found {
@@ -76,7 +96,7 @@ impl PgOnce {
             .fetch_one(&mut *conn)
             .await
             .map_err(naming)?;
-        if get(&row, "is_slow")? {
+        if get(&row, "is_slow")? && self.plans.may_be_renewed() {
             // Its plan may be of a time when the table was small.
             sqlx::raw_sql("discard plans").execute(conn).await.map_err(naming)?;
         }

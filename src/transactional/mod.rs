@@ -11,6 +11,7 @@ mod waiting;
 
 #[cfg(feature = "tower")]
 pub(crate) use call::Call;
+pub(crate) use key::Plans;
 pub(crate) use outcome::{BoxError, Ending, answered};
 pub use outcome::{Done, Failure, RunError};
 #[cfg(feature = "tower")]

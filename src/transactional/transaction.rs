@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
-use sqlx::{Database, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction};
+use sqlx::{Database, PgConnection, PgPool, Postgres, Row, SqlSafeStr, Transaction};
 use sqlx_core::transaction::TransactionManager;
 
 use crate::claim::Claim;
@@ -24,8 +24,8 @@ const BEGIN: &str = "begin deferrable";
 const BEGIN_READ_COMMITTED: &str = "begin isolation level read committed, deferrable";
 const SAVEPOINT: &str = "savepoint pgonce_work";
 const UNDO_WORK: &str = "rollback to savepoint pgonce_work";
-/// Fails where no transaction is open (25P01).
-const START_ANEW: &str = "rollback and chain; set transaction deferrable";
+const IS_OURS: &str =
+    "select pg_catalog.current_setting('transaction_deferrable') operator(pg_catalog.=) 'on'";
 
 /// A connection borrowed from a pool with a transaction open on it, which it owns: it can be handed
 /// to somebody and taken back, as sqlx's own `Transaction` cannot without giving up what follows.
@@ -136,10 +136,7 @@ impl OwnedTransaction {
     pub(crate) async fn start_anew(mut self, pool: &PgPool) -> Result<Self> {
         let restarted = match Manager::get_transaction_depth(&self.conn) {
             0 => self.check(),
-            1 => {
-                self.savepoint = false;
-                self.execute(START_ANEW).await
-            }
+            1 => self.begin_again().await,
             _ => {
                 drop(self); // a nested transaction was left open: closed, and the server rolls back
                 return Self::begin(pool).await;
@@ -147,6 +144,35 @@ impl OwnedTransaction {
         };
         let (tx, ()) = self.unless_failed(restarted).await?;
         Ok(tx)
+    }
+
+    async fn begin_again(&mut self) -> Result<()> {
+        match self.check_mark().await {
+            // Nothing can be asked of an aborted transaction.
+            Err(error) if error.kind() == ErrorKind::TransactionAborted => {}
+            checked => checked?,
+        }
+        self.savepoint = false;
+        let restarted = async {
+            Manager::rollback(&mut self.conn).await?;
+            Manager::begin(&mut self.conn, Some(BEGIN.into_sql_str())).await
+        };
+        bounded(self.answer_within, restarted).await.flatten().map_err(database)
+    }
+
+    /// Asks whether the transaction is still the one that was begun here, of which the driver knows only what the work
+    /// did through it.
+    pub(crate) async fn check_mark(&mut self) -> Result<()> {
+        let asked = sqlx::raw_sql(IS_OURS).fetch_one(&mut *self.conn);
+        let row = bounded(self.answer_within, asked).await.flatten().map_err(database)?;
+        match row.try_get(0).map_err(database)? {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::TransactionLost,
+                "the work ended the transaction that was begun for it; what it wrote before may be committed without \
+                 its key",
+            )),
+        }
     }
 
     /// Completes the claim and commits it with what the work wrote.

@@ -22,6 +22,8 @@ use crate::operation::Operation;
 
 /// The longest pause of a leader before it asks for a leased claim again.
 const LEADER_PAUSE_MAX: Duration = Duration::from_millis(250);
+/// How long a leader waits in the database before it looks again. A server goes on waiting for a client that has gone.
+const IN_DATABASE_MAX: Duration = Duration::from_secs(1);
 const BOUND_MAX: Duration = Duration::from_secs(86_400);
 /// The pauses of the rest, from the first to the longest.
 const LOOK_AFTER: Duration = Duration::from_millis(100);
@@ -122,7 +124,7 @@ impl Waiting {
     /// How long to wait in the database before the next look: zero but for a leader.
     pub(crate) fn in_database(&self) -> Duration {
         let waits = self.lead.as_ref().is_some_and(|lead| lead.slot.is_some()) && !self.leased;
-        if waits { self.left() } else { Duration::ZERO }
+        if waits { self.left().min(IN_DATABASE_MAX) } else { Duration::ZERO }
     }
 
     pub(crate) fn leads(&self) -> bool {
@@ -141,8 +143,13 @@ impl Waiting {
         }
         self.leased = wait.lease_remaining.is_some();
         self.pauses += 1;
-        if self.lead.is_some() {
-            let pause = Duration::from_millis(5 << self.pauses.min(8)).min(LEADER_PAUSE_MAX);
+        if let Some(lead) = &mut self.lead {
+            lead.slot = lead.slot.take().or_else(|| self.lines.slot(self.in_database_max));
+            let pause = match &lead.slot {
+                // It waits in the database, unless statement_timeout is so short that it cannot.
+                Some(_) if !self.leased => Duration::from_millis(5),
+                _ => Duration::from_millis(5 << self.pauses.min(8)).min(LEADER_PAUSE_MAX),
+            };
             tokio::time::sleep(jitter(pause).min(left)).await;
             return true;
         }
@@ -188,10 +195,8 @@ impl Drop for Waiting {
         self.lead = None;
         if let Some(line) = self.line.take() {
             let mut lines = self.lines.locked();
-            // The map has one, and this call.
-            if Arc::strong_count(&line) == 2
-                && lines.get(&self.id).is_some_and(|it| Arc::ptr_eq(it, &line))
-            {
+            drop(line); // under the lock: the last of two that drop at once sees that it is the last
+            if lines.get(&self.id).is_some_and(|line| Arc::strong_count(line) == 1) {
                 lines.remove(&self.id);
             }
         }

@@ -4,7 +4,6 @@
 use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{Request, Response};
 use http_body::Body;
@@ -29,13 +28,13 @@ use crate::lease::Lease;
 use crate::operation::{OnLapse, Operation};
 use crate::response::Response as Stored;
 use crate::run_leased::{give_up, redacted, stopped};
-use crate::transactional::{Restarts, is_contention};
+use crate::transactional::{Restarts, Waiting, is_contention};
 
 /// How a task ended: with the request, or before the handler had it.
 #[allow(clippy::large_enum_variant, reason = "moved once")]
 enum TaskEnd<S, B, R, E> {
     Ended(Ended<R, E>),
-    NotStarted { begun: Result<Begin>, inner: S, request: Request<Buffered<B>> },
+    NotStarted { begun: Result<Begin>, inner: S, request: Request<Buffered<B>>, waiting: Waiting },
 }
 
 pub(crate) async fn respond<S, B, R>(
@@ -58,13 +57,12 @@ where
     loop {
         // Begun in the task, too: a claim committed by a future that is then dropped would have no
         // holder until its lease lapses.
-        let wait = waiting.in_database();
-        let work = begin_and_run(Arc::clone(config), inner, request, op.clone(), lease, wait);
+        let work = begin_and_run(Arc::clone(config), inner, request, op.clone(), lease, waiting);
         let task = config.tasks.spawn(work.in_current_span());
         let begun = match task.await {
             Ok(TaskEnd::Ended(ended)) => return ended,
-            Ok(TaskEnd::NotStarted { begun, inner: i, request: r }) => {
-                (inner, request) = (i, r);
+            Ok(TaskEnd::NotStarted { begun, inner: i, request: r, waiting: w }) => {
+                (inner, request, waiting) = (i, r, w);
                 begun
             }
             Err(gone) if gone.is_panic() => resume_unwind(gone.into_panic()),
@@ -94,17 +92,18 @@ async fn begin_and_run<S, B, R>(
     request: Request<Buffered<B>>,
     op: Operation,
     lease: Lease,
-    wait: Duration,
+    mut waiting: Waiting,
 ) -> TaskEnd<S, B, R, S::Error>
 where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    match config.once.ask_leased(&config.pool, &op, lease.length, wait).await {
+    match config.once.ask_leased(&config.pool, &op, lease.length, waiting.in_database()).await {
         Ok(Begin::Started(claim)) => {
+            waiting.leave();
             TaskEnd::Ended(run(&config, inner, request, op, lease, claim).await)
         }
-        begun => TaskEnd::NotStarted { begun, inner, request },
+        begun => TaskEnd::NotStarted { begun, inner, request, waiting },
     }
 }
 

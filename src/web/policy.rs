@@ -151,7 +151,7 @@ impl Idempotency {
             max_attempts: self.max_attempts,
             lock_replay: self.lock_replay,
             secret: self.secret,
-            optimistic: self.optimistic,
+            optimistic: self.optimistic && !self.observe,
         }
     }
 

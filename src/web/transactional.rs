@@ -109,7 +109,13 @@ where
         Ok(TxEnd::Committed) => Ended::Answered(response, Answer::Performed),
         Ok(_) if config.observe => Ended::Answered(response, Answer::Unkeyed),
         Ok(TxEnd::Answered(begin)) => Ended::Told(begin),
+        // An optimistic route at SERIALIZABLE, where a failure is kept only with what it was decided from.
+        Ok(TxEnd::Lost) if settle == Settle::Fail => Ended::Answered(response, Answer::Released),
         Ok(TxEnd::Lost) => lost(call).await,
+        Err(error) if config.observe && settle == Settle::Fail => {
+            tracing::warn!(%error, "an observed failure was not kept");
+            Ended::Answered(response, Answer::Unkeyed)
+        }
         Err(error) => {
             if error.kind() == ErrorKind::TransactionLost {
                 tell_ended(&error);

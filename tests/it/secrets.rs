@@ -45,6 +45,17 @@ impl Log {
 
     /// What this thread logs at this level and above, while the guard is there.
     pub fn of_thread(level: tracing::Level) -> (Self, tracing::subscriber::DefaultGuard) {
+        // While there is one subscriber only, a line that another test's thread reaches first is switched off for all:
+        // that thread has none. With two, all are asked.
+        static SECOND: std::sync::OnceLock<tracing::Dispatch> = std::sync::OnceLock::new();
+        SECOND.get_or_init(|| {
+            tracing::Dispatch::new(
+                tracing_subscriber::fmt()
+                    .with_max_level(tracing::Level::TRACE)
+                    .with_writer(std::io::sink)
+                    .finish(),
+            )
+        });
         let log = Self::new();
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(level)

@@ -31,9 +31,12 @@ async fn of_many_at_once_one_performs_and_all_get_its_answer() {
             requests.spawn(async move { send(&router, post("k", "")).await });
         }
         let got = patient(requests.join_all()).await;
-        assert!(got.iter().all(|got| got.body == "call 1" && got.status == StatusCode::CREATED));
+        let first = &got[0];
+        assert!(got.iter().all(|got| got.body == first.body && got.status == StatusCode::CREATED));
         assert_eq!(got.iter().filter(|got| got.is_replay()).count(), 29);
-        assert_eq!((app.calls(), db.effects().await), (1, 1));
+        assert_eq!(db.effects().await, 1);
+        // A look may be older than its lock: a handler then runs for a key that is done, and is rolled back.
+        assert!(app.calls() == 1 || mode == Mode::Transactional, "{mode:?}");
     }
 }
 
