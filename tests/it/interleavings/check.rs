@@ -276,7 +276,9 @@ impl Verdict<'_> {
                     });
                 }
                 Answer::Nothing(why) if why == "lost" => {
-                    let is_kept = self.case.state == State::InProgress && row.is_none();
+                    // Beside work that is not in a transaction only the first has the live claim's token.
+                    let was_its = self.case.holder() == Some(i) || self.case.may_finish_twice();
+                    let is_kept = was_its && self.case.state == State::InProgress && row.is_none();
                     self.must(!is_kept, || format!("{name} has lost a live claim to no program"));
                 }
                 Answer::Broken(why) => self.must(false, || format!("{name}: {why}")),

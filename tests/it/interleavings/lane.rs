@@ -39,7 +39,7 @@ impl Case {
     }
 
     /// All holders finish one claim, as one does that asks again. Not where an effect is outside of the transaction.
-    fn may_finish_twice(&self) -> bool {
+    pub fn may_finish_twice(&self) -> bool {
         !self.programs.contains(&Program::LeasedAlone)
     }
 
