@@ -305,8 +305,8 @@ impl<'a> Call<'a> {
                 match self.once.ask(&mut tx, self.op, Duration::ZERO).await {
                     // Its row is locked, so COMMIT waits for the standby.
                     Ok(Begin::Replay(replay)) => {
-                        tx.commit().await?;
-                        return Ok(Some(Begin::Replay(replay)));
+                        let committed = tx.commit().await;
+                        return Ok(committed.ok().map(|()| Begin::Replay(replay)));
                     }
                     Ok(answer @ (Begin::Mismatch(_) | Begin::Held(_))) => Some(answer),
                     Ok(Begin::Started(mut claim)) => {
