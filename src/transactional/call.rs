@@ -90,15 +90,15 @@ impl<'a> Call<'a> {
             return Ok(Begun::Started(Performing { tx, right: Right::None }));
         }
         let wait = self.waiting.in_database();
-        if self.waits_apart && !wait.is_zero() {
-            let tx = self.wait_for_key(wait).await?;
-            tx.rollback().await;
+        if wait.is_zero() {
+            let tx = OwnedTransaction::begin(self.pool).await?;
+            return self.look(tx).await;
         }
-        let tx = match wait {
-            Duration::ZERO => OwnedTransaction::begin(self.pool).await?,
-            _ if self.waits_apart => OwnedTransaction::begin(self.pool).await?,
-            wait => self.wait_for_key(wait).await?,
-        };
+        let mut tx = self.wait_for_key(wait).await?;
+        if self.waits_apart {
+            tx.rollback().await;
+            tx = OwnedTransaction::begin(self.pool).await?;
+        }
         self.look(tx).await
     }
 
