@@ -1,4 +1,4 @@
-//! One call on one key, in transactions of its own: begin and look, insert and commit, and what follows when they fail.
+//! One call on one key: begin and look, insert and commit, and what follows when they fail.
 //! `run` and transactional routes put their work between the two.
 
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub(crate) struct Call<'a> {
     unfit: Unfit,
     /// Whether the next start skips the look.
     optimistic: bool,
-    /// Above READ COMMITTED a snapshot is stale when a wait ends, so the wait is a transaction of its own.
+    /// Above READ COMMITTED a snapshot is stale when a wait ends, so the wait has a separate transaction.
     waits_apart: bool,
     restarts: Restarts,
     no_rows: u32,

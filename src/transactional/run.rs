@@ -7,7 +7,8 @@
 //! 3. the work. When it fails everything is rolled back, and the call looks once more before it believes the error: the
 //!    work may have failed because it is a duplicate;
 //! 4. the INSERT of the finished row (`sql/statements/insert_finished.sql`). It returns no row when another call has
-//!    written one since the look: everything is rolled back, and the call begins again;
+//!    written one since the look, and fails (`IK004`) when another transaction has the key's lock, which only an optimistic
+//!    call meets: everything is rolled back, and the call begins again;
 //! 5. `COMMIT`, by itself.
 //!
 //! A row that may be overwritten (a lapsed claim, a forgotten key) goes to `begin_operation` after the look, and to

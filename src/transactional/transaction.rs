@@ -27,8 +27,8 @@ const UNDO_WORK: &str = "rollback to savepoint pgonce_work";
 const IS_OURS: &str =
     "select pg_catalog.current_setting('transaction_deferrable') operator(pg_catalog.=) 'on'";
 
-/// A connection borrowed from a pool with a transaction open on it, which it owns: it can be handed
-/// to somebody and taken back, as sqlx's own `Transaction` cannot without giving up what follows.
+/// A connection borrowed from a pool with a transaction open on it, which it owns: it can be lent
+/// to a handler and taken back, as sqlx's own `Transaction` cannot without giving up what follows.
 /// Dropped before it was committed or rolled back, the connection is closed instead of returned, and
 /// the server rolls back.
 ///

@@ -155,7 +155,7 @@ impl Idempotency {
         }
     }
 
-    /// A request's wait for others with its key. Where the layer only observes, there is none.
+    /// A request's wait for others with its key. A layer that only observes does not wait.
     pub(crate) fn waiting(&self, op: &Operation) -> Waiting {
         let bound = if self.observe { Duration::ZERO } else { self.wait };
         self.once.lines.wait(&self.pool, op, bound).with_places(&self.waiters)
