@@ -8,6 +8,9 @@ use super::client::{Answer, Client, Reach, Tried, text};
 
 const DAY_MS: i64 = 86_400_000;
 
+/// After so many failed attempts a message is dead.
+pub const ATTEMPTS: i32 = 3;
+
 /// Of all requests: 36 bytes, as the protocol wants them.
 pub const FINGERPRINT: [u8; 36] = [1; 36];
 
@@ -216,9 +219,10 @@ impl Client {
     /// The answer to the message, and what is stored of it.
     pub async fn receive(&mut self, wait_ms: i64) -> Tried<Begun> {
         let sql = self
-            .sql("select answer, status, response_body from {}.receive($1, array[$2], $3, $4, 3)");
+            .sql("select answer, status, response_body from {}.receive($1, array[$2], $3, $4, $5)");
         let query = sqlx::query(sql).bind(self.scope).bind(self.key.clone()).bind(DAY_MS);
-        let rows = self.ask("receive", Reach::Shared, query.bind(wait_ms)).await?;
+        let query = query.bind(wait_ms).bind(ATTEMPTS);
+        let rows = self.ask("receive", Reach::Shared, query).await?;
         let begun = Begun::read(self, &rows[0]);
         if begun.answer != "new" {
             self.answered();
@@ -227,8 +231,8 @@ impl Client {
     }
 
     pub async fn count_attempt(&mut self) -> Tried<String> {
-        let query = sqlx::query(self.sql("call {}.count_attempt($1, $2, $3, 20000, 3, 'failed')"));
-        let query = query.bind(self.scope).bind(self.key.clone()).bind(DAY_MS);
+        let query = sqlx::query(self.sql("call {}.count_attempt($1, $2, $3, 20000, $4, 'failed')"));
+        let query = query.bind(self.scope).bind(self.key.clone()).bind(DAY_MS).bind(ATTEMPTS);
         let rows = self.ask("count_attempt", Reach::Shared, query).await?;
         let status: String = rows[0].get("status");
         self.note(&status);

@@ -4,7 +4,7 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use super::calls::FINGERPRINT;
+use super::calls::{ATTEMPTS, FINGERPRINT};
 use super::client::{Answer, Stage, Texts, text};
 use super::lane::Case;
 use super::programs::Program;
@@ -245,6 +245,13 @@ impl Verdict<'_> {
         self.answers.contains(&Answer::Nothing("redriven".to_owned()))
     }
 
+    /// The attempts at a message that have failed.
+    fn attempts(&self) -> i32 {
+        let is_counted = |answer: &&Answer| **answer == Answer::Nothing("counted".to_owned());
+        let planted = i32::from(matches!(self.case.state, State::Lapsed | State::Released));
+        self.answers.iter().filter(is_counted).fold(planted, |attempts, _| attempts + 1)
+    }
+
     /// The key was free, and no program's work is made to fail.
     fn one_should_have(&self) -> bool {
         let perform = [
@@ -280,6 +287,11 @@ impl Verdict<'_> {
                     let was_its = self.case.holder() == Some(i) || self.case.may_finish_twice();
                     let is_kept = was_its && self.case.state == State::InProgress && row.is_none();
                     self.must(!is_kept, || format!("{name} has lost a live claim to no program"));
+                }
+                Answer::Nothing(why) if why == "dead" => {
+                    let used = self.attempts();
+                    let is_dead = used >= ATTEMPTS || self.case.state == State::Failed;
+                    self.must(is_dead, || format!("{name} was told dead after {used} attempts"));
                 }
                 Answer::Broken(why) => self.must(false, || format!("{name}: {why}")),
                 Answer::Performed(_)

@@ -124,6 +124,7 @@ pub async fn receive(client: &mut Client, wait_ms: i64) -> Tried<Option<Answer>>
         ("dead", Some(status)) if status == "failed" => {
             Ok(Some(Answer::Replay { status, body: received.body }))
         }
+        ("dead", Some(status)) if status == "in_progress" => Ok(nothing("dead")),
         ("in_progress", _) => Ok(in_progress(client)),
         (other, status) => Ok(Some(Answer::Broken(format!("{other}, {status:?}")))),
     }
