@@ -16,10 +16,11 @@ use crate::{get, output};
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("decision").required(true))]
 #[command(after_help = "\
-The key must be in progress with nobody at work on it: held, lapsed or released. Find out first what the
-work has done (pgonce get shows its steps); FILE is what every retry is then answered with, byte for byte.
-For work of run_leased that is the JSON of the value it returns. Its last holder, should it still live, can
-write nothing any more. If the key changes in the meantime, nothing happens and the exit code is 4.
+The key must be in progress with nobody at work on it: held, lapsed, released, or begun in a transaction that
+was committed without complete. Find out first what the work has done (pgonce get shows its steps); FILE is
+what every retry is then answered with, byte for byte. For work of run_leased that is the JSON of the value it
+returns. Its last holder, should it still live, can write nothing any more. If the key changes in the
+meantime, nothing happens and the exit code is 4.
 
 Examples:
   echo '\"receipt 7\"' | pgonce resolve acme/orders.checkout order-17 --complete -
