@@ -1,4 +1,4 @@
-//! What pgonce needs of the session's settings, and of a pooler in front of the server.
+//! What pgonce needs of the database, of the session's settings, and of a pooler in front of the server.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -13,11 +13,13 @@ use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
 const SETTINGS: &str = "
     select pg_catalog.current_setting('default_transaction_deferrable') operator(pg_catalog.=) 'on' as deferrable,
            pg_catalog.current_setting('default_transaction_isolation') operator(pg_catalog.=) 'serializable'
-             and pg_catalog.current_setting('default_transaction_read_only') operator(pg_catalog.=) 'on' as slow";
+             and pg_catalog.current_setting('default_transaction_read_only') operator(pg_catalog.=) 'on' as slow,
+           pg_catalog.getdatabaseencoding() operator(pg_catalog.=) 'SQL_ASCII' as ascii";
 const DEFERRABLE: &str = "default_transaction_deferrable is on, and pgonce marks its transactions with that property: \
                           set it to off for this role or database";
 const SLOW: &str = "default_transaction_isolation is serializable and default_transaction_read_only is on, with which \
                     pgonce's transactions may wait for long before they begin, and cannot write: set the second to off";
+const ASCII: &str = "the encoding of this database is SQL_ASCII, which does not tell characters; pgonce needs another one";
 const SWAPPED: &str = "prepared statements cannot be trusted behind this pooler: use PgBouncer 1.21 or later with \
                        max_prepared_statements, or session mode";
 
@@ -55,7 +57,7 @@ async fn settings(conn: &mut PgConnection) -> Result<Vec<&'static str>> {
     // In the simple protocol: nothing is known of the pooler yet.
     let row = sqlx::raw_sql(SETTINGS).fetch_one(conn).await.map_err(database)?;
     let mut problems = Vec::new();
-    for (column, problem) in [("deferrable", DEFERRABLE), ("slow", SLOW)] {
+    for (column, problem) in [("deferrable", DEFERRABLE), ("slow", SLOW), ("ascii", ASCII)] {
         if row.try_get(column).map_err(database)? {
             problems.push(problem);
         }

@@ -5,9 +5,9 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use pgonce::{Error, ErrorKind};
+use pgonce::{Error, ErrorKind, PgOnce};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Executor, PgPool};
+use sqlx::{Connection, Executor, PgConnection, PgPool};
 
 use crate::harness::TestDb;
 
@@ -43,6 +43,24 @@ async fn defaults_of_the_session_that_break_a_promise_are_named() {
         named.iter().all(|name| says.contains(&format!("default_transaction_{name}"))),
         "{says}"
     );
+}
+
+/// A dump can be restored into a database that `migrate` would have refused.
+#[tokio::test]
+async fn a_database_that_does_not_tell_characters_is_named() {
+    let options = crate::harness::server().await.connect_options();
+    let mut conn = PgConnection::connect_with(&options).await.unwrap();
+    sqlx::raw_sql("create database restored").execute(&mut conn).await.unwrap();
+    let options = options.database("restored");
+    let mut inside = PgConnection::connect_with(&options).await.unwrap();
+    let once = PgOnce::new();
+    once.migrate(&mut inside).await.unwrap();
+    inside.close().await.unwrap();
+    let change = "update pg_database set encoding = 0 where datname = 'restored'";
+    sqlx::raw_sql(change).execute(&mut conn).await.unwrap();
+    let error = once.check(&PgPool::connect_lazy_with(options)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Environment, "{error:?}");
+    assert!(error.to_string().contains("SQL_ASCII"), "{error}");
 }
 
 #[cfg(feature = "cli")]
