@@ -20,7 +20,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use pgonce::throwaway::{Options, Throwaway};
 use pgonce::web::{Idempotency, OnceClaim, OnceTx};
-use pgonce::{Key, Operation, PgOnce, RunError, Scope};
+use pgonce::{Key, Lease, Operation, PgOnce, RunError, Scope};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
 
@@ -82,7 +82,10 @@ fn router(pool: PgPool) -> Router {
         .route("/bare", post(bare))
         .route("/run", post(by_run))
         .route("/transactional", post(transactional).layer(layer.clone()))
-        .route("/leased", post(leased).layer(layer.leased(Duration::from_secs(30))))
+        .route(
+            "/leased",
+            post(leased).layer(layer.leased(Lease::new(Duration::from_secs(30)).unwrap())),
+        )
         .with_state(pool)
 }
 

@@ -24,6 +24,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How many claims one call extends. The database takes 10,000; but a call keeps the rows locked that it has
 /// extended, and their holders wait for it when they record a step.
 const CLAIMS_MAX: usize = 1000;
+const RENEWED_FOR_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 
 /// One beating task beside each pool, with a few connections of its own. The work may use its pool up, and wait for
 /// more than there is; its leases are pushed all the same.
@@ -185,7 +186,7 @@ impl Beats {
         held.next_number += 1;
         let due = now + lease.heartbeat;
         let is_first = held.next_due().is_none_or(|next| due < next);
-        let ends = now.checked_add(lease.renewed_for);
+        let ends = now.checked_add(lease.renewed_for.unwrap_or(RENEWED_FOR_DEFAULT));
         held.claims
             .insert(number, HeldClaim { id, lease, due: Some(due), ends, loans, tell: Some(tell) });
         if held.task.as_ref().is_none_or(AbortHandle::is_finished) {

@@ -19,17 +19,17 @@ use crate::limits::{outside, spelled};
 pub struct Lease {
     pub(crate) length: Duration,
     pub(crate) heartbeat: Duration,
-    pub(crate) renewed_for: Duration,
+    /// None: the default of the way to run.
+    pub(crate) renewed_for: Option<Duration>,
     pub(crate) silent_for: Duration,
 }
 
 const LENGTH_MIN: Duration = Duration::from_millis(1);
 const SILENT_FOR_MAX: Duration = Duration::from_secs(315_576_000);
-const RENEWED_FOR_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 
 impl Lease {
-    /// A lease of this length, pushed every third of it, for up to 24 hours. A process that dies blocks
-    /// its keys for so long; one that is held up for longer may lose them.
+    /// A lease of this length, pushed every third of it. A process that dies blocks its keys for so long; one that is
+    /// held up for longer may lose them.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for less than 1 ms. Begin refuses one above the
@@ -38,13 +38,8 @@ impl Lease {
         if length < LENGTH_MIN {
             return Err(outside("lease", &spelled(length), "1 ms up to the retention"));
         }
-        Ok(Self::renewed(length, RENEWED_FOR_DEFAULT))
-    }
-
-    /// A lease of this length, with the other defaults.
-    pub(crate) fn renewed(length: Duration, renewed_for: Duration) -> Self {
         let silent_for = length.saturating_mul(10);
-        Self { length, heartbeat: length / 3, renewed_for, silent_for }
+        Ok(Self { length, heartbeat: length / 3, renewed_for: None, silent_for })
     }
 
     /// Pushes the lease at this interval.
@@ -60,10 +55,11 @@ impl Lease {
         Ok(self)
     }
 
-    /// Stops pushing after this time: work that hangs loses its key in the end.
+    /// Stops pushing after this time: work that hangs loses its key in the end. 24 hours unless set, and ten minutes on
+    /// an HTTP route.
     #[must_use]
     pub fn renewed_for(mut self, ceiling: Duration) -> Self {
-        self.renewed_for = ceiling;
+        self.renewed_for = Some(ceiling);
         self
     }
 

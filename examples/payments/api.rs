@@ -9,8 +9,8 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router};
-use pgonce::Scope;
 use pgonce::web::Idempotency;
+use pgonce::{Lease, Scope};
 use serde_json::json;
 use sqlx::PgPool;
 
@@ -30,8 +30,8 @@ pub struct App {
 /// in production.
 const LEASE: Duration = Duration::from_secs(3);
 
-pub fn router(app: App, idempotency: &Idempotency) -> Router {
-    let leased = idempotency.clone().leased(LEASE);
+pub fn router(app: App, idempotency: &Idempotency) -> pgonce::Result<Router> {
+    let leased = idempotency.clone().leased(Lease::new(LEASE)?);
     let tenants = Router::new()
         .route("/payments", get(payments::list).post(payments::create).layer(idempotency.clone()))
         .route("/payments/{id}", get(payments::show))
@@ -46,12 +46,13 @@ pub fn router(app: App, idempotency: &Idempotency) -> Router {
         "POST /payments": idempotency.specification(),
         "POST /charges": leased.specification(),
     });
-    Router::new()
+    let router = Router::new()
         .merge(tenants)
         .route("/provider", get(provider_calls))
         .route("/idempotency", get(async || Json(policy)))
         .route("/healthz", get(async || "ok"))
-        .with_state(app)
+        .with_state(app);
+    Ok(router)
 }
 
 /// Whose request it is and what it does. A key means something only within this: the same key of

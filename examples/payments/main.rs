@@ -57,7 +57,7 @@ async fn main() -> anyhow::Result<()> {
 
     let idempotency = Idempotency::new(once, pool.clone(), api::scope);
     let app = App { pool: pool.clone(), provider: provider.clone() };
-    let router = api::router(app, &idempotency);
+    let router = api::router(app, &idempotency)?;
     let stop = asked_to_stop()?;
     println!("listening on http://{}", listener.local_addr()?);
     axum::serve(listener, router).with_graceful_shutdown(stop).await?;

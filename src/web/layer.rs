@@ -37,14 +37,14 @@ type AuthorizeFn = Arc<dyn Fn(Parts) -> Authorized + Send + Sync>;
 /// # fn example(pool: sqlx::PgPool) -> pgonce::Result<()> {
 /// use std::time::Duration;
 /// use http::request::Parts;
-/// use pgonce::{PgOnce, Scope, web::Idempotency};
+/// use pgonce::{Lease, PgOnce, Scope, web::Idempotency};
 /// # #[derive(Clone)] struct Tenant(String);
 ///
 /// let idempotency = Idempotency::new(PgOnce::new(), pool, |request: &Parts| {
 ///     let Tenant(name) = request.extensions.get()?; // put there by the authentication, outside
 ///     Some(Scope::of([name, "payments.create"]))
 /// });
-/// let leased = idempotency.clone().leased(Duration::from_secs(30));
+/// let leased = idempotency.clone().leased(Lease::new(Duration::from_secs(30))?);
 /// # Ok(())
 /// # }
 /// ```
@@ -62,7 +62,6 @@ pub struct Idempotency {
     pub(crate) pool: PgPool,
     pub(crate) scope: ScopeFn,
     pub(crate) mode: Mode,
-    renewed_for: Duration,
     pub(crate) presence: Presence,
     pub(crate) observe: bool,
     pub(crate) fail_open: bool,
@@ -115,7 +114,6 @@ impl Idempotency {
             pool,
             scope: Arc::new(scope),
             mode: Mode::Transactional,
-            renewed_for: RENEWED_FOR_DEFAULT,
             presence: Presence::Required,
             observe: false,
             fail_open: false,
@@ -147,25 +145,12 @@ impl Idempotency {
     /// completed after it. The handler runs in a task of its own, which survives a client that hangs up,
     /// and no connection is held meanwhile.
     ///
-    /// The claim lapses `lease` after its holder was last heard of; a process that dies blocks its keys
-    /// for so long. It is renewed every third of that while the handler runs, for up to ten minutes
-    /// ([`renewed_for`](Idempotency::renewed_for)). Takes 1 ms up to the retention.
+    /// The claim is renewed while the handler runs, for up to ten minutes unless
+    /// [`renewed_for`](Lease::renewed_for) is set. A lease above the retention is refused with 500.
     #[must_use]
-    pub fn leased(mut self, lease: Duration) -> Self {
+    pub fn leased(mut self, mut lease: Lease) -> Self {
+        lease.renewed_for.get_or_insert(RENEWED_FOR_DEFAULT);
         self.mode = Mode::Leased(lease);
-        self
-    }
-
-    /// The lease of a leased route of this length.
-    pub(crate) fn lease(&self, length: Duration) -> Lease {
-        Lease::renewed(length, self.renewed_for)
-    }
-
-    /// For how long a leased handler's claim is renewed; ten minutes by default. One that hangs loses its
-    /// key in the end.
-    #[must_use]
-    pub fn renewed_for(mut self, ceiling: Duration) -> Self {
-        self.renewed_for = ceiling;
         self
     }
 

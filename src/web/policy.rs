@@ -15,6 +15,7 @@ use super::service::IdempotencyService;
 use super::settle::Settle;
 use crate::answer::InProgress;
 use crate::key::{Key, Scope};
+use crate::lease::Lease;
 use crate::operation::{OnLapse, Operation};
 use crate::transactional::Waiting;
 
@@ -25,7 +26,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     Transactional,
-    Leased(Duration),
+    Leased(Lease),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,10 +102,10 @@ impl Idempotency {
     /// When to ask again for the response of a request in progress. Soon at first; then after about as long as its
     /// claim is known to live, since its begin or its last renewal; never after its lease.
     pub(crate) fn pause_for(&self, wait: &InProgress) -> Duration {
-        let (Mode::Leased(length), Some(rest)) = (self.mode, wait.lease_remaining()) else {
+        let (Mode::Leased(lease), Some(rest)) = (self.mode, wait.lease_remaining()) else {
             return PAUSE_MIN;
         };
-        length.saturating_sub(rest).clamp(PAUSE_MIN, PAUSE_MAX).min(wait.retry_after())
+        lease.length.saturating_sub(rest).clamp(PAUSE_MIN, PAUSE_MAX).min(wait.retry_after())
     }
 
     pub(crate) fn response_limit(&self) -> u64 {

@@ -221,7 +221,7 @@ where
             transactional::respond(config, inner, request, op).await
         }
         (Some(op), Mode::Leased(lease)) if begins => {
-            leased::respond(config, inner, request, op, config.lease(*lease)).await
+            leased::respond(config, inner, request, op, *lease).await
         }
         (op, _) => unkeyed(config, inner, request, op, Unkeyed::USUAL).await,
     };

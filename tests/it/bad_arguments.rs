@@ -169,11 +169,10 @@ async fn routes_refuse_them_too() {
         let layer = || mode.layer(&db);
         let key = format!("{mode:?}");
         for done in [false, true] {
-            let misconfigured: [Idempotency; 4] = [
+            let misconfigured: [Idempotency; 3] = [
                 layer().retention(Duration::ZERO),
                 layer().wait(2 * HOUR),
                 layer().max_attempts(0),
-                layer().leased(Duration::ZERO),
             ];
             for layer in misconfigured {
                 let app = app(&db, layer, numbered);

@@ -127,3 +127,41 @@ async fn a_call_that_never_gets_an_answer_ends_and_may_be_tried_again() {
     assert!(ours.kind() == ErrorKind::Connection && ours.is_retryable(), "{error:?}");
     closes(pool).await;
 }
+
+/// A handler that asks for its transaction once and then writes through it into a black hole.
+#[cfg(feature = "axum")]
+#[tokio::test]
+async fn a_route_whose_transaction_falls_silent_loses_its_lease_and_says_so() {
+    use axum::response::IntoResponse;
+    use pgonce::web::{Answer, Idempotency};
+
+    use crate::web::kit::{app, handled, tx_of};
+    use crate::web::{layer, post, scoped, send};
+
+    let db = TestDb::new().await;
+    let proxy = std::sync::Arc::new(Proxy::start(&db, None));
+    let (pool, lease) = (pool(&proxy), lease().silent_for(Duration::from_secs(2)).unwrap());
+    let silent = Idempotency::new(db.once.clone(), pool.clone(), scoped).leased(lease);
+    let schema = db.schema.clone();
+    let silent = handled(silent, move |_, request| {
+        let (proxy, schema) = (std::sync::Arc::clone(&proxy), schema.clone());
+        async move {
+            let mut tx = tx_of(request.extensions()).await.unwrap();
+            effect(&mut tx, &schema, "silent").await.unwrap();
+            proxy.fall_silent();
+            effect(&mut tx, &schema, "silent").await.unwrap();
+            "unreachable".into_response()
+        }
+    });
+    let began = std::time::Instant::now();
+    let got = timeout(PATIENCE, send(&silent.router, post("k", ""))).await.expect("it ends");
+    assert!(began.elapsed() >= Duration::from_secs(2), "it is given the time it asked for");
+    assert_eq!((got.status.as_u16(), got.answer), (503, Some(Answer::NotCommitted)));
+    let last_error: String = db.ask("select last_error from {}.idempotency_keys").await;
+    assert!(last_error.contains("no answer"), "{last_error}");
+    let retry = app(&db, layer(&db).leased(lease), |_| "the retry's");
+    let got = send(&retry.router, post("k", "")).await;
+    assert_eq!((got.answer, got.body), (Some(Answer::Performed), "the retry's".into()));
+    assert_eq!(db.effects().await, 1);
+    closes(pool).await;
+}

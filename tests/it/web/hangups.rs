@@ -8,8 +8,8 @@ use pgonce::web::{OnceClaim, OnceTx};
 use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
-use super::layer;
 use super::wire::{self, Count, Http2, Server, Stream, Wire, head};
+use super::{layer, lease};
 use crate::harness::{PATIENCE, TestDb, effect};
 
 const BODY: (&str, &str) = ("amount=", "100");
@@ -133,7 +133,7 @@ impl Site {
                 let id = effect(&mut tx, &schema, "paid").await.unwrap();
                 (StatusCode::CREATED, format!("payment {id}"))
             };
-            on_post(handler).layer(layer.leased(PATIENCE))
+            on_post(handler).layer(layer.leased(lease(PATIENCE)))
         } else {
             let handler = async move |mut tx: OnceTx| {
                 came.add();

@@ -13,7 +13,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Semaphore;
 
-use super::layer;
+use super::{layer, lease};
 use crate::harness::{PATIENCE, TestDb, effect};
 
 /// The two ways to protect a route. Almost everything holds in both.
@@ -32,7 +32,7 @@ impl Mode {
     pub fn of(self, idempotency: Idempotency) -> Idempotency {
         match self {
             Self::Transactional => idempotency,
-            Self::Leased => idempotency.leased(LEASE),
+            Self::Leased => idempotency.leased(lease(LEASE)),
         }
     }
 

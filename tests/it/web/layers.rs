@@ -23,7 +23,7 @@ use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
 
 use super::wire::{Count, CountDrop};
-use super::{Got, layer, post, send};
+use super::{Got, layer, lease, post, send};
 use crate::harness::{PATIENCE, TestDb, effect};
 
 /// Long enough for a handler to be reached, short enough to wait for.
@@ -110,7 +110,8 @@ async fn a_timeout_around_a_leased_route_ends_the_wait_and_not_the_work() {
         may.until(1).await;
         effect(&mut claim.begin().await.unwrap(), &schema, "paid").await.unwrap().to_string()
     };
-    let router = Router::new().route("/", on_post(handler).layer(layer(&db).leased(PATIENCE)));
+    let router =
+        Router::new().route("/", on_post(handler).layer(layer(&db).leased(lease(PATIENCE))));
     let first = send(&router.clone().layer(timing_out()), post("k", "")).await;
     assert_eq!(first.status, StatusCode::GATEWAY_TIMEOUT);
     assert_eq!(send(&router, post("k", "")).await.answer, Some(Answer::InProgress));
@@ -228,7 +229,7 @@ async fn a_panic_reaches_the_layer_outside_after_its_key_is_free() {
             on_post(async move |claim: OnceClaim| {
                 work.clone().panics_once(claim.begin().await.unwrap()).await
             })
-            .layer(layer(&db).leased(PATIENCE))
+            .layer(layer(&db).leased(lease(PATIENCE)))
         } else {
             on_post(async move |tx: OnceTx| work.clone().panics_once(tx).await).layer(layer(&db))
         };

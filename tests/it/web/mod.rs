@@ -40,6 +40,7 @@ mod walkthrough;
 mod wire;
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -47,8 +48,8 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
-use pgonce::Scope;
 use pgonce::web::{Answer, Idempotency};
+use pgonce::{Lease, Scope};
 use tower::ServiceExt;
 
 use crate::harness::TestDb;
@@ -56,6 +57,10 @@ use crate::harness::TestDb;
 /// A layer whose scope is the request's `x-tenant` header.
 pub fn layer(db: &TestDb) -> Idempotency {
     Idempotency::new(db.once.clone(), db.pool.clone(), scoped)
+}
+
+pub fn lease(length: Duration) -> Lease {
+    Lease::new(length).unwrap()
 }
 
 /// The scope of a request: its tenant's.

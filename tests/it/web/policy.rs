@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::concurrency::sent;
 use super::kit::{Gate, LEASE, MODES, Mode, app, closed_pool, gated, keys, numbered, patient};
-use super::{layer, post, send};
+use super::{layer, lease, post, send};
 use crate::harness::TestDb;
 
 /// The answers that were given or would have been, without the zeros.
@@ -78,8 +78,9 @@ async fn an_observing_route_lets_duplicates_in_flight_run() {
 async fn an_observing_route_keeps_a_loser_its_answer_and_its_writes() {
     let db = TestDb::new().await;
     let gate = Gate::new();
-    let idempotency = layer(&db).leased(Duration::from_millis(50)).observe();
-    let slow = gated(&db, idempotency.clone().renewed_for(Duration::ZERO), &gate);
+    let brief = lease(Duration::from_millis(50)).renewed_for(Duration::ZERO);
+    let idempotency = layer(&db).leased(brief).observe();
+    let slow = gated(&db, idempotency.clone(), &gate);
     let quick = app(&db, idempotency, numbered);
     let first = sent(&slow, "k", "");
     gate.entered().await;
@@ -165,8 +166,8 @@ async fn a_claim_outlives_the_retention_while_its_lease_runs_and_not_longer() {
     let db = TestDb::new().await;
     db.stop_clock().await;
     let gate = Gate::new();
-    let abandoned =
-        gated(&db, layer(&db).leased(LEASE).retention(LEASE).renewed_for(Duration::ZERO), &gate);
+    let unrenewed = lease(LEASE).renewed_for(Duration::ZERO);
+    let abandoned = gated(&db, layer(&db).leased(unrenewed).retention(LEASE), &gate);
     let first = sent(&abandoned, "k", "");
     gate.entered().await;
     let reap = async || Reaper::new(&db.once).pass(&mut db.conn().await).await.unwrap();

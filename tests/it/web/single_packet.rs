@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::wire::{Count, Http2, Server, answer};
-use super::{Got, layer};
+use super::{Got, layer, lease};
 use crate::harness::{PATIENCE, TestDb, effect};
 
 const DUPLICATES: usize = 30;
@@ -86,7 +86,7 @@ fn leased(db: &TestDb, idempotency: Idempotency, entered: &Count, go: &Count) ->
         let id = effect(&mut tx, &schema, "paid").await.unwrap();
         (StatusCode::CREATED, format!("payment {id}"))
     };
-    Router::new().route("/", on_post(handler).layer(idempotency.leased(PATIENCE)))
+    Router::new().route("/", on_post(handler).layer(idempotency.leased(lease(PATIENCE))))
 }
 
 type Make = fn(&TestDb, Idempotency, &Count, &Count) -> Router;

@@ -11,8 +11,8 @@ use pgonce::web::{OnceClaim, OnceTx};
 use pgonce::{Operation, PgOnce};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::layer;
 use super::wire::{Count, Http2, Server, Wire, head, whole};
+use super::{layer, lease};
 use crate::harness::{PATIENCE, TestDb, effect};
 
 /// Writes an effect and answers with its number; its own `Date` and cookie are not to be replayed.
@@ -220,7 +220,7 @@ async fn an_answer_without_a_body_is_an_answer() {
 #[tokio::test]
 async fn drain_waits_for_handlers_whose_clients_have_gone() {
     let db = TestDb::with_connections(2).await;
-    let idempotency = layer(&db).leased(PATIENCE);
+    let idempotency = layer(&db).leased(lease(PATIENCE));
     let (entered, go) = (Count::new(), Count::new());
     let (came, may, schema) = (entered.clone(), go.clone(), db.schema.clone());
     let handler = async move |claim: OnceClaim| {

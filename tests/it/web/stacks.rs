@@ -16,7 +16,7 @@ use pgonce::web::{Answer, Buffered, Idempotency, OnceClaim, OnceTx};
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use super::wire::Count;
-use super::{layer, post, send};
+use super::{layer, lease, post, send};
 use crate::harness::{PATIENCE, TestDb, effect};
 
 /// Panics when it is called without having been asked whether it is ready, as a service may.
@@ -50,7 +50,7 @@ impl<B> Service<Request<B>> for Strict {
 }
 
 fn modes(db: &TestDb) -> [(&'static str, Idempotency); 2] {
-    [("transactional", layer(db)), ("leased", layer(db).leased(PATIENCE))]
+    [("transactional", layer(db)), ("leased", layer(db).leased(lease(PATIENCE)))]
 }
 
 #[tokio::test]
@@ -136,7 +136,7 @@ async fn routes_of_one_router_have_policies_of_their_own_and_one_count() {
     let claimed = on_post(async |claim: OnceClaim| claim.attempt().to_string());
     let router = Router::new()
         .route("/tx", on_post(async |_: OnceTx| "tx").layer(base.clone()))
-        .route("/leased", claimed.layer(base.clone().leased(PATIENCE)))
+        .route("/leased", claimed.layer(base.clone().leased(lease(PATIENCE))))
         .route("/free", on_post(async || "free").layer(base.clone().off()))
         .route("/bare", on_post(async || "bare"));
     for (path, first, then) in [

@@ -13,8 +13,8 @@ use http_body_util::{BodyExt, Full};
 use pgonce::web::{OnceClaim, OnceTx};
 use tokio::sync::mpsc;
 
-use super::layer;
 use super::wire::{Http2, Server, Wire, answer, whole};
+use super::{layer, lease};
 use crate::harness::{PATIENCE, TestDb, effect};
 
 type Pen = Sender<Bytes, Infallible>;
@@ -33,7 +33,7 @@ fn router(db: &TestDb, leased: bool) -> (Router, mpsc::UnboundedReceiver<Pen>) {
             effect(&mut claim.begin().await.unwrap(), &schema, "paid").await.unwrap();
             stream().unwrap()
         })
-        .layer(layer.leased(PATIENCE))
+        .layer(layer.leased(lease(PATIENCE)))
     } else {
         on_post(async move |mut tx: OnceTx| {
             effect(&mut tx, &schema, "paid").await.unwrap();
