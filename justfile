@@ -7,7 +7,7 @@ default:
 
 # Format, lint, and the suite on this machine's PostgreSQL
 test:
-    cargo fmt --check
+    cargo fmt --all --check
     cargo clippy --locked --all-targets --all-features -- -D warnings
     cargo test --locked --all-features
 

@@ -4,8 +4,6 @@
 mod abandoned;
 mod asked_again;
 mod bad_arguments;
-#[cfg(all(feature = "bench", unix))]
-mod bench_cli;
 mod bounds;
 mod cancel;
 mod checkout;

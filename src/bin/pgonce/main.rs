@@ -1,7 +1,5 @@
 //! `pgonce`: the schema, the keys and the demo, from a shell.
 
-#[cfg(all(feature = "bench", unix))]
-mod bench;
 mod check;
 mod demo;
 mod derived_key;
@@ -41,8 +39,6 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Demo(demo::Args),
-    #[cfg(all(feature = "bench", unix))]
-    Bench(bench::Args),
     Migrate(migrate::Args),
     Check(check::Args),
     Doctor(doctor::Args),
@@ -82,8 +78,6 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
     let Cli { global, command } = cli;
     match command {
         Command::Demo(args) => demo::run(&global, &args).await,
-        #[cfg(all(feature = "bench", unix))]
-        Command::Bench(args) => bench::run(&global, &args).await,
         // These two need no database.
         Command::DerivedKey(args) => derived_key::run(&global, &args),
         Command::Migrate(args) if args.print => migrate::print(&global),

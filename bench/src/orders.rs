@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgonce::sqlx::{self, AssertSqlSafe, PgConnection, PgPool, SqlStr};
+use pgonce::sqlx::{self, PgConnection, PgPool, SqlStr};
 use pgonce::{Begin, Fingerprint, Lease, Operation, PgOnce, Response, Work as LeasedWork};
 use sha2::{Digest, Sha256};
 
-use super::arena::Stage;
-use super::load::Fault;
-use crate::exit::CliError;
+use crate::arena::Stage;
+use crate::load::Fault;
 
 /// The response is this long as JSON.
 const RESPONSE_BYTES: usize = 460;
@@ -17,17 +16,15 @@ const RESPONSE_BYTES: usize = 460;
 const NOTE_BYTES: usize = 120;
 /// As long as a key is.
 const KEY_BYTES: usize = 34;
-pub(super) const SCOPE: &str = "pay";
+pub(crate) const SCOPE: &str = "pay";
 
 /// How an order is kept from being taken twice.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(crate) enum Way {
     /// It is not: one transaction with one insert.
     Bare,
     /// Claim, work, result, in one transaction, as one writes it with sqlx.
     HandWritten,
-    /// The statements that cost least, sent in three messages by nothing but sqlx.
-    Floor,
     Run,
     /// `run` that takes every key for a new one.
     Optimistic,
@@ -38,7 +35,7 @@ pub(super) enum Way {
 
 /// A shop that takes orders in its way.
 #[derive(Clone)]
-pub(super) struct Shop {
+pub(crate) struct Shop {
     way: Way,
     pool: PgPool,
     once: PgOnce,
@@ -48,7 +45,6 @@ pub(super) struct Shop {
 }
 
 struct Statements {
-    schema_keys_floor: String,
     order: SqlStr,
     claim: SqlStr,
     finish: SqlStr,
@@ -70,7 +66,6 @@ impl Way {
         match self {
             Self::Bare => "orders_bare",
             Self::HandWritten => "orders_hand_written",
-            Self::Floor => "orders_floor",
             Self::Run => "orders_run",
             Self::Optimistic => "orders_run_optimistic",
             Self::Verbs => "orders_verbs",
@@ -79,7 +74,7 @@ impl Way {
     }
 
     /// How many orders were taken for a key that had one already.
-    pub(super) async fn doubles(self, stage: &Stage) -> Result<u64, CliError> {
+    pub(crate) async fn doubles(self, stage: &Stage) -> anyhow::Result<u64> {
         let orders = self.orders();
         let count = format!(
             "select count(*) - count(distinct left(note, {KEY_BYTES})) from :schema.{orders}"
@@ -89,40 +84,35 @@ impl Way {
 }
 
 impl Shop {
-    pub(super) fn new(stage: &Stage, way: Way, pool: PgPool) -> Self {
-        let keys = if way == Way::Floor { "keys_floor" } else { "keys_hand_written" };
-        let sql =
-            |text: &str| stage.sql(&text.replace(":orders", way.orders()).replace(":keys", keys));
+    pub(crate) fn new(stage: &Stage, way: Way, pool: PgPool) -> Self {
+        let sql = |text: &str| stage.sql(&text.replace(":orders", way.orders()));
         let sql = Statements {
-            schema_keys_floor: sql(":schema.keys_floor").as_str().to_owned(),
             order: sql(
                 "insert into :schema.:orders (customer_id, amount_cents, currency, status, note)
                  values ($1, $2, $3, $4, $5)",
             ),
-            claim: sql("insert into :schema.:keys (scope, key, fingerprint, status, expires_at)
+            claim: sql("insert into :schema.keys_hand_written (scope, key, fingerprint, status, expires_at)
                  values ($1, $2, $3, 1, now() + interval '1 day')
                  on conflict do nothing returning attempt"),
             finish: sql(
-                "update :schema.:keys set status = 2, response = $3 where scope = $1 and key = $2",
+                "update :schema.keys_hand_written set status = 2, response = $3 where scope = $1 and key = $2",
             ),
-            look: sql("select response from :schema.:keys where scope = $1 and key = $2"),
+            look: sql("select response from :schema.keys_hand_written where scope = $1 and key = $2"),
         };
         let once = stage.once.clone();
         Self { way, pool, once, wait: Duration::ZERO, sql: Arc::new(sql) }
     }
 
     /// Lets `run` wait for another one at the same key.
-    pub(super) fn waiting(self, wait: Duration) -> Self {
+    pub(crate) fn waiting(self, wait: Duration) -> Self {
         Self { wait, ..self }
     }
 
-    /// Takes the order of this key. Only the floor needs to be told whether it was taken before.
-    pub(super) async fn order(&self, key: &str, is_known: bool) -> Result<String, Fault> {
+    /// Takes the order of this key.
+    pub(crate) async fn order(&self, key: &str) -> Result<String, Fault> {
         match self.way {
             Way::Bare => self.bare(key).await,
             Way::HandWritten => self.hand_written(key).await,
-            Way::Floor if is_known => self.look(key).await,
-            Way::Floor => self.floor(key).await,
             Way::Run | Way::Optimistic => self.run(key).await,
             Way::Verbs => self.verbs(key).await,
             Way::Leased => self.leased(key).await,
@@ -166,37 +156,6 @@ impl Shop {
         Ok(value)
     }
 
-    async fn look(&self, key: &str) -> Result<String, Fault> {
-        let look = sqlx::query_scalar::<_, Vec<u8>>(self.sql.look.clone());
-        let response = look.bind(SCOPE).bind(key).fetch_one(&self.pool).await?;
-        Ok(serde_json::from_slice(&response)?)
-    }
-
-    /// What is sent as text is in hexadecimal digits, and safe for that.
-    async fn floor(&self, key: &str) -> Result<String, Fault> {
-        let keys = &self.sql.schema_keys_floor;
-        let name = hex(key.as_bytes());
-        let begin = format!(
-            "begin; \
-             select pg_try_advisory_xact_lock(hashtextextended(convert_from('\\x{name}', 'UTF8'), 0)); \
-             select status, response from {keys} \
-             where scope = '{SCOPE}' and key = convert_from('\\x{name}', 'UTF8')"
-        );
-        let mut tx = self.pool.begin_with(AssertSqlSafe(begin)).await?;
-        let value = self.insert(&mut tx, key).await?;
-        let response = hex(&serde_json::to_vec(&value)?);
-        let finish = format!(
-            "insert into {keys} (scope, key, fingerprint, status, response, expires_at) \
-             values ('{SCOPE}', convert_from('\\x{name}', 'UTF8'), '\\x{:064}', 2, '\\x{response}', \
-             now() + interval '1 day'); commit and chain",
-            0
-        );
-        sqlx::raw_sql(AssertSqlSafe(finish)).execute(&mut *tx).await?;
-        // It is committed. The driver ends the empty transaction when it gives the connection back.
-        drop(tx);
-        Ok(value)
-    }
-
     fn operation(&self, key: &str) -> Result<Operation, Fault> {
         let op = Operation::new(self.way.scope(), key)?.fingerprint(fingerprint()).wait(self.wait);
         Ok(if self.way == Way::Optimistic { op.optimistic() } else { op })
@@ -212,7 +171,7 @@ impl Shop {
         let op = self.operation(key)?;
         let mut tx = self.pool.begin().await?;
         let Begin::Started(claim) = self.once.begin(&mut tx, &op).await? else {
-            return Err("a new key was not".into());
+            return Err(anyhow::anyhow!("a new key was not"));
         };
         let value = self.insert(&mut tx, key).await?;
         claim.complete(&mut tx, Response::json(&value)?).await?;
@@ -231,12 +190,12 @@ impl Shop {
 }
 
 /// That of every request here.
-pub(super) fn fingerprint() -> Fingerprint {
+pub(crate) fn fingerprint() -> Fingerprint {
     Fingerprint::of_bytes("request")
 }
 
 /// The key of a number, in no order, as random ones are. `fill` makes the same ones in SQL.
-pub(super) fn key(number: u64) -> String {
+pub(crate) fn key(number: u64) -> String {
     let digest = Sha256::digest(number.to_string());
     format!("k-{}", hex(&digest[..16]))
 }

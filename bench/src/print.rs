@@ -2,35 +2,23 @@
 
 use serde_json::Value;
 
-use super::Bench;
-use super::figures::{BARE, FLOOR, HAND_WRITTEN, Limit, Outcome, Row};
-use crate::output::grouped;
+use crate::Bench;
+use crate::figures::{BARE, HAND_WRITTEN, Outcome, Row};
+use crate::goals::{Goal, Limit};
 
 /// Figures of a debug build say nothing about pgonce.
-pub(super) const VERSION: &str = match cfg!(debug_assertions) {
+pub(crate) const VERSION: &str = match cfg!(debug_assertions) {
     true => concat!(env!("CARGO_PKG_VERSION"), " (debug build)"),
     false => env!("CARGO_PKG_VERSION"),
 };
 
-/// Goals that other programs measure, or none yet.
-const ELSEWHERE: [[&str; 5]; 2] = [
-    [
-        "-",
-        "throughput of run to a claim row, to Redis locks",
-        "1.2, 0.9, 1.2",
-        "-",
-        "benches/peers",
-    ],
-    ["-", "instructions and allocations of the library", "falling", "-", "not counted"],
-];
-
 /// What the figures are, for those who see only them.
-pub(super) const HOW: &str = "Variants take turns, so that a noisy machine is noisy for all of them. Ratios compare \
+pub(crate) const HOW: &str = "Variants take turns, so that a noisy machine is noisy for all of them. Ratios compare \
     variants of the same round: their median, and in brackets the lowest and the highest. Round trips, WAL (without \
     images of pages), dead row versions and transaction ids are those of one operation, counted while one client works \
-    alone. The pools do not ping a connection before they hand it out, as sqlx's do unless told otherwise.";
+    alone. Client and server µs are the CPU time of one operation. The pools do not ping a connection before they hand it out, as sqlx's do unless told otherwise.";
 
-pub(super) fn header(bench: &Bench<'_>) -> String {
+pub(crate) fn header(bench: &Bench<'_>) -> String {
     let (count, seconds) = (bench.args.rounds, bench.args.seconds);
     let delay = match bench.args.delay_ms {
         0.0 => String::new(),
@@ -38,11 +26,11 @@ pub(super) fn header(bench: &Bench<'_>) -> String {
     };
     let machine = bench.machine.words();
     format!(
-        "# pgonce bench\n\npgonce {VERSION} on {machine}; {count} rounds of {seconds} s{delay}.\n{HOW}"
+        "# pgonce-bench\n\npgonce {VERSION} on {machine}; {count} rounds of {seconds} s{delay}.\n{HOW}"
     )
 }
 
-pub(super) fn json(bench: &Bench<'_>, outcome: &Outcome) -> Value {
+pub(crate) fn json(bench: &Bench<'_>, outcome: &Outcome) -> Value {
     let mut value = outcome.json();
     value["rounds"] = bench.args.rounds.into();
     value["seconds"] = bench.args.seconds.into();
@@ -52,7 +40,7 @@ pub(super) fn json(bench: &Bench<'_>, outcome: &Outcome) -> Value {
     value
 }
 
-pub(super) fn text(outcome: &Outcome) -> String {
+pub(crate) fn text(outcome: &Outcome) -> String {
     let mut text = format!("\n## {}\n\n{}\n\n", outcome.title(), outcome.about);
     push_table(&mut text, &cells(outcome), 1);
     for note in &outcome.notes {
@@ -61,48 +49,38 @@ pub(super) fn text(outcome: &Outcome) -> String {
     text.trim_end().to_owned()
 }
 
-/// All goals and what was measured, at the end.
-pub(super) fn summary(bench: &Bench<'_>) -> String {
-    let mut text = format!("\n## Goals: {}\n\n", verdict(bench));
-    push_table(&mut text, &goals(bench), 2);
-    text.trim_end().to_owned()
-}
-
-pub(super) fn verdict(bench: &Bench<'_>) -> String {
-    let goals = || bench.outcomes.iter().flat_map(|outcome| &outcome.goals);
-    format!("{} of {} met", goals().filter(|goal| goal.is_met()).count(), goals().count())
-}
-
-/// A row for each goal, below a heading.
-pub(super) fn goals(bench: &Bench<'_>) -> Vec<Vec<String>> {
+/// The goals and what was measured, for `--check`.
+pub(crate) fn goals(bench: &Bench<'_>) -> String {
     let heading = ["scenario", "what", "goal", "measured", ""].map(str::to_owned).to_vec();
-    let all = bench
-        .outcomes
-        .iter()
-        .flat_map(|outcome| outcome.goals.iter().map(move |goal| (outcome, goal)));
-    let rows = all.map(|(outcome, goal)| {
-        let limit = match goal.limit {
-            Limit::AtLeast(limit) => format!("at least {}", number(limit)),
-            Limit::AtMost(limit) => format!("at most {}", number(limit)),
+    let of = |outcome: &Outcome| {
+        let title = outcome.title();
+        let row = |goal: &Goal| {
+            let limit = match goal.limit {
+                Limit::AtLeast(limit) => format!("at least {}", number(limit)),
+                Limit::AtMost(limit) => format!("at most {}", number(limit)),
+            };
+            let verdict = if goal.is_met() { "met" } else { "missed" };
+            let measured = number(goal.measured);
+            vec![title.clone(), goal.what.to_owned(), limit, measured, verdict.to_owned()]
         };
-        let verdict = if goal.is_met() { "met" } else { "missed" };
-        let measured = number(goal.measured);
-        vec![outcome.title(), goal.what.to_owned(), limit, measured, verdict.to_owned()]
-    });
-    let elsewhere = if bench.args.is_all() { &ELSEWHERE[..] } else { &[] };
-    let elsewhere = elsewhere.iter().map(|row| row.map(str::to_owned).to_vec());
-    [heading].into_iter().chain(rows).chain(elsewhere).collect()
+        outcome.goals.iter().map(row).collect::<Vec<_>>()
+    };
+    let rows: Vec<_> = [heading].into_iter().chain(bench.outcomes.iter().flat_map(of)).collect();
+    let mut text = String::from("\n## Goals of the project\n\n");
+    push_table(&mut text, &rows, 2);
+    text.trim_end().to_owned()
 }
 
 type Column = (&'static str, fn(&Outcome, &Row) -> Option<String>);
 
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 12] = [
     ("ops/s", |_, row| Some(number(row.rate()?.median))),
     ("p50 ms", |_, row| row.percentile_ms(50.0).map(number)),
     ("p99 ms", |_, row| row.percentile_ms(99.0).map(number)),
     ("to bare", |outcome, row| Some(outcome.ratio(row, BARE)?.to_string())),
     ("to hand-written", |outcome, row| Some(outcome.ratio(row, HAND_WRITTEN)?.to_string())),
-    ("to floor", |outcome, row| Some(outcome.ratio(row, FLOOR)?.to_string())),
+    ("client µs", |_, row| Some(number(row.client_cpu_us()?.median))),
+    ("server µs", |_, row| Some(number(row.server_cpu_us()?.median))),
     ("round trips", |_, row| row.cost.round_trips.map(number)),
     ("WAL bytes", |_, row| row.cost.wal_bytes.map(number)),
     ("dead rows", |_, row| row.cost.dead_rows.map(number)),
@@ -111,7 +89,7 @@ const COLUMNS: [Column; 11] = [
 ];
 
 /// The columns in which there is anything, with the names of the rows before them, below a heading.
-pub(super) fn cells(outcome: &Outcome) -> Vec<Vec<String>> {
+pub(crate) fn cells(outcome: &Outcome) -> Vec<Vec<String>> {
     let names = outcome.rows.iter().map(|row| vec![row.name.to_owned()]);
     let mut table: Vec<_> = [vec![String::new()]].into_iter().chain(names).collect();
     for (name, cell) in COLUMNS {
@@ -147,7 +125,7 @@ fn push_table(text: &mut String, rows: &[Vec<String>], left: usize) {
 }
 
 /// Three digits or so.
-pub(super) fn number(number: f64) -> String {
+pub(crate) fn number(number: f64) -> String {
     match number.abs() {
         0.0 => "0".to_owned(),
         size if size >= 100.0 => {
@@ -159,6 +137,20 @@ pub(super) fn number(number: f64) -> String {
             text.trim_end_matches('0').trim_end_matches('.').to_owned()
         }
     }
+}
+
+/// `1,234,567`.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let first = digits.len() % 3;
+    let mut groups = vec![&digits[..first]];
+    groups.extend((first..digits.len()).step_by(3).map(|at| &digits[at..at + 3]));
+    groups.join(",").trim_start_matches(',').to_owned()
+}
+
+/// `1.2 MB`.
+pub(crate) fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
 #[cfg(test)]

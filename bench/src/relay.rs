@@ -12,10 +12,8 @@ use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::exit::CliError;
-
 /// Listens until it is dropped.
-pub(super) struct Relay {
+pub(crate) struct Relay {
     options: PgConnectOptions,
     trips: Arc<AtomicU64>,
     listening: AbortHandle,
@@ -44,11 +42,10 @@ struct Way {
 
 impl Relay {
     /// A way to the server on which each direction takes half of `delay` longer.
-    pub(super) fn start(server: &PgConnectOptions, delay: Duration) -> Result<Self, CliError> {
-        let folder = tempfile::tempdir().map_err(|error| CliError::failed("io", error))?;
+    pub(crate) fn start(server: &PgConnectOptions, delay: Duration) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
         let socket = format!(".s.PGSQL.{}", server.get_port());
-        let listener = UnixListener::bind(folder.path().join(&socket))
-            .map_err(|error| CliError::failed("io", error))?;
+        let listener = UnixListener::bind(folder.path().join(&socket))?;
         let options = server.clone().socket(folder.path());
         let to = Arc::new(Server::of(server, &socket));
         let trips = Arc::<AtomicU64>::default();
@@ -70,12 +67,12 @@ impl Relay {
     }
 
     /// How to connect through it.
-    pub(super) fn options(&self) -> PgConnectOptions {
+    pub(crate) fn options(&self) -> PgConnectOptions {
         self.options.clone()
     }
 
     /// Round trips so far, without those of connecting and of the pool's pings.
-    pub(super) fn trips(&self) -> u64 {
+    pub(crate) fn trips(&self) -> u64 {
         self.trips.load(Ordering::Relaxed)
     }
 }

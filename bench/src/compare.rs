@@ -2,18 +2,17 @@
 
 use pgonce::sqlx::PgPool;
 
-use super::Bench;
-use super::arena::Stage;
-use super::figures::{Cost, Outcome, Row};
-use super::load::{Fault, Subject, Work, interleave};
-use super::meter;
-use super::orders::{Shop, Way, key};
-use super::progress::Progress;
-use crate::exit::{CliError, innermost};
+use crate::Bench;
+use crate::arena::Stage;
+use crate::figures::{Cost, Outcome, Row};
+use crate::load::{Fault, Subject, Work, interleave};
+use crate::meter;
+use crate::orders::{Shop, Way, key};
+use crate::progress::Progress;
 
 /// Which keys come.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mix {
+pub(crate) enum Mix {
     Fresh,
     Replay,
     /// One of ten is a replay.
@@ -24,7 +23,7 @@ pub(super) enum Mix {
 const KNOWN: u64 = 50;
 
 /// A shop with its stream of keys.
-pub(super) struct Orders {
+pub(crate) struct Orders {
     shop: Shop,
     mix: Mix,
     /// Where its numbers begin.
@@ -32,39 +31,39 @@ pub(super) struct Orders {
 }
 
 impl Mix {
-    /// The number of the key, and whether it was used before.
-    fn pick(self, number: u64) -> (u64, bool) {
+    /// The number of the key.
+    fn pick(self, number: u64) -> u64 {
         match self {
-            Self::Replay => (number % KNOWN, true),
-            Self::Mixed if number % 10 == 9 => (number / 10 % KNOWN, true),
-            Self::Fresh | Self::Mixed => (KNOWN + number, false),
+            Self::Replay => number % KNOWN,
+            Self::Mixed if number % 10 == 9 => number / 10 % KNOWN,
+            Self::Fresh | Self::Mixed => KNOWN + number,
         }
     }
 }
 
 impl Orders {
-    pub(super) fn new(shop: Shop, mix: Mix) -> Self {
+    pub(crate) fn new(shop: Shop, mix: Mix) -> Self {
         Self { shop, mix, first: 0 }
     }
 
     /// With keys that none has who begins elsewhere.
-    pub(super) fn from(self, first: u64) -> Self {
+    pub(crate) fn from(self, first: u64) -> Self {
         Self { first, ..self }
     }
 }
 
 impl Work for Orders {
     async fn perform(&self, number: u64) -> Result<(), Fault> {
-        let (number, is_known) = self.mix.pick(self.first + number);
-        self.shop.order(&key(number), is_known).await.map(drop)
+        let number = self.mix.pick(self.first + number);
+        self.shop.order(&key(number)).await.map(drop)
     }
 }
 
 /// A row of a comparison: its name, how orders are protected, and which keys come.
-pub(super) type Entry = (&'static str, Way, Mix);
+pub(crate) type Entry = (&'static str, Way, Mix);
 
 /// What each of these costs, on a stage of its own. It does not depend on how many clients there are.
-pub(super) async fn costs(bench: &Bench<'_>, entries: &[Entry]) -> Result<Vec<Cost>, CliError> {
+pub(crate) async fn costs(bench: &Bench<'_>, entries: &[Entry]) -> anyhow::Result<Vec<Cost>> {
     let stage = bench.arena.stage("costs", 0.0).await?;
     let pool = stage.pool(1).await?;
     let mut costs = Vec::new();
@@ -78,13 +77,13 @@ pub(super) async fn costs(bench: &Bench<'_>, entries: &[Entry]) -> Result<Vec<Co
 }
 
 /// Runs these in turn; `own` is pgonce's row.
-pub(super) async fn compare(
+pub(crate) async fn compare(
     bench: &Bench<'_>,
     stage: &Stage,
     (scenario, clients, about): (&'static str, u16, &'static str),
     (entries, costs): (&[Entry], &[Cost]),
     own: &'static str,
-) -> Result<Outcome, CliError> {
+) -> anyhow::Result<Outcome> {
     // A commit behind work under a lease takes a second connection for a moment.
     let is_leased = entries.iter().any(|(_, way, _)| *way == Way::Leased);
     let connections = if is_leased { (2 * clients).min(300) } else { clients };
@@ -105,12 +104,11 @@ pub(super) async fn compare(
 }
 
 /// Orders whose keys that will come again are there.
-async fn ready(stage: &Stage, pool: &PgPool, way: Way, mix: Mix) -> Result<Orders, CliError> {
+async fn ready(stage: &Stage, pool: &PgPool, way: Way, mix: Mix) -> anyhow::Result<Orders> {
     let orders = Orders::new(Shop::new(stage, way, pool.clone()), mix);
     let known = if mix == Mix::Fresh || way == Way::Bare { 0 } else { KNOWN };
     for number in 0..known {
-        let taken = orders.shop.order(&key(number), false).await;
-        taken.map_err(|error| CliError::failed("bench", innermost(error.as_ref())))?;
+        orders.shop.order(&key(number)).await?;
     }
     Ok(orders)
 }

@@ -3,33 +3,37 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use pgonce::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use pgonce::sqlx::{self, AssertSqlSafe, PgConnection, PgPool, SqlSafeStr, SqlStr};
+use pgonce::sqlx::{
+    self, AssertSqlSafe, Connection as _, PgConnection, PgPool, SqlSafeStr, SqlStr,
+};
 use pgonce::throwaway::{Database, Options};
 use pgonce::{PgOnce, SchemaName};
 
-use super::relay::Relay;
-use crate::exit::CliError;
-use crate::session::{Global, connect};
+use crate::cpu;
+use crate::relay::Relay;
 
-pub(super) struct Arena {
+pub(crate) struct Arena {
     database: Database,
     /// What the names of all schemas begin with.
     prefix: String,
-    pub(super) server_version: String,
+    /// The process of a throw-away server.
+    pub(crate) postmaster: Option<u32>,
+    pub(crate) server_version: String,
 }
 
 /// A schema with pgonce's tables and the workload's.
 #[derive(Clone)]
-pub(super) struct Stage {
-    pub(super) once: PgOnce,
+pub(crate) struct Stage {
+    pub(crate) once: PgOnce,
     schema: Arc<str>,
     /// Past all relays.
     direct: PgConnectOptions,
     /// In between when a delay is asked for.
     slow: Option<Arc<Relay>>,
     /// Whether nobody else writes to this server.
-    pub(super) is_alone: bool,
+    pub(crate) is_alone: bool,
 }
 
 /// Durable as PostgreSQL comes, with room enough that no checkpoint falls into a run by itself.
@@ -43,17 +47,18 @@ const SETTINGS: [(&str, &str); 6] = [
 ];
 
 const ACQUIRE_MAX: Duration = Duration::from_secs(30);
+const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 impl Arena {
-    pub(super) async fn open(global: &Global) -> Result<Self, CliError> {
-        let database = match global.connect_options()? {
+    pub(crate) async fn open(named: Option<PgConnectOptions>) -> anyhow::Result<Self> {
+        let database = match named {
             Some(options) => Database::from(options),
             None => {
                 let options = SETTINGS
                     .iter()
                     .fold(Options::new(), |options, (name, value)| options.setting(*name, *value));
                 let started = Database::throwaway(&options).await;
-                started.map_err(|error| CliError::failed("throwaway", error))?
+                started?
             }
         };
         let mut conn = connect(&database.connect_options()).await?;
@@ -61,16 +66,23 @@ impl Arena {
         let version = "select split_part(current_setting('server_version'), ' ', 1)";
         let server_version = sqlx::query_scalar(version).fetch_one(&mut conn).await?;
         let prefix = format!("pgonce_bench_{:08x}", fastrand::u32(..));
-        Ok(Self { database, prefix, server_version })
+        let postmaster = match database.is_throwaway() {
+            true => {
+                let directory = sqlx::query_scalar::<_, String>("show data_directory");
+                cpu::postmaster(&directory.fetch_one(&mut conn).await?)
+            }
+            false => None,
+        };
+        Ok(Self { database, prefix, postmaster, server_version })
     }
 
-    pub(super) fn is_throwaway(&self) -> bool {
+    pub(crate) fn is_throwaway(&self) -> bool {
         self.database.is_throwaway()
     }
 
     /// A new schema of this name, in place of an older one, to which a round trip takes so much longer. Autovacuum
     /// keeps away from it.
-    pub(super) async fn stage(&self, name: &str, delay_ms: f64) -> Result<Stage, CliError> {
+    pub(crate) async fn stage(&self, name: &str, delay_ms: f64) -> anyhow::Result<Stage> {
         let schema = format!("{}_{name}", self.prefix);
         let direct = self.database.connect_options().application_name(&self.prefix);
         let slow = match delay_ms {
@@ -95,17 +107,17 @@ impl Arena {
     }
 
     /// Drops all schemas. A throw-away database takes them with it.
-    pub(super) async fn discard(self) -> Result<(), CliError> {
+    pub(crate) async fn discard(self) -> anyhow::Result<()> {
         let dropped = match self.is_throwaway() {
             true => Ok(()),
             false => self.drop_schemas().await,
         };
         self.database.stop().await;
-        let by_hand = format!("drop the schemas {}_*", self.prefix);
-        dropped.map_err(|error| error.but(&by_hand))
+        let by_hand = format!("to clean up by hand, drop the schemas {}_*", self.prefix);
+        dropped.context(by_hand)
     }
 
-    async fn drop_schemas(&self) -> Result<(), CliError> {
+    async fn drop_schemas(&self) -> anyhow::Result<()> {
         let mut conn = connect(&self.database.connect_options()).await?;
         let names = "select nspname::text from pg_namespace where starts_with(nspname, $1)";
         let names = sqlx::query_scalar::<_, String>(names).bind(format!("{}_", self.prefix));
@@ -119,19 +131,19 @@ impl Arena {
 
 impl Stage {
     /// The same for another process: one that shares nothing with this one but the database.
-    pub(super) fn apart(&self) -> Result<Self, CliError> {
+    pub(crate) fn apart(&self) -> anyhow::Result<Self> {
         let once = PgOnce::new().schema(SchemaName::new(&*self.schema)?);
         Ok(Self { once, ..self.clone() })
     }
 
     /// The workload's pool: with the delay on the way, if there is one.
-    pub(super) async fn pool(&self, connections: u16) -> Result<PgPool, CliError> {
+    pub(crate) async fn pool(&self, connections: u16) -> anyhow::Result<PgPool> {
         let slow = self.slow.as_ref().map(|relay| relay.options());
         self.pool_over(slow.unwrap_or_else(|| self.direct.clone()), connections).await
     }
 
     /// A pool of one connection through a relay that counts; the relay lives as long as what it is given to.
-    pub(super) async fn counted(&self) -> Result<(Relay, PgPool), CliError> {
+    pub(crate) async fn counted(&self) -> anyhow::Result<(Relay, PgPool)> {
         let relay = Relay::start(&self.direct, Duration::ZERO)?;
         let pool = self.pool_over(relay.options(), 1).await?;
         Ok((relay, pool))
@@ -141,7 +153,7 @@ impl Stage {
         &self,
         options: PgConnectOptions,
         connections: u16,
-    ) -> Result<PgPool, CliError> {
+    ) -> anyhow::Result<PgPool> {
         let pool = PgPoolOptions::new()
             .max_connections(connections.into())
             .min_connections(connections.into())
@@ -151,27 +163,27 @@ impl Stage {
     }
 
     /// A connection past all relays.
-    pub(super) async fn conn(&self) -> Result<PgConnection, CliError> {
+    pub(crate) async fn conn(&self) -> anyhow::Result<PgConnection> {
         connect(&self.direct).await
     }
 
     /// Statements with this stage's schema filled in; it needs no escaping.
-    pub(super) fn sql(&self, template: &str) -> SqlStr {
+    pub(crate) fn sql(&self, template: &str) -> SqlStr {
         let text = template.replace(":schema", &self.schema);
         AssertSqlSafe(Arc::<str>::from(text)).into_sql_str()
     }
 
-    pub(super) async fn execute(
+    pub(crate) async fn execute(
         &self,
         conn: &mut PgConnection,
         template: &str,
-    ) -> Result<(), CliError> {
+    ) -> anyhow::Result<()> {
         sqlx::raw_sql(self.sql(template)).execute(conn).await?;
         Ok(())
     }
 
     /// One value, on a connection of its own.
-    pub(super) async fn ask<T>(&self, template: &str) -> Result<T, CliError>
+    pub(crate) async fn ask<T>(&self, template: &str) -> anyhow::Result<T>
     where
         T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
     {
@@ -180,10 +192,18 @@ impl Stage {
     }
 
     /// Writes the pages that are waiting now, so that it does not happen later, in a run.
-    pub(super) async fn checkpoint(&self) -> Result<(), CliError> {
+    pub(crate) async fn checkpoint(&self) -> anyhow::Result<()> {
         match self.is_alone {
             true => self.execute(&mut self.conn().await?, "checkpoint").await,
             false => Ok(()),
         }
     }
+}
+
+async fn connect(options: &PgConnectOptions) -> anyhow::Result<PgConnection> {
+    let connected = tokio::time::timeout(CONNECT_MAX, PgConnection::connect_with(options)).await;
+    connected
+        .map_err(anyhow::Error::from)
+        .and_then(|done| Ok(done?))
+        .context("cannot connect to the database")
 }

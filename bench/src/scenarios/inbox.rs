@@ -3,13 +3,12 @@
 use pgonce::sqlx::PgPool;
 use pgonce::{Inbox, Received};
 
-use crate::bench::Bench;
-use crate::bench::figures::{Outcome, Row};
-use crate::bench::load::{Fault, Subject, Work, interleave};
-use crate::bench::meter;
-use crate::bench::orders::key;
-use crate::bench::progress::Progress;
-use crate::exit::CliError;
+use crate::Bench;
+use crate::figures::{Outcome, Row};
+use crate::load::{Fault, Subject, Work, interleave};
+use crate::meter;
+use crate::orders::key;
+use crate::progress::Progress;
 
 const ABOUT: &str = "New messages without work, a transaction for each batch; times are a batch's. \
     Look at the messages per second of batches of 100.";
@@ -38,12 +37,12 @@ impl Work for Batches {
         tx.commit().await?;
         match received.iter().all(|received| matches!(received, Received::New(_))) {
             true => Ok(()),
-            false => Err("a new message was not taken for new".into()),
+            false => Err(anyhow::anyhow!("a new message was not taken for new")),
         }
     }
 }
 
-pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError> {
+pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     let stage = bench.stage("inbox").await?;
     let pool = stage.pool(1).await?;
     let inbox = Inbox::new(&stage.once, "bench")?;
@@ -67,5 +66,6 @@ pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError>
         outcome.figures.push(("ratio_to_one_by_one", ratio.median.into()));
         outcome.notes.push(format!("Batches of 100 to one by one: {ratio}."));
     }
-    bench.tell(outcome)
+    bench.tell(outcome);
+    Ok(())
 }

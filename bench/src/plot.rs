@@ -4,31 +4,34 @@ use std::error::Error;
 
 use plotters::prelude::*;
 
-use super::figures::{BARE, FLOOR, HAND_WRITTEN, Outcome, Row};
-use super::load::Latencies;
-use super::print::number;
-use crate::exit::CliError;
+use crate::figures::{BARE, HAND_WRITTEN, Outcome, Row};
+use crate::load::Latencies;
+use crate::print::number;
 
 const SIZE: (u32, u32) = (520, 320);
 const FONT: (&str, u32) = ("sans-serif", 13);
 /// The colours of what comes in many plots, and of the rest in their order.
 const BARE_COLOUR: RGBColor = RGBColor(140, 140, 140);
 const HAND_WRITTEN_COLOUR: RGBColor = RGBColor(230, 159, 0);
-const FLOOR_COLOUR: RGBColor = RGBColor(86, 180, 233);
-const OTHERS: [RGBColor; 4] =
-    [RGBColor(0, 158, 115), RGBColor(204, 121, 167), RGBColor(0, 114, 178), RGBColor(213, 94, 0)];
+const OTHERS: [RGBColor; 5] = [
+    RGBColor(0, 158, 115),
+    RGBColor(86, 180, 233),
+    RGBColor(204, 121, 167),
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+];
 
 /// Something that grows with something else.
-pub(super) struct Growth {
-    pub(super) x: &'static str,
-    pub(super) y: &'static str,
-    pub(super) lines: Vec<(&'static str, Vec<(f64, f64)>)>,
+pub(crate) struct Growth {
+    pub(crate) x: &'static str,
+    pub(crate) y: &'static str,
+    pub(crate) lines: Vec<(&'static str, Vec<(f64, f64)>)>,
 }
 
 type Drawn = Result<(), Box<dyn Error>>;
 
 /// Throughput, a bar for each row, with the lowest and the highest round.
-pub(super) fn throughput(outcome: &Outcome) -> Result<Option<String>, CliError> {
+pub(crate) fn throughput(outcome: &Outcome) -> anyhow::Result<Option<String>> {
     let rates = outcome
         .rows
         .iter()
@@ -79,7 +82,7 @@ pub(super) fn throughput(outcome: &Outcome) -> Result<Option<String>, CliError> 
 }
 
 /// The share of calls that took no longer than so many milliseconds.
-pub(super) fn latencies(outcome: &Outcome) -> Result<Option<String>, CliError> {
+pub(crate) fn latencies(outcome: &Outcome) -> anyhow::Result<Option<String>> {
     let lines: Vec<_> = outcome
         .rows
         .iter()
@@ -133,7 +136,7 @@ fn shares(latencies: &Latencies) -> Vec<(f64, f64)> {
 }
 
 /// Lines over what they grow with.
-pub(super) fn growth(growth: &Growth) -> Result<String, CliError> {
+pub(crate) fn growth(growth: &Growth) -> anyhow::Result<String> {
     let points = || growth.lines.iter().flat_map(|(_, points)| points);
     let widest = points().map(|(x, _)| *x).fold(1.0, f64::max);
     let highest = points().map(|(_, y)| *y).fold(0.0, f64::max).max(0.001);
@@ -172,11 +175,10 @@ fn key_of(colour: RGBColor) -> impl Fn((i32, i32)) -> PathElement<(i32, i32)> {
 }
 
 fn colour(rows: &[Row], at: usize) -> RGBColor {
-    let is_named = |row: &Row| [BARE, HAND_WRITTEN, FLOOR].contains(&row.name);
+    let is_named = |row: &Row| [BARE, HAND_WRITTEN].contains(&row.name);
     match rows[at].name {
         BARE => BARE_COLOUR,
         HAND_WRITTEN => HAND_WRITTEN_COLOUR,
-        FLOOR => FLOOR_COLOUR,
         _ => {
             let before = rows[..at].iter().filter(|row| !is_named(row)).count();
             OTHERS[before % OTHERS.len()]
@@ -186,12 +188,12 @@ fn colour(rows: &[Row], at: usize) -> RGBColor {
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-fn draw(words: &str, plot: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String, CliError> {
+fn draw(words: &str, plot: impl FnOnce(&Area<'_>) -> Drawn) -> anyhow::Result<String> {
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
     let drawn = plot(&area).and_then(|()| Ok(area.present()?));
     drop(area);
-    drawn.map_err(|error| CliError::failed("report", error))?;
+    drawn.map_err(|error| anyhow::anyhow!("{error}"))?;
     // Black is the colour of the text around it, so that the plot can be read in the dark.
     let svg =
         svg.replace("#000000", "currentColor").replace(" xmlns=\"http://www.w3.org/2000/svg\"", "");

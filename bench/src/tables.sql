@@ -4,13 +4,12 @@ create table :schema.orders_bare (
   customer_id bigint not null, amount_cents bigint not null,
   currency text not null, status text not null, note text not null);
 create table :schema.orders_hand_written (like :schema.orders_bare including all);
-create table :schema.orders_floor (like :schema.orders_bare including all);
 create table :schema.orders_run (like :schema.orders_bare including all);
 create table :schema.orders_run_optimistic (like :schema.orders_bare including all);
 create table :schema.orders_verbs (like :schema.orders_bare including all);
 create table :schema.orders_leased (like :schema.orders_bare including all);
 
--- Keys as one writes their table by hand, and in the order that takes the least room.
+-- Keys as one writes their table by hand.
 create table :schema.keys_hand_written (
   scope       text collate "C" not null,
   key         text collate "C" not null,
@@ -22,18 +21,6 @@ create table :schema.keys_hand_written (
   expires_at  timestamptz not null,
   primary key (scope, key));
 create index on :schema.keys_hand_written (expires_at);
-create table :schema.keys_floor (
-  expires_at  timestamptz not null,
-  created_at  timestamptz not null default now(),
-  lease_until timestamptz,
-  attempt     integer not null default 1,
-  status      smallint not null,
-  scope       text collate "C" not null,
-  key         text collate "C" not null,
-  fingerprint bytea not null,
-  response    bytea,
-  primary key (scope, key));
-create index on :schema.keys_floor (expires_at);
 
 do $bench$
 declare

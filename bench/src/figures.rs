@@ -1,89 +1,80 @@
-//! What a scenario comes to: rows of figures, notes in words, and the goals it has.
+//! What a scenario comes to: rows of figures, and notes in words.
 
 use std::fmt;
 
 use serde_json::{Map, Value, json};
 
-use super::load::{Latencies, Sample, no_latencies};
-use super::plot::Growth;
-use super::print::number;
+use crate::goals::Goal;
+use crate::load::{Latencies, Sample, no_latencies};
+use crate::plot::Growth;
+use crate::print::number;
 
 /// The names of rows that others are compared with.
-pub(super) const BARE: &str = "bare";
-pub(super) const HAND_WRITTEN: &str = "hand-written";
-pub(super) const FLOOR: &str = "floor";
+pub(crate) const BARE: &str = "bare";
+pub(crate) const HAND_WRITTEN: &str = "hand-written";
 
 /// One scenario with one number of clients.
 #[derive(Default)]
-pub(super) struct Outcome {
-    pub(super) scenario: &'static str,
-    pub(super) clients: u16,
+pub(crate) struct Outcome {
+    pub(crate) scenario: &'static str,
+    pub(crate) clients: u16,
     /// What was on the way to the server, if other than `--delay-ms`.
-    pub(super) delay_ms: Option<f64>,
+    pub(crate) delay_ms: Option<f64>,
     /// What an operation is, and what to look at.
-    pub(super) about: &'static str,
-    pub(super) rows: Vec<Row>,
+    pub(crate) about: &'static str,
+    pub(crate) rows: Vec<Row>,
     /// Which of the rows is pgonce's.
-    pub(super) own: &'static str,
+    pub(crate) own: &'static str,
     /// Figures that fit in no column.
-    pub(super) figures: Vec<(&'static str, Value)>,
+    pub(crate) figures: Vec<(&'static str, Value)>,
     /// The same, in words.
-    pub(super) notes: Vec<String>,
-    pub(super) goals: Vec<Goal>,
-    pub(super) growth: Option<Growth>,
+    pub(crate) notes: Vec<String>,
+    pub(crate) goals: Vec<Goal>,
+    pub(crate) growth: Option<Growth>,
 }
 
 /// The figures of one variant.
-pub(super) struct Row {
-    pub(super) name: &'static str,
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
     /// What one call of its work counts as.
     operations: f64,
     /// Operations per second, round by round.
     rates: Vec<f64>,
-    pub(super) latencies: Latencies,
-    pub(super) cost: Cost,
+    /// CPU time of an operation in microseconds, round by round: the client's, the server's.
+    client_cpu: Vec<f64>,
+    server_cpu: Vec<f64>,
+    pub(crate) latencies: Latencies,
+    pub(crate) cost: Cost,
     /// Second orders for one key.
-    pub(super) doubles: Option<u64>,
+    pub(crate) doubles: Option<u64>,
 }
 
 /// What one operation costs, counted. `None` where it cannot be.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Cost {
-    pub(super) round_trips: Option<f64>,
-    pub(super) wal_bytes: Option<f64>,
-    pub(super) dead_rows: Option<f64>,
-    pub(super) xids: Option<f64>,
+pub(crate) struct Cost {
+    pub(crate) round_trips: Option<f64>,
+    pub(crate) wal_bytes: Option<f64>,
+    pub(crate) dead_rows: Option<f64>,
+    pub(crate) xids: Option<f64>,
 }
 
 /// A median, and the lowest and highest of what it is the median of.
 #[derive(Clone, Copy)]
-pub(super) struct Spread {
-    pub(super) low: f64,
-    pub(super) median: f64,
-    pub(super) high: f64,
+pub(crate) struct Spread {
+    pub(crate) low: f64,
+    pub(crate) median: f64,
+    pub(crate) high: f64,
 }
 
 /// The p99 of some work in milliseconds, alone and with other work beside it, round by round.
 #[derive(Default)]
-pub(super) struct Disturbed {
-    pub(super) alone: Vec<f64>,
-    pub(super) beside: Vec<f64>,
-}
-
-pub(super) struct Goal {
-    pub(super) what: &'static str,
-    pub(super) limit: Limit,
-    pub(super) measured: f64,
-}
-
-#[derive(Clone, Copy)]
-pub(super) enum Limit {
-    AtLeast(f64),
-    AtMost(f64),
+pub(crate) struct Disturbed {
+    pub(crate) alone: Vec<f64>,
+    pub(crate) beside: Vec<f64>,
 }
 
 impl Outcome {
-    pub(super) fn new(
+    pub(crate) fn new(
         scenario: &'static str,
         clients: u16,
         about: &'static str,
@@ -93,7 +84,7 @@ impl Outcome {
         Self { scenario, clients, about, rows, own, ..Self::default() }
     }
 
-    pub(super) fn title(&self) -> String {
+    pub(crate) fn title(&self) -> String {
         let clients = match self.clients {
             1 => "1 client".to_owned(),
             n => format!("{n} clients"),
@@ -102,43 +93,27 @@ impl Outcome {
         format!("{}, {clients}{delay}", self.scenario)
     }
 
-    pub(super) fn row(&self, name: &str) -> Option<&Row> {
+    pub(crate) fn row(&self, name: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.name == name)
     }
 
     /// A row's rates against those of the row of this name.
-    pub(super) fn ratio(&self, row: &Row, to: &str) -> Option<Spread> {
+    pub(crate) fn ratio(&self, row: &Row, to: &str) -> Option<Spread> {
         if row.name == to { None } else { row.ratio_to(self.row(to)?) }
     }
 
     /// The same of two names.
-    pub(super) fn ratio_of(&self, name: &str, to: &str) -> Option<Spread> {
+    pub(crate) fn ratio_of(&self, name: &str, to: &str) -> Option<Spread> {
         self.ratio(self.row(name)?, to)
     }
 
-    /// Adds a goal, unless there is nothing to hold it against.
-    pub(super) fn aim(&mut self, what: &'static str, limit: Limit, measured: Option<f64>) {
-        self.goals.extend(measured.map(|measured| Goal { what, limit, measured }));
+    /// A figure by its name.
+    pub(crate) fn figure(&self, name: &str) -> Option<f64> {
+        self.figures.iter().find(|(key, _)| *key == name)?.1.as_f64()
     }
 
-    /// Adds the goal that a median is at least so much.
-    pub(super) fn at_least(&mut self, what: &'static str, limit: f64, spread: Option<Spread>) {
-        self.aim(what, Limit::AtLeast(limit), spread.map(|spread| spread.median));
-    }
-
-    /// Adds the goal that something is at most so much.
-    pub(super) fn at_most(&mut self, what: &'static str, limit: f64, measured: Option<f64>) {
-        self.aim(what, Limit::AtMost(limit), measured);
-    }
-
-    /// Adds the goal that pgonce's own row has no doubles.
-    pub(super) fn aim_at_no_doubles(&mut self) {
-        let doubles = self.row(self.own).and_then(|row| row.doubles);
-        self.at_most("doubles", 0.0, doubles.map(|doubles| doubles as f64));
-    }
-
-    /// Adds the goal that a p99 grows to at most so much.
-    pub(super) fn aim_at_calm(&mut self, what: &'static str, limit: f64, disturbed: &Disturbed) {
+    /// Adds the p99 of other work, alone and beside this one.
+    pub(crate) fn tell_disturbance(&mut self, what: &str, disturbed: &Disturbed) {
         let Disturbed { alone, beside } = disturbed;
         let ratio = Spread::of(beside.iter().zip(alone).map(|(beside, alone)| beside / alone));
         let median = |times: &[f64]| Spread::of(times.iter().copied()).map(|time| time.median);
@@ -151,10 +126,9 @@ impl Outcome {
         if let (Some(alone), Some(beside)) = (alone, beside) {
             self.notes.push(format!("{what}: {} ms to {} ms.", number(beside), number(alone)));
         }
-        self.at_most(what, limit, ratio.map(|ratio| ratio.median));
     }
 
-    pub(super) fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         let own = self.row(self.own);
         let mut object = own.map_or_else(Map::new, |row| self.row_json(row));
         let variants = self.rows.iter().map(|row| (row.name.to_owned(), self.row_json(row).into()));
@@ -173,14 +147,15 @@ impl Outcome {
             spread.map(|spread| json!([rounded(spread.low), rounded(spread.high)]))
         };
         let (rate, bare) = (row.rate(), self.ratio(row, BARE));
-        let (by_hand, floor) = (self.ratio(row, HAND_WRITTEN), self.ratio(row, FLOOR));
+        let by_hand = self.ratio(row, HAND_WRITTEN);
         let figures = json!({
             "ops_per_s": median(rate),
             "p50_ms": row.percentile_ms(50.0),
             "p99_ms": row.percentile_ms(99.0),
             "ratio_to_bare": median(bare),
             "ratio_to_hand_written": median(by_hand),
-            "ratio_to_floor": median(floor),
+            "client_cpu_us": median(row.client_cpu_us()),
+            "server_cpu_us": median(row.server_cpu_us()),
             "round_trips": row.cost.round_trips.map(rounded),
             "wal_bytes_per_op": row.cost.wal_bytes.map(rounded),
             "dead_rows_per_op": row.cost.dead_rows.map(rounded),
@@ -190,7 +165,6 @@ impl Outcome {
                 "ops_per_s": ends(rate),
                 "ratio_to_bare": ends(bare),
                 "ratio_to_hand_written": ends(by_hand),
-                "ratio_to_floor": ends(floor),
             },
         });
         let Value::Object(figures) = figures else { unreachable!("it is written as one") };
@@ -199,24 +173,44 @@ impl Outcome {
 }
 
 impl Row {
-    pub(super) fn new(name: &'static str, cost: Cost) -> Self {
-        let (rates, latencies) = (Vec::new(), no_latencies());
-        Self { name, operations: 1.0, rates, latencies, cost, doubles: None }
+    pub(crate) fn new(name: &'static str, cost: Cost) -> Self {
+        let (rates, client_cpu, server_cpu) = (Vec::new(), Vec::new(), Vec::new());
+        let latencies = no_latencies();
+        Self {
+            name,
+            operations: 1.0,
+            rates,
+            client_cpu,
+            server_cpu,
+            latencies,
+            cost,
+            doubles: None,
+        }
     }
 
     /// For work that does so many operations at one go.
-    pub(super) fn of(self, operations: u32) -> Self {
+    pub(crate) fn of(self, operations: u32) -> Self {
         Self { operations: operations.into(), ..self }
     }
 
-    pub(super) fn add(&mut self, sample: &Sample) {
+    pub(crate) fn add(&mut self, sample: &Sample) {
         self.rates.push(sample.per_second * self.operations);
+        self.client_cpu.extend(sample.cpu.client.map(|micros| micros / self.operations));
+        self.server_cpu.extend(sample.cpu.server.map(|micros| micros / self.operations));
         let added = self.latencies.add(&sample.latencies);
         added.unwrap_or_else(|_| unreachable!("of the same range"));
     }
 
-    pub(super) fn rate(&self) -> Option<Spread> {
+    pub(crate) fn rate(&self) -> Option<Spread> {
         Spread::of(self.rates.iter().copied())
+    }
+
+    pub(crate) fn client_cpu_us(&self) -> Option<Spread> {
+        Spread::of(self.client_cpu.iter().copied())
+    }
+
+    pub(crate) fn server_cpu_us(&self) -> Option<Spread> {
+        Spread::of(self.server_cpu.iter().copied())
     }
 
     /// Its rates against another one's, each in the same round.
@@ -225,7 +219,7 @@ impl Row {
     }
 
     /// The time that so many percent of the calls did not exceed, in milliseconds.
-    pub(super) fn percentile_ms(&self, percent: f64) -> Option<f64> {
+    pub(crate) fn percentile_ms(&self, percent: f64) -> Option<f64> {
         let micros =
             (!self.latencies.is_empty()).then(|| self.latencies.value_at_percentile(percent));
         micros.map(|micros| micros as f64 / 1000.0)
@@ -233,7 +227,7 @@ impl Row {
 }
 
 impl Spread {
-    pub(super) fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
+    pub(crate) fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<_> = values.collect();
         values.sort_by(f64::total_cmp);
         let (low, high) = (*values.first()?, *values.last()?);
@@ -248,26 +242,8 @@ impl fmt::Display for Spread {
     }
 }
 
-impl Goal {
-    pub(super) fn is_met(&self) -> bool {
-        match self.limit {
-            Limit::AtLeast(limit) => self.measured >= limit,
-            Limit::AtMost(limit) => self.measured <= limit,
-        }
-    }
-
-    fn json(&self) -> Value {
-        let (at_least, at_most) = match self.limit {
-            Limit::AtLeast(limit) => (Some(limit), None),
-            Limit::AtMost(limit) => (None, Some(limit)),
-        };
-        json!({"what": self.what, "at_least": at_least, "at_most": at_most,
-               "measured": rounded(self.measured), "met": self.is_met()})
-    }
-}
-
 /// To three decimals: nothing here is known better.
-fn rounded(number: f64) -> f64 {
+pub(crate) fn rounded(number: f64) -> f64 {
     (number * 1000.0).round() / 1000.0
 }
 
@@ -286,12 +262,5 @@ mod tests {
         assert_eq!((low, median, high), (0.25, 0.5, 0.9));
         assert!(row("run", &[]).ratio_to(&bare).is_none());
         assert_eq!(Spread::of([4.0, 1.0].into_iter()).map(|spread| spread.median), Some(2.5));
-    }
-
-    #[test]
-    fn goals_are_met_at_their_limit() {
-        let met = |limit, measured| Goal { what: "", limit, measured }.is_met();
-        assert!(met(Limit::AtLeast(0.75), 0.75) && !met(Limit::AtLeast(0.75), 0.74));
-        assert!(met(Limit::AtMost(4.0), 4.0) && !met(Limit::AtMost(4.0), 4.01));
     }
 }

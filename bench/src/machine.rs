@@ -6,16 +6,16 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 /// A machine, named so that somebody else can judge its figures.
-pub(super) struct Machine {
-    pub(super) cpu: String,
-    pub(super) cores: usize,
-    pub(super) system: String,
-    pub(super) postgres: String,
-    pub(super) date: String,
+pub(crate) struct Machine {
+    pub(crate) cpu: String,
+    pub(crate) cores: usize,
+    pub(crate) system: String,
+    pub(crate) postgres: String,
+    pub(crate) date: String,
 }
 
 impl Machine {
-    pub(super) fn look(server_version: &str, is_throwaway: bool) -> Self {
+    pub(crate) fn look(server_version: &str, is_throwaway: bool) -> Self {
         let kind = if is_throwaway { "throw-away, durable" } else { "a database that was named" };
         Self {
             cpu: cpu().unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
@@ -26,12 +26,12 @@ impl Machine {
         }
     }
 
-    pub(super) fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         let Self { cpu, cores, system, postgres, date } = self;
         format!("{cpu}, {cores} cores, {system}, PostgreSQL {postgres}, {date}")
     }
 
-    pub(super) fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         json!({
             "cpu": self.cpu,
             "cores": self.cores,
@@ -58,7 +58,7 @@ fn system() -> String {
 }
 
 /// The memory of this process that is in use, in bytes. Only Linux says so.
-pub(super) fn resident_bytes() -> Option<u64> {
+pub(crate) fn resident_bytes() -> Option<u64> {
     let status = read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)

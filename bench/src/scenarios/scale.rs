@@ -2,16 +2,15 @@
 
 use pgonce::sqlx::PgPool;
 
-use crate::bench::Bench;
-use crate::bench::arena::Stage;
-use crate::bench::figures::{Cost, Outcome, Row, Spread};
-use crate::bench::fill::{Copies, fill, model};
-use crate::bench::load::{Fault, Subject, Work, interleave};
-use crate::bench::orders::{Shop, Way, key};
-use crate::bench::plot::Growth;
-use crate::bench::progress::Progress;
-use crate::exit::CliError;
-use crate::output::grouped;
+use crate::Bench;
+use crate::arena::Stage;
+use crate::figures::{Cost, Outcome, Row, Spread};
+use crate::fill::{Copies, fill, model};
+use crate::load::{Fault, Subject, Work, interleave};
+use crate::orders::{Shop, Way, key};
+use crate::plot::Growth;
+use crate::print::grouped;
+use crate::progress::Progress;
 
 const ABOUT: &str = "run over a small and a large table. Look at large to small.";
 /// How many times as many keys are in the large table.
@@ -41,11 +40,11 @@ impl Work for Sized {
             true => number.wrapping_mul(STRIDE) % self.keys,
             false => self.keys + number,
         };
-        self.shop.order(&key(number), self.replays).await.map(drop)
+        self.shop.order(&key(number)).await.map(drop)
     }
 }
 
-pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError> {
+pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     let (small, large) = (bench.args.keys, bench.args.keys * LARGER);
     let mut figures = vec![("keys_small", small.into()), ("keys_large", large.into())];
     let (few, many) = (grouped(small), grouped(large));
@@ -65,7 +64,7 @@ pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError>
         let mut outcome = measure(bench, &small, &large, clients).await?;
         outcome.figures.extend(figures.clone());
         outcome.notes.extend(notes.clone());
-        bench.tell(outcome)?;
+        bench.tell(outcome);
     }
     Ok(())
 }
@@ -76,7 +75,7 @@ async fn filled(
     name: &str,
     keys: u64,
     response_bytes: usize,
-) -> Result<Stage, CliError> {
+) -> anyhow::Result<Stage> {
     let progress = Progress::of("scale");
     let stage = bench.stage(name).await?;
     model(&stage, response_bytes).await?;
@@ -95,7 +94,7 @@ async fn measure(
     small: &Stage,
     large: &Stage,
     clients: u16,
-) -> Result<Outcome, CliError> {
+) -> anyhow::Result<Outcome> {
     let (keys_small, keys_large) = (bench.args.keys, bench.args.keys * LARGER);
     let pools = (small.pool(clients).await?, large.pool(clients).await?);
     let subject = |name, stage: &Stage, pool: &PgPool, keys, replays| {
@@ -120,8 +119,6 @@ async fn measure(
     for (name, ratio) in [("fresh", fresh), ("replay", replay)] {
         outcome.notes.extend(ratio.map(|ratio| format!("{name}, large to small: {ratio}.")));
     }
-    outcome.at_least("throughput of fresh, large to small", 0.85, fresh);
-    outcome.at_least("throughput of replays, large to small", 0.9, replay);
     let line = |ratio: Option<Spread>| {
         let large = ratio.map(|ratio| (keys_large as f64, ratio.median));
         [(keys_small as f64, 1.0)].into_iter().chain(large).collect()
@@ -135,7 +132,7 @@ async fn measure(
 }
 
 /// Heap and indexes, per key.
-async fn bytes_per_key(stage: &Stage) -> Result<(f64, f64), CliError> {
+async fn bytes_per_key(stage: &Stage) -> anyhow::Result<(f64, f64)> {
     let bytes = |function: &str| {
         format!(
             "select {function}(':schema.idempotency_keys')::float8 / count(*) from :schema.idempotency_keys"

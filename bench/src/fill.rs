@@ -3,11 +3,10 @@
 use pgonce::Operation;
 use pgonce::sqlx::{self, PgConnection};
 
-use super::arena::Stage;
-use super::orders::{SCOPE, fingerprint};
-use super::progress::Progress;
-use crate::exit::{CliError, innermost};
-use crate::output::grouped;
+use crate::arena::Stage;
+use crate::orders::{SCOPE, fingerprint};
+use crate::print::grouped;
+use crate::progress::Progress;
 
 /// How many rows one statement inserts.
 const BATCH: u64 = 500_000;
@@ -16,7 +15,7 @@ const MODEL: &str = "model";
 
 /// What the copies are like.
 #[derive(Clone, Copy)]
-pub(super) enum Copies {
+pub(crate) enum Copies {
     /// Like the model.
     Live,
     /// Past their retention, in the order in which they are made.
@@ -25,24 +24,23 @@ pub(super) enum Copies {
 
 /// Lets `run` leave a row with a response of so many bytes (at least two) or with none, which the others are copied
 /// from: whatever columns it has, they have what `run` writes there.
-pub(super) async fn model(stage: &Stage, bytes: usize) -> Result<(), CliError> {
+pub(crate) async fn model(stage: &Stage, bytes: usize) -> anyhow::Result<()> {
     let pool = stage.pool(1).await?;
     let op = Operation::new(SCOPE, MODEL)?.fingerprint(fingerprint());
     let value = (bytes > 0).then(|| "y".repeat(bytes.saturating_sub(2)));
     let work = async |_: &mut PgConnection| Ok::<_, sqlx::Error>(value.clone());
-    let done = stage.once.run(&pool, &op, work).await;
-    done.map_err(|error| CliError::failed("bench", innermost(&error)))?;
+    stage.once.run(&pool, &op, work).await?;
     pool.close().await;
     Ok(())
 }
 
-/// Copies the model under the keys of these numbers, as [`key`](super::orders::key) makes them.
-pub(super) async fn fill(
+/// Copies the model under the keys of these numbers, as [`key`](crate::orders::key) makes them.
+pub(crate) async fn fill(
     stage: &Stage,
     numbers: std::ops::Range<u64>,
     copies: Copies,
     progress: &Progress,
-) -> Result<(), CliError> {
+) -> anyhow::Result<()> {
     let mut conn = stage.conn().await?;
     let insert = insert(stage, &mut conn, copies).await?;
     let what = format!("filling in {} keys", grouped(numbers.end - numbers.start));
@@ -60,11 +58,7 @@ pub(super) async fn fill(
 }
 
 /// The statement that copies, with all columns there are.
-async fn insert(
-    stage: &Stage,
-    conn: &mut PgConnection,
-    copies: Copies,
-) -> Result<String, CliError> {
+async fn insert(stage: &Stage, conn: &mut PgConnection, copies: Copies) -> anyhow::Result<String> {
     let names = "select quote_ident(attname) from pg_attribute
         where attrelid = ':schema.idempotency_keys'::regclass and attnum > 0 and not attisdropped
         order by attnum";

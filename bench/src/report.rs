@@ -2,25 +2,26 @@
 
 use std::path::Path;
 
-use super::Bench;
-use super::figures::Outcome;
-use super::plot;
-use super::print::{HOW, VERSION, cells, goals, verdict};
-use crate::exit::CliError;
-use crate::output;
+use anyhow::Context as _;
+
+use crate::Bench;
+use crate::figures::Outcome;
+use crate::plot;
+use crate::print::{HOW, VERSION, cells};
 
 const STYLE: &str = include_str!("report.css");
 
-pub(super) fn write(bench: &Bench<'_>, folder: &Path) -> Result<(), CliError> {
+pub(crate) fn write(bench: &Bench<'_>, folder: &Path) -> anyhow::Result<()> {
     let file = folder.join("index.html");
     let page = page(bench)?;
-    std::fs::write(&file, page).map_err(|error| {
-        CliError::failed("io", format!("cannot write {}: {error}", file.display()))
-    })?;
-    if bench.json { Ok(()) } else { output::line(format!("\nreport: {}", file.display())) }
+    std::fs::write(&file, page).with_context(|| format!("cannot write {}", file.display()))?;
+    if !bench.args.json {
+        println!("\nreport: {}", file.display());
+    }
+    Ok(())
 }
 
-fn page(bench: &Bench<'_>) -> Result<String, CliError> {
+fn page(bench: &Bench<'_>) -> anyhow::Result<String> {
     let mut body = String::new();
     for outcome in &bench.outcomes {
         section(&mut body, outcome)?;
@@ -33,23 +34,21 @@ fn page(bench: &Bench<'_>) -> Result<String, CliError> {
         ("Date", machine.date.clone()),
         ("Rounds", format!("{} of {} s for each variant", bench.args.rounds, bench.args.seconds)),
         ("Delay of a round trip", format!("{} ms", bench.args.delay_ms)),
-        ("Goals", verdict(bench)),
     ];
     let rows =
         rows.map(|(name, value)| format!("<tr><th>{name}</th><td>{}</td></tr>", escaped(&value)));
     Ok(format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>pgonce bench</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
+         <title>pgonce-bench</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
          <h1>pgonce {} bench</h1>\n<table class=\"about\">{}</table>\n\
-         <p>{HOW}</p>\n<section class=\"goals\">\n<h2>Goals</h2>\n{}</section>\n{body}</body>\n</html>\n",
+         <p>{HOW}</p>\n{body}</body>\n</html>\n",
         VERSION,
         rows.concat(),
-        table(&goals(bench)),
     ))
 }
 
-fn section(page: &mut String, outcome: &Outcome) -> Result<(), CliError> {
+fn section(page: &mut String, outcome: &Outcome) -> anyhow::Result<()> {
     let mut text = format!(
         "<section>\n<h2>{}</h2>\n<p>{}</p>\n<div class=\"plots\">\n",
         outcome.title(),
@@ -68,14 +67,12 @@ fn section(page: &mut String, outcome: &Outcome) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The first row is the heading. What the last cell of the others says is their class: "met" or "missed".
+/// The first row is the heading.
 fn table(rows: &[Vec<String>]) -> String {
     let row = |(at, cells): (usize, &Vec<String>)| {
         let tag = if at == 0 { "th" } else { "td" };
-        let class = cells.last().filter(|cell| ["met", "missed"].contains(&cell.as_str()));
-        let class = class.map(|class| format!(" class=\"{class}\"")).unwrap_or_default();
         let cells = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell)));
-        format!("<tr{class}>{}</tr>\n", cells.collect::<String>())
+        format!("<tr>{}</tr>\n", cells.collect::<String>())
     };
     let rows = rows.iter().enumerate().map(row).collect::<String>();
     format!("<div class=\"wide\"><table>\n{rows}</table></div>\n")

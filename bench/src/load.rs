@@ -1,86 +1,101 @@
 //! Clients that work as fast as they are answered, and rounds in which all variants take their turn.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
 
-use super::figures::Row;
-use super::progress::Progress;
-use crate::exit::{CliError, innermost};
+use crate::cpu::Cpu;
+use crate::figures::Row;
+use crate::progress::Progress;
 
-pub(super) type Fault = Box<dyn Error + Send + Sync>;
+pub(crate) type Fault = anyhow::Error;
 
 /// What a variant does, again and again.
-pub(super) trait Work: Send + Sync + 'static {
+pub(crate) trait Work: Send + Sync + 'static {
     /// Does it once. No two calls get the same number.
     fn perform(&self, number: u64) -> impl Future<Output = Result<(), Fault>> + Send;
 }
 
 /// What came of a time of work.
-pub(super) struct Sample {
+pub(crate) struct Sample {
     /// Calls of `perform` per second, of all clients together.
-    pub(super) per_second: f64,
-    pub(super) latencies: Latencies,
+    pub(crate) per_second: f64,
+    pub(crate) latencies: Latencies,
+    /// For one call, in microseconds.
+    pub(crate) cpu: Cpu,
 }
 
 impl Sample {
-    pub(super) fn p99_ms(&self) -> f64 {
+    /// Of one long piece of work.
+    pub(crate) fn of_rate(per_second: f64) -> Self {
+        Self { per_second, latencies: no_latencies(), cpu: Cpu { client: None, server: None } }
+    }
+
+    pub(crate) fn p99_ms(&self) -> f64 {
         self.latencies.value_at_percentile(99.0) as f64 / 1000.0
     }
 }
 
 /// How long each call took, in microseconds, to three digits.
-pub(super) type Latencies = Histogram<u64>;
+pub(crate) type Latencies = Histogram<u64>;
 
-pub(super) fn no_latencies() -> Latencies {
+pub(crate) fn no_latencies() -> Latencies {
     Histogram::new_with_max(LONGEST_MICROS, 3).unwrap_or_else(|_| unreachable!("within its limits"))
 }
 
 const LONGEST_MICROS: u64 = 3_600_000_000;
 /// What a round is before the first one that counts.
-pub(super) const WARM_UP: f64 = 0.25;
+pub(crate) const WARM_UP: f64 = 0.25;
 
 /// How long and how often is measured.
 #[derive(Clone, Copy)]
-pub(super) struct Rounds {
-    pub(super) count: u16,
-    pub(super) each: Duration,
+pub(crate) struct Rounds {
+    pub(crate) count: u16,
+    pub(crate) each: Duration,
+    /// The process of the server, where its CPU time can be read.
+    pub(crate) postmaster: Option<u32>,
 }
 
 /// A variant and what it has done so far.
-pub(super) struct Subject<W> {
+pub(crate) struct Subject<W> {
     work: Arc<W>,
     next: Arc<AtomicU64>,
-    pub(super) row: Row,
+    pub(crate) row: Row,
 }
 
 impl<W: Work> Subject<W> {
-    pub(super) fn new(row: Row, work: W) -> Self {
+    pub(crate) fn new(row: Row, work: W) -> Self {
         Self { work: Arc::new(work), next: Arc::default(), row }
     }
 
     /// Works for a while with so many clients.
-    pub(super) async fn work(&self, clients: u16, lasting: Duration) -> Result<Sample, CliError> {
-        let began = Instant::now();
+    pub(crate) async fn work(&self, clients: u16, lasting: Duration) -> anyhow::Result<Sample> {
+        self.round(clients, lasting, None).await
+    }
+
+    async fn round(
+        &self,
+        clients: u16,
+        lasting: Duration,
+        postmaster: Option<u32>,
+    ) -> anyhow::Result<Sample> {
+        let (began, before) = (Instant::now(), Cpu::now(postmaster));
         let mut tasks = JoinSet::new();
         for _ in 0..clients {
             tasks.spawn(client(Arc::clone(&self.work), Arc::clone(&self.next), began, lasting));
         }
         let mut latencies = no_latencies();
         while let Some(done) = tasks.join_next().await {
-            let done = done.map_err(|error| CliError::failed("bench", error))?;
-            let one = done.map_err(|error| {
-                let reason = innermost(error.as_ref());
-                CliError::failed("bench", format!("{}: {reason}", self.row.name))
-            })?;
+            let one = done?.context(self.row.name)?;
             latencies.add(one).unwrap_or_else(|_| unreachable!("of the same range"));
         }
         let per_second = latencies.len() as f64 / began.elapsed().as_secs_f64();
-        Ok(Sample { per_second, latencies })
+        let cpu = Cpu::now(postmaster).each_since(before, latencies.len());
+        Ok(Sample { per_second, latencies, cpu })
     }
 }
 
@@ -101,12 +116,12 @@ async fn client(
 
 /// Every round runs all subjects, one after the other, so that a noisy machine is noisy for all of them. The first
 /// round warms up and does not count.
-pub(super) async fn interleave<W: Work>(
+pub(crate) async fn interleave<W: Work>(
     subjects: &mut [Subject<W>],
     clients: u16,
     rounds: Rounds,
     progress: &Progress,
-) -> Result<(), CliError> {
+) -> anyhow::Result<()> {
     let count = u64::from(rounds.count) + 1;
     let bar = progress.steps(count * subjects.len() as u64);
     for round in 0..count {
@@ -115,7 +130,7 @@ pub(super) async fn interleave<W: Work>(
             match round {
                 0 => drop(subject.work(clients, rounds.each.mul_f64(WARM_UP)).await?),
                 _ => {
-                    let sample = subject.work(clients, rounds.each).await?;
+                    let sample = subject.round(clients, rounds.each, rounds.postmaster).await?;
                     subject.row.add(&sample);
                 }
             }

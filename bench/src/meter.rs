@@ -2,10 +2,9 @@
 
 use pgonce::sqlx::{self, PgConnection, PgPool};
 
-use super::arena::Stage;
-use super::figures::Cost;
-use super::load::Work;
-use crate::exit::{CliError, innermost};
+use crate::arena::Stage;
+use crate::figures::Cost;
+use crate::load::Work;
 
 /// How many operations go before those that are counted, at most.
 const WARM_UP: u64 = 50;
@@ -13,11 +12,11 @@ const WARM_UP: u64 = 50;
 const FIRST: u64 = 1 << 40;
 
 /// The mean cost of so many operations of what `make` makes of a pool. WAL is counted where nobody else writes any.
-pub(super) async fn count<W: Work>(
+pub(crate) async fn count<W: Work>(
     stage: &Stage,
     operations: u32,
     make: impl FnOnce(PgPool) -> W,
-) -> Result<Cost, CliError> {
+) -> anyhow::Result<Cost> {
     let (relay, pool) = stage.counted().await?;
     let work = make(pool);
     let warm_up = WARM_UP.min(operations.into());
@@ -39,10 +38,9 @@ pub(super) async fn count<W: Work>(
 }
 
 /// Does it with these numbers, one after the other.
-pub(super) async fn repeat(work: &impl Work, first: u64, count: u64) -> Result<(), CliError> {
+pub(crate) async fn repeat(work: &impl Work, first: u64, count: u64) -> anyhow::Result<()> {
     for number in first..first + count {
-        let done = work.perform(number).await;
-        done.map_err(|error| CliError::failed("bench", innermost(error.as_ref())))?;
+        work.perform(number).await?;
     }
     Ok(())
 }
@@ -63,7 +61,7 @@ struct Written {
 }
 
 impl Wal {
-    async fn mark(stage: &Stage, conn: &mut PgConnection) -> Result<Self, CliError> {
+    async fn mark(stage: &Stage, conn: &mut PgConnection) -> anyhow::Result<Self> {
         // PostgreSQL 15 or newer, where its packages are complete.
         let extension = "create extension if not exists pg_walinspect";
         if !stage.is_alone || sqlx::raw_sql(extension).execute(&mut *conn).await.is_err() {
@@ -72,7 +70,7 @@ impl Wal {
         Ok(Self(Some(place(conn).await?)))
     }
 
-    async fn since(self, conn: &mut PgConnection) -> Result<Written, CliError> {
+    async fn since(self, conn: &mut PgConnection) -> anyhow::Result<Written> {
         let Some((from, first_xid)) = self.0 else { return Ok(Written::default()) };
         let (to, next_xid) = place(conn).await?;
         // Only what is flushed can be read, and what comes without a commit may not be yet.
@@ -89,7 +87,7 @@ impl Wal {
     }
 }
 
-async fn place(conn: &mut PgConnection) -> Result<Place, CliError> {
+async fn place(conn: &mut PgConnection) -> anyhow::Result<Place> {
     let sql = "select pg_current_wal_insert_lsn()::text,
         pg_snapshot_xmax(pg_current_snapshot())::text::float8";
     Ok(sqlx::query_as(sql).fetch_one(conn).await?)

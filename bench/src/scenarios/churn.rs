@@ -5,16 +5,15 @@ use std::time::{Duration, Instant};
 use pgonce::sqlx::{self, PgPool};
 use pgonce::{Begin, Operation, Response};
 
-use crate::bench::Bench;
-use crate::bench::arena::Stage;
-use crate::bench::figures::{Cost, Limit, Outcome, Row};
-use crate::bench::fill::{Copies, fill, model};
-use crate::bench::load::{Sample, no_latencies};
-use crate::bench::orders::{SCOPE, fingerprint, key};
-use crate::bench::plot::Growth;
-use crate::bench::progress::Progress;
-use crate::exit::CliError;
-use crate::output::{grouped, size as shown};
+use crate::Bench;
+use crate::arena::Stage;
+use crate::figures::{Cost, Outcome, Row};
+use crate::fill::{Copies, fill, model};
+use crate::load::Sample;
+use crate::orders::{SCOPE, fingerprint, key};
+use crate::plot::Growth;
+use crate::print::{grouped, megabytes};
+use crate::progress::Progress;
 
 const ABOUT: &str = "All keys of a table are replaced by others, again and again. Look at its size after each turnover.";
 /// A turnover is made of so many parts; vacuum comes after each, as autovacuum by row count does.
@@ -27,7 +26,7 @@ const REAP_BATCH: u32 = 10_000;
 /// Keys that the verbs begin are others than those filled in.
 const VERBS: u64 = 1 << 35;
 
-pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError> {
+pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     let (keys, progress) = (bench.args.keys, Progress::of("churn"));
     let stage = bench.stage("churn").await?;
     let pool = stage.pool(1).await?;
@@ -43,7 +42,7 @@ pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError>
             next += keys / PARTS;
         }
         let per_second = keys as f64 / began.elapsed().as_secs_f64();
-        row.add(&Sample { per_second, latencies: no_latencies() });
+        row.add(&Sample::of_rate(per_second));
         sizes.push(size(&stage).await?);
     }
     let hot = hot_ratio(&stage, &pool).await?;
@@ -54,8 +53,8 @@ pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError>
     outcome.notes.push(format!(
         "{} keys; table and indexes: {} after turnover {SETTLED}, {} after the last.",
         grouped(keys),
-        shown(settled),
-        shown(last)
+        megabytes(settled),
+        megabytes(last)
     ));
     outcome.figures.extend([
         ("keys", keys.into()),
@@ -69,9 +68,9 @@ pub(in crate::bench) async fn run(bench: &mut Bench<'_>) -> Result<(), CliError>
         lines: vec![("size", line.collect())],
     });
     let growth = largest.map(|largest| largest as f64 / settled as f64);
-    outcome.at_most("largest size to that after turnover 3", 1.5, growth);
-    outcome.aim("share of updates that are HOT", Limit::AtLeast(0.9), hot);
-    bench.tell(outcome)
+    outcome.figures.push(("growth", growth.into()));
+    bench.tell(outcome);
+    Ok(())
 }
 
 /// Adds keys, and deletes as many of the oldest.
@@ -80,7 +79,7 @@ async fn replace(
     pool: &PgPool,
     numbers: std::ops::Range<u64>,
     progress: &Progress,
-) -> Result<(), CliError> {
+) -> anyhow::Result<()> {
     let count = numbers.end - numbers.start;
     let by_verbs = count / BY_VERBS;
     fill(stage, numbers.start..numbers.end - by_verbs, Copies::Overdue, progress).await?;
@@ -100,20 +99,20 @@ async fn replace(
         let batch = u32::try_from(left).unwrap_or(u32::MAX).min(REAP_BATCH);
         let reaped = stage.once.reap_once(&mut conn, batch).await?;
         if reaped.deleted == 0 {
-            return Err(CliError::failed("bench", "the reaper found no key"));
+            anyhow::bail!("the reaper found no key");
         }
         left -= reaped.deleted;
     }
     stage.execute(&mut conn, "vacuum :schema.idempotency_keys").await
 }
 
-async fn size(stage: &Stage) -> Result<u64, CliError> {
+async fn size(stage: &Stage) -> anyhow::Result<u64> {
     let sql = "select pg_total_relation_size(':schema.idempotency_keys')";
     Ok(stage.ask::<i64>(sql).await?.unsigned_abs())
 }
 
 /// The share of updates that touched no index; none without updates.
-async fn hot_ratio(stage: &Stage, pool: &PgPool) -> Result<Option<f64>, CliError> {
+async fn hot_ratio(stage: &Stage, pool: &PgPool) -> anyhow::Result<Option<f64>> {
     // What this session has counted is told to the others now, and not within a second (PostgreSQL 15).
     let flush = "select pg_stat_force_next_flush()";
     if sqlx::query(flush).execute(pool).await.is_err() {

@@ -5,23 +5,21 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::exit::CliError;
-
 /// Says how far the bench is, and which scenario runs.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     scenario: &'static str,
     is_shown: bool,
 }
 
 /// The steps of one piece of work. Gone from the terminal when dropped.
-pub(super) struct Bar(ProgressBar);
+pub(crate) struct Bar(ProgressBar);
 
 impl Progress {
-    pub(super) fn of(scenario: &'static str) -> Self {
+    pub(crate) fn of(scenario: &'static str) -> Self {
         Self { scenario, is_shown: stderr().is_terminal() }
     }
 
-    pub(super) fn steps(&self, count: u64) -> Bar {
+    pub(crate) fn steps(&self, count: u64) -> Bar {
         if !self.is_shown {
             return Bar(ProgressBar::hidden());
         }
@@ -36,11 +34,11 @@ impl Progress {
     }
 
     /// Runs something long whose end is not known, such as filling a table.
-    pub(super) async fn during<T>(
+    pub(crate) async fn during<T>(
         &self,
         what: String,
-        work: impl Future<Output = Result<T, CliError>>,
-    ) -> Result<T, CliError> {
+        work: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<T> {
         let bar = if self.is_shown { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
         let _bar = Bar(bar.with_prefix(self.scenario).with_message(what));
         _bar.0.enable_steady_tick(Duration::from_millis(200));
@@ -49,11 +47,11 @@ impl Progress {
 }
 
 impl Bar {
-    pub(super) fn say(&self, what: impl Into<std::borrow::Cow<'static, str>>) {
+    pub(crate) fn say(&self, what: impl Into<std::borrow::Cow<'static, str>>) {
         self.0.set_message(what);
     }
 
-    pub(super) fn step(&self) {
+    pub(crate) fn step(&self) {
         self.0.inc(1);
     }
 }

@@ -1,9 +1,11 @@
-//! `pgonce bench`: what pgonce costs here, beside what one would use instead.
+//! `pgonce-bench`: what pgonce costs here, beside what one would use instead.
 
 mod arena;
 mod compare;
+mod cpu;
 mod figures;
 mod fill;
+mod goals;
 mod load;
 mod machine;
 mod meter;
@@ -16,42 +18,51 @@ mod report;
 mod scenarios;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{ValueEnum, value_parser};
+use clap::{Parser, ValueEnum, value_parser};
+use pgonce::sqlx::postgres::PgConnectOptions;
+use tokio::signal::unix::{SignalKind, signal};
 
-use crate::exit::CliError;
-use crate::interrupt::Interrupt;
-use crate::output;
-use crate::session::Global;
-use arena::{Arena, Stage};
-use figures::Outcome;
-use load::Rounds;
-use machine::Machine;
+use crate::arena::{Arena, Stage};
+use crate::figures::Outcome;
+use crate::load::Rounds;
+use crate::machine::Machine;
 
 /// Measure what pgonce costs on this machine, beside what one would use instead
 ///
 /// Each scenario runs its variants in turn, several rounds of each, so that a noisy machine is noisy for all of them.
 /// Ratios compare variants of the same round; what is shown is their median and, in brackets, the lowest and the
-/// highest. Round trips, WAL and dead row versions are counted in a run of their own, by one client. At the end come
-/// the goals that the project has set itself, and whether they are met.
+/// highest. Round trips, WAL and dead row versions are counted in a run of their own, by one client.
 ///
 /// The variants: `bare` is one transaction with one insert of 200 bytes, without protection. `hand-written` is that
-/// with a claim before and a result after it, in five round trips, as one writes it with sqlx. `floor` is the fewest
-/// and smallest statements that protect it, sent in three messages by nothing but sqlx. `run` is pgonce.
-#[derive(clap::Args)]
+/// with a claim before and a result after it, in five round trips, as one writes it with sqlx. `run` is pgonce.
+#[derive(Parser)]
+#[command(name = "pgonce-bench", version)]
 #[command(after_help = "\
 Without --database-url (or DATABASE_URL) it starts a throw-away PostgreSQL, as durable as it comes, from the programs
 on this machine. With one it works in schemas of its own in that database and drops them at the end; WAL and dead row
 versions are not counted there, because others write too. What it prints is Markdown.
-`all` takes some eleven minutes and 5 GB with the defaults. Exits with 0 whether or not goals are met.
+`all` takes some twelve minutes and 5 GB with the defaults.
 
 Examples:
-  pgonce bench fresh replay
-  pgonce bench fresh --delay-ms 5 --clients 8
-  pgonce bench all --json --report bench-report > bench.jsonl
-  pgonce bench scale --keys 1000000 --response-bytes 2     50,000,000 keys: 30 GB with the log, a quarter of an hour")]
-pub(crate) struct Args {
+  pgonce-bench fresh replay
+  pgonce-bench fresh --delay-ms 5 --clients 8
+  pgonce-bench all --json --report bench-report > bench.jsonl
+  pgonce-bench scale --keys 1000000 --response-bytes 2     50,000,000 keys: 30 GB with the log, a quarter of an hour")]
+struct Args {
+    /// The database, such as postgres://user@host/name
+    // Its value must not appear in the help: it may hold a password.
+    #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
+    database_url: Option<String>,
+    /// Print JSON: one object for each table
+    #[arg(long)]
+    json: bool,
+    /// Also say whether the goals of the project are met; exits with 1 when one is missed
+    #[arg(long)]
+    check: bool,
     /// What to measure
     #[arg(required = true, value_name = "SCENARIO")]
     scenarios: Vec<Scenario>,
@@ -134,11 +145,7 @@ const ALL: [Scenario; 10] = [
 
 impl Args {
     fn runs(&self, scenario: Scenario) -> bool {
-        self.scenarios.contains(&scenario) || self.is_all()
-    }
-
-    fn is_all(&self) -> bool {
-        self.scenarios.contains(&Scenario::All)
+        self.scenarios.iter().any(|asked| [scenario, Scenario::All].contains(asked))
     }
 }
 
@@ -162,55 +169,57 @@ struct Bench<'a> {
     args: &'a Args,
     arena: &'a Arena,
     machine: Machine,
-    json: bool,
     outcomes: Vec<Outcome>,
 }
 
-pub(crate) async fn run(global: &Global, args: &Args) -> Result<(), CliError> {
-    let mut interrupt = Interrupt::listen()?;
-    if !global.json && global.connect_options()?.is_none() {
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let args = Args::parse();
+    let url = args.database_url.as_deref().filter(|url| !url.is_empty());
+    let named = url.map(PgConnectOptions::from_str).transpose()?;
+    if !args.json && named.is_none() {
         eprintln!("DATABASE_URL is not set: starting a throw-away PostgreSQL ...");
     }
-    let opened = tokio::select! {
-        opened = Arena::open(global) => opened,
-        () = interrupt.received() => Err(CliError::interrupted()),
-    };
-    let arena = opened?;
+    // Before there is anything to clean up.
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let arena = Arena::open(named).await?;
     let done = tokio::select! {
-        done = measure(&arena, args, global.json) => done,
-        () = interrupt.received() => Err(CliError::interrupted()),
+        done = measure(&arena, &args) => done,
+        _ = interrupt.recv() => Ok(ExitCode::from(130)),
+        _ = terminate.recv() => Ok(ExitCode::from(143)),
     };
     let discarded = arena.discard().await;
-    done.and(discarded)
+    done.and_then(|code| discarded.map(|()| code))
 }
 
-async fn measure(arena: &Arena, args: &Args, json: bool) -> Result<(), CliError> {
+async fn measure(arena: &Arena, args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(folder) = &args.report {
-        // Better now than after eleven minutes.
-        std::fs::create_dir_all(folder).map_err(|error| CliError::failed("io", error))?;
+        // Better now than after twelve minutes.
+        std::fs::create_dir_all(folder)?;
     }
     let machine = Machine::look(&arena.server_version, arena.is_throwaway());
-    let mut bench = Bench { args, arena, machine, json, outcomes: Vec::new() };
-    if !json {
-        output::line(print::header(&bench))?;
+    let mut bench = Bench { args, arena, machine, outcomes: Vec::new() };
+    if !args.json {
+        println!("{}", print::header(&bench));
     }
     for scenario in ALL {
         if args.runs(scenario) {
             bench.run(scenario).await?;
         }
     }
-    let has_goals = bench.outcomes.iter().any(|outcome| !outcome.goals.is_empty());
-    if !json && has_goals {
-        output::line(print::summary(&bench))?;
+    if let Some(folder) = &args.report {
+        report::write(&bench, folder)?;
     }
-    match &args.report {
-        Some(folder) => report::write(&bench, folder),
-        None => Ok(()),
+    if args.check && !args.json {
+        println!("{}", print::goals(&bench));
     }
+    let is_met = bench.outcomes.iter().flat_map(|outcome| &outcome.goals).all(goals::Goal::is_met);
+    Ok(if is_met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 impl Bench<'_> {
-    async fn run(&mut self, scenario: Scenario) -> Result<(), CliError> {
+    async fn run(&mut self, scenario: Scenario) -> anyhow::Result<()> {
         match scenario {
             Scenario::Fresh => scenarios::fresh::run(self).await,
             Scenario::Replay => scenarios::replay::run(self).await,
@@ -226,12 +235,13 @@ impl Bench<'_> {
         }
     }
 
-    async fn stage(&self, name: &str) -> Result<Stage, CliError> {
+    async fn stage(&self, name: &str) -> anyhow::Result<Stage> {
         self.arena.stage(name, self.args.delay_ms).await
     }
 
     fn rounds(&self) -> Rounds {
-        Rounds { count: self.args.rounds, each: Duration::from_secs_f64(self.args.seconds) }
+        let each = Duration::from_secs_f64(self.args.seconds);
+        Rounds { count: self.args.rounds, each, postmaster: self.arena.postmaster }
     }
 
     fn first_clients(&self) -> u16 {
@@ -239,12 +249,14 @@ impl Bench<'_> {
     }
 
     /// Prints what a scenario came to.
-    fn tell(&mut self, outcome: Outcome) -> Result<(), CliError> {
-        match self.json {
-            true => output::json(&print::json(self, &outcome))?,
-            false => output::line(print::text(&outcome))?,
+    fn tell(&mut self, mut outcome: Outcome) {
+        if self.args.check {
+            outcome.goals = goals::of(&outcome, outcome.delay_ms.unwrap_or(self.args.delay_ms));
+        }
+        match self.args.json {
+            true => println!("{}", print::json(self, &outcome)),
+            false => println!("{}", print::text(&outcome)),
         }
         self.outcomes.push(outcome);
-        Ok(())
     }
 }

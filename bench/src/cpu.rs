@@ -1,0 +1,75 @@
+//! How much CPU time this process and the server have used. Linux says so, in steps of 10 ms.
+
+use std::fs::{read_dir, read_to_string};
+use std::path::Path;
+
+/// Of this process, and of the server's where it runs on this machine alone for us.
+#[derive(Clone, Copy)]
+pub(crate) struct Cpu {
+    pub(crate) client: Option<f64>,
+    pub(crate) server: Option<f64>,
+}
+
+/// The fields of `/proc/PID/stat` behind the program's name, which may have blanks in it.
+const PARENT: usize = 1;
+/// In user mode and in the kernel; of ended children the same.
+const TICKS: std::ops::Range<usize> = 11..15;
+const TICKS_PER_SECOND: f64 = 100.0;
+
+impl Cpu {
+    /// In microseconds since each of the processes began.
+    pub(crate) fn now(postmaster: Option<u32>) -> Self {
+        let client = stat(Path::new("/proc/self")).and_then(|stat| micros(&stat, 2));
+        Self { client, server: postmaster.and_then(of_server) }
+    }
+
+    /// What was used since then, for each of so many operations.
+    pub(crate) fn each_since(self, before: Self, operations: u64) -> Self {
+        let each = |now: Option<f64>, then: Option<f64>| {
+            now.zip(then).map(|(now, then)| (now - then) / operations.max(1) as f64)
+        };
+        Self { client: each(self.client, before.client), server: each(self.server, before.server) }
+    }
+}
+
+/// The process that a data directory says it belongs to.
+pub(crate) fn postmaster(data_directory: &str) -> Option<u32> {
+    let file = read_to_string(Path::new(data_directory).join("postmaster.pid")).ok()?;
+    file.lines().next()?.trim().parse().ok()
+}
+
+/// Of all processes of the server, those that have ended too.
+fn of_server(postmaster: u32) -> Option<f64> {
+    let mut used = micros(&stat(&Path::new("/proc").join(postmaster.to_string()))?, 4)?;
+    let parent = postmaster.to_string();
+    for process in read_dir("/proc").ok()?.flatten() {
+        let Some(stat) = stat(&process.path()) else { continue };
+        if stat.get(PARENT) == Some(&parent) {
+            used += micros(&stat, 2).unwrap_or(0.0);
+        }
+    }
+    Some(used)
+}
+
+fn stat(process: &Path) -> Option<Vec<String>> {
+    let stat = read_to_string(process.join("stat")).ok()?;
+    Some(stat.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The sum of the first so many of its ticks.
+fn micros(stat: &[String], count: usize) -> Option<f64> {
+    let ticks = stat.get(TICKS)?.iter().take(count).map(|ticks| ticks.parse::<f64>().ok());
+    Some(ticks.sum::<Option<f64>>()? / TICKS_PER_SECOND * 1e6)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_this_process_uses_is_counted() {
+        let before = Cpu::now(None);
+        while Cpu::now(None).each_since(before, 1).client < Some(20_000.0) {}
+        assert!(Cpu::now(None).server.is_none());
+    }
+}
