@@ -58,6 +58,21 @@ pub(crate) struct Cost {
     pub(crate) xids: Option<f64>,
 }
 
+impl Cost {
+    /// What each of so many has added.
+    pub(crate) fn each_beyond(self, other: Self, times: usize) -> Self {
+        let each = |with: Option<f64>, without: Option<f64>| {
+            with.zip(without).map(|(with, without)| (with - without) / times as f64)
+        };
+        Self {
+            round_trips: each(self.round_trips, other.round_trips),
+            wal_bytes: each(self.wal_bytes, other.wal_bytes),
+            dead_rows: each(self.dead_rows, other.dead_rows),
+            xids: each(self.xids, other.xids),
+        }
+    }
+}
+
 /// A median, and the lowest and highest of what it is the median of.
 #[derive(Clone, Copy)]
 pub(crate) struct Spread {

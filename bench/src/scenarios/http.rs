@@ -1,5 +1,7 @@
 //! http: the layer against the same handler calling `run` itself. In process: no sockets.
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -9,8 +11,8 @@ use http::StatusCode;
 use http::request::Parts;
 use http_body_util::BodyExt;
 use pgonce::sqlx::{self, PgConnection, PgPool, SqlStr};
-use pgonce::web::{Idempotency, OnceTx};
-use pgonce::{Fingerprint, Operation, PgOnce, Scope};
+use pgonce::web::{Idempotency, OnceClaim, OnceTx};
+use pgonce::{Fingerprint, Lease, Operation, PgOnce, Scope};
 use tower_service::Service;
 
 use crate::Bench;
@@ -26,12 +28,14 @@ const ABOUT: &str = "An axum handler, called in process, with bodies of 1 kB. Lo
 const BODY_BYTES: usize = 1000;
 const RUN: &str = "run in the handler";
 const LAYER: &str = "layer";
+const LEASED: &str = "layer, leased";
 const REPLAYS: &str = "layer, replays";
 /// Row, path, and after how many requests the keys come again.
-const VARIANTS: [(&str, &str, u64); 4] = [
+const VARIANTS: [(&str, &str, u64); 5] = [
     (BARE, "/bare", u64::MAX),
     (RUN, "/run", u64::MAX),
     (LAYER, "/layer", u64::MAX),
+    (LEASED, "/leased", u64::MAX),
     (REPLAYS, "/layer", REPLAYED),
 ];
 /// How many keys are replayed; they are others than those of the fresh requests.
@@ -89,7 +93,12 @@ async fn layered(State(app): State<App>, mut tx: OnceTx, _body: Bytes) -> Answer
     Ok((StatusCode::CREATED, app.pay(&mut tx).await.map_err(wrong)?))
 }
 
-fn router(stage: &Stage, pool: PgPool) -> Router {
+async fn leased(State(app): State<App>, claim: OnceClaim, _body: Bytes) -> Answer {
+    let mut tx = claim.begin().await.map_err(wrong)?;
+    Ok((StatusCode::CREATED, app.pay(&mut tx).await.map_err(wrong)?))
+}
+
+fn router(stage: &Stage, pool: PgPool, lease: Lease) -> Router {
     let insert =
         "insert into :schema.orders_bare (customer_id, amount_cents, currency, status, note)
         values ($1, $2, $3, $4, $5)";
@@ -99,6 +108,7 @@ fn router(stage: &Stage, pool: PgPool) -> Router {
     Router::new()
         .route("/bare", post(bare))
         .route("/run", post(by_run))
+        .route("/leased", post(leased).layer(layer.clone().leased(lease)))
         .route("/layer", post(layered).layer(layer))
         .with_state(App { pool, once, insert })
 }
@@ -122,13 +132,13 @@ impl Work for Requests {
 }
 
 pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
-    let mut costs = [None; VARIANTS.len()];
+    let (lease, mut costs) = (Lease::new(Duration::from_secs(30))?, [None; VARIANTS.len()]);
     for clients in bench.args.clients.clone() {
         let stage = bench.stage("http").await?;
         let pool = stage.pool(clients).await?;
         let mut subjects = Vec::new();
         for ((name, path, again_after), cost) in VARIANTS.into_iter().zip(&mut costs) {
-            let make = |pool| Requests { router: router(&stage, pool), path, again_after };
+            let make = |pool| Requests { router: router(&stage, pool, lease), path, again_after };
             let counted = match *cost {
                 Some(counted) => counted,
                 None => meter::count(&stage, bench.args.counted, make).await?,

@@ -10,35 +10,56 @@ use crate::meter;
 use crate::orders::key;
 use crate::progress::Progress;
 
-const ABOUT: &str = "New messages without work, a transaction for each batch; times are a batch's. \
+const ABOUT: &str = "Messages without work, a transaction for each batch; times are a batch's. \
     Look at the messages per second of batches of 100.";
 const ONE_BY_ONE: &str = "one by one";
 const OWN: &str = "batches of 100";
-const SIZES: [(&str, u32); 4] =
-    [(ONE_BY_ONE, 1), ("batches of 10", 10), (OWN, 100), ("batches of 1,000", 1000)];
+/// Name, messages in a batch, and how many of them were received before.
+const VARIANTS: [(&str, u32, u32); 6] = [
+    (ONE_BY_ONE, 1, 0),
+    ("batches of 10", 10, 0),
+    (OWN, 100, 0),
+    ("batches of 1,000", 1000, 0),
+    ("batches of 100, half are seen", 100, 50),
+    ("batches of 100, all are seen", 100, 100),
+];
 
-/// Receives a batch of new messages that have no work, in a transaction.
+/// Receives a batch of messages that have no work, in a transaction.
 struct Batches {
     inbox: Inbox,
     pool: PgPool,
     size: u32,
+    seen: u32,
+}
+
+impl Batches {
+    fn id(&self, number: u64) -> String {
+        format!("{}-{} {}", self.size, self.seen, key(number))
+    }
+
+    /// Receives those that will come again.
+    async fn receive_seen(&self) -> anyhow::Result<()> {
+        let ids: Vec<_> = (0..u64::from(self.seen)).map(|number| self.id(number)).collect();
+        let mut tx = self.pool.begin().await?;
+        self.inbox.receive_many(&mut tx, &ids).await?;
+        Ok(tx.commit().await?)
+    }
 }
 
 impl Work for Batches {
     async fn perform(&self, number: u64) -> Result<(), Fault> {
-        let size = u64::from(self.size);
-        let numbers = number * size..(number + 1) * size;
-        let ids: Vec<_> = numbers.map(|number| format!("{size} {}", key(number))).collect();
+        let (size, seen) = (u64::from(self.size), u64::from(self.seen));
+        let new = (number + 1) * size + seen..(number + 2) * size;
+        let ids: Vec<_> = (0..seen).chain(new).map(|number| self.id(number)).collect();
         let mut tx = self.pool.begin().await?;
         let received = match ids.as_slice() {
             [id] => vec![self.inbox.receive(&mut tx, id).await?],
             ids => self.inbox.receive_many(&mut tx, ids).await?,
         };
         tx.commit().await?;
-        match received.iter().all(|received| matches!(received, Received::New(_))) {
-            true => Ok(()),
-            false => Err(anyhow::anyhow!("a new message was not taken for new")),
-        }
+        let new = received.iter().filter(|received| matches!(received, Received::New(_))).count();
+        anyhow::ensure!(new == (self.size - self.seen) as usize, "{new} messages were new");
+        Ok(())
     }
 }
 
@@ -47,8 +68,9 @@ pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     let pool = stage.pool(1).await?;
     let inbox = Inbox::new(&stage.once, "bench")?;
     let mut subjects = Vec::new();
-    for (name, size) in SIZES {
-        let make = |pool| Batches { inbox: inbox.clone(), pool, size };
+    for (name, size, seen) in VARIANTS {
+        let make = |pool| Batches { inbox: inbox.clone(), pool, size, seen };
+        make(pool.clone()).receive_seen().await?;
         let mut cost = meter::count(&stage, bench.args.counted.div_ceil(size), make).await?;
         for figure in
             [&mut cost.round_trips, &mut cost.wal_bytes, &mut cost.dead_rows, &mut cost.xids]

@@ -8,6 +8,7 @@ use pgonce::sqlx::{self, Connection};
 use crate::Bench;
 use crate::arena::Stage;
 use crate::compare::{Mix, Orders};
+use crate::cpu::Cpu;
 use crate::figures::{Cost, Disturbed, Outcome, Row, Spread};
 use crate::fill::{Copies, fill, model};
 use crate::load::{Sample, Subject, WARM_UP, no_latencies};
@@ -60,14 +61,15 @@ async fn reap(bench: &Bench<'_>, stage: &Stage, progress: &Progress) -> anyhow::
     fill(stage, 0..keys, Copies::Overdue, progress).await?;
     stage.checkpoint().await?;
     let mut conn = stage.conn().await?;
-    let began = Instant::now();
+    let (began, before) = (Instant::now(), Cpu::now(bench.arena.postmaster));
     let work = async { Ok(Reaper::new(&stage.once).pass(&mut conn).await?) };
     let reaped = progress.during("reaping".to_owned(), work).await?;
     let took = began.elapsed().as_secs_f64();
     if reaped.deleted < keys {
         anyhow::bail!("{} of {keys} overdue keys were deleted", reaped.deleted);
     }
-    Ok(Sample::of_rate(reaped.deleted as f64 / took))
+    let cpu = Cpu::now(bench.arena.postmaster).each_since(before, reaped.deleted);
+    Ok(Sample { cpu, ..Sample::of_rate(reaped.deleted as f64 / took) })
 }
 
 async fn vacuum(stage: &Stage) -> anyhow::Result<()> {

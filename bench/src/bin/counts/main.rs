@@ -1,8 +1,9 @@
-//! What an operation allocates on the client's side, and with `valgrind` how many instructions it takes there.
+//! What an operation allocates on the client's side, how long the parts take that need no database, and with
+//! `valgrind` how many instructions it takes.
 //!
 //! ```sh
-//! cargo bench --bench counts --features throwaway,tower
-//! cargo bench --bench counts --features throwaway,tower -- --instructions
+//! cargo run --release -p pgonce-bench --bin counts
+//! cargo run --release -p pgonce-bench --bin counts -- --instructions
 //! ```
 //!
 //! Every figure is the difference of many operations and few, so that neither start nor warm-up is in it. They
@@ -28,7 +29,7 @@ mod parts;
 
 use std::convert::Infallible;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderName, Request, Response, StatusCode, header};
@@ -44,6 +45,8 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 const WARM_UP: u32 = 100;
 const FEW: u32 = 100;
 const MANY: u32 = 1100;
+const BATCH: u32 = 1000;
+const BATCHES: usize = 51;
 /// What needs a database, as `--only` takes them.
 const OPERATIONS: [&str; 10] = [
     "transaction",
@@ -224,6 +227,18 @@ impl Subject {
         subject
     }
 
+    /// What one takes: the median of many batches.
+    fn micros(&mut self) -> f64 {
+        let mut batch = || {
+            let began = Instant::now();
+            (self.perform)(BATCH);
+            began.elapsed().as_secs_f64() * 1e6 / f64::from(BATCH)
+        };
+        let mut batches: Vec<_> = (0..BATCHES).map(|_| batch()).collect();
+        batches.sort_by(f64::total_cmp);
+        batches[batches.len() / 2]
+    }
+
     fn stop(self) {
         drop(self.perform);
         (self.stop)();
@@ -262,19 +277,23 @@ fn main() {
         return subject.stop();
     }
     let with_instructions = args.iter().any(|arg| arg == "--instructions");
-    println!("| operation | allocations | bytes allocated | instructions |");
-    println!("|---|--:|--:|--:|");
+    println!("| operation | allocations | bytes allocated | instructions | takes |");
+    println!("|---|--:|--:|--:|--:|");
     for name in names() {
         let mut subject = Subject::new(name);
         let mut allocated = |count| allocation_counter::measure(|| (subject.perform)(count));
         let (few, many) = (allocated(FEW), allocated(MANY));
+        let takes = match OPERATIONS.contains(&name) {
+            true => "-".to_owned(),
+            false => format!("{:.2} µs", subject.micros()),
+        };
         subject.stop();
         let instructions = match with_instructions {
             true => format!("{:.0}", each(instructions(name, FEW), instructions(name, MANY))),
             false => "-".to_owned(),
         };
         println!(
-            "| {name} | {:.1} | {:.0} | {instructions} |",
+            "| {name} | {:.1} | {:.0} | {instructions} | {takes} |",
             each(few.count_total, many.count_total),
             each(few.bytes_total, many.bytes_total),
         );

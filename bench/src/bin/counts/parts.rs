@@ -1,4 +1,4 @@
-//! The parts that need no database, one call each: for `micro` (time) and `counts` (allocations, instructions).
+//! The parts that need no database, one call each.
 
 use std::hint::black_box;
 

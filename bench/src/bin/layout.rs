@@ -1,5 +1,5 @@
 //! What the table's layout costs, and what other layouts would: bytes at rest, WAL, HOT updates, and what vacuum has to
-//! do, as Markdown tables. `cargo bench --bench layout --features throwaway`
+//! do, as Markdown tables. `cargo run --release -p pgonce-bench --bin layout`
 //!
 //! The rows are copies of one that `PgOnce::run` has written, with other keys and bodies and later times, or are made by
 //! the SQL functions. Variants are alterations of what the migrations create. Bytes are counts and the same in every
