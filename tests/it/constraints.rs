@@ -1,13 +1,12 @@
 //! Nothing that is asked of pgonce ends in a constraint of its tables: such an error quotes the row in the server's log.
 
 use std::collections::HashMap;
-use std::path::Path;
 
-use pgonce::throwaway::{Options, Throwaway};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Row};
 
 use crate::harness::TestDb;
+use crate::server_log::{logged, logging};
 
 const CANARY: &str = "canary9b1d";
 const TOKEN: &str = "4b0c8d0a-3f0e-4c57-9f0e-3d1f5b6a7c8d";
@@ -94,37 +93,9 @@ impl Routine {
     }
 }
 
-/// A server that writes its log to a file.
-async fn logging() -> (Throwaway, TestDb) {
-    let options = Options::new()
-        .fast()
-        .setting("logging_collector", "on")
-        .setting("log_filename", "server.log")
-        .setting("log_file_mode", "0644")
-        .setting("log_error_verbosity", "verbose");
-    let server = Throwaway::start(&options).await.expect("a PostgreSQL");
-    let db = TestDb::create("alone", server.connect_options(), 4).await;
-    (server, db)
-}
-
-/// What the server has logged so far.
-async fn logged(db: &TestDb, data_dir: &Path) -> String {
-    db.execute("do $$ begin raise log 'the end'; end $$").await;
-    let reading = async {
-        loop {
-            let log = std::fs::read_to_string(data_dir.join("log/server.log")).unwrap_or_default();
-            if log.contains("the end") {
-                return log;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(crate::harness::PATIENCE, reading).await.expect("a log")
-}
-
 #[tokio::test]
 async fn no_call_ends_in_a_constraint_or_puts_a_value_into_the_servers_log() {
-    let (server, db) = logging().await;
+    let (server, db) = logging(&[("log_error_verbosity", "verbose")]).await;
     let routines = Routine::all(&db).await;
     assert!(routines.len() > 20, "{}", routines.len());
     let mut conn = db.conn().await;
@@ -211,7 +182,7 @@ async fn no_call_ends_in_a_constraint_or_puts_a_value_into_the_servers_log() {
     }
     println!("{failed:?}");
     assert!(failed.contains_key("IK001") && failed.contains_key("IK002"));
-    let log = logged(&db, &server.data_dir()).await;
+    let log = logged(&db, &server).await;
     assert!(log.contains("IK001"), "errors are in the log: {log}");
     let leak = log.lines().find(|line| line.contains(CANARY));
     assert_eq!(leak, None, "leaked into the server's log");

@@ -65,6 +65,7 @@ mod run_waiting;
 mod scope;
 mod search_path;
 mod secrets;
+mod server_log;
 mod silence;
 mod sql;
 mod statements;

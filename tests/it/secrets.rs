@@ -13,7 +13,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::harness::{TestDb, effect, server, started};
 
-const CANARY: &str = "canary7f3a";
+pub const CANARY: &str = "canary7f3a";
 
 /// What has been logged by anybody in this process; `None` once the test has seen enough.
 #[derive(Clone)]
@@ -164,7 +164,7 @@ async fn show_failing_work(db: &TestDb, show: &mut impl FnMut(&dyn std::fmt::Deb
 }
 
 /// Everything that commits by itself or runs in the background, and the operators' functions.
-async fn exercise_the_rest(db: &TestDb) -> String {
+pub async fn exercise_the_rest(db: &TestDb) -> String {
     let mut shown = String::new();
     let mut show = |thing: &dyn std::fmt::Debug| shown.push_str(&format!("{thing:?}\n"));
     let op = |key: &str| {
@@ -265,7 +265,7 @@ async fn show_inbox(db: &TestDb, show: &mut impl FnMut(&dyn std::fmt::Debug)) {
 }
 
 /// A line in which the canary stands as the digits of its bytes.
-fn with_digits(logged: &str) -> Option<&str> {
+pub fn with_digits(logged: &str) -> Option<&str> {
     let digits: String = CANARY.bytes().map(|byte| format!("{byte:02x}")).collect();
     logged.lines().find(|line| line.replace(['\\', 'x'], "").contains(&digits))
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use pgonce::throwaway::{Options, Throwaway};
+use pgonce::throwaway::Throwaway;
 use pgonce::{
     Failure, Filter, Inbox, Lease, Message, OnLapse, Operation, Received, Recovery, Response, Step,
     Work,
@@ -12,6 +12,7 @@ use pgonce::{
 use sqlx::PgConnection;
 
 use crate::harness::{PATIENCE, TestDb, effect, op, started};
+use crate::server_log::{logged, logging};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -166,34 +167,9 @@ fn no_statement_of_a_file_does_what_other_environments_refuse() {
     assert_eq!(excused.len(), excuses, "an excuse that nothing needs: {excused:?}");
 }
 
-/// A server that logs each statement.
-async fn logging() -> (Throwaway, TestDb) {
-    let options = Options::new()
-        .fast()
-        .setting("logging_collector", "on")
-        .setting("log_filename", "server.log")
-        .setting("log_file_mode", "0644")
-        .setting("log_line_prefix", "%p ")
-        .setting("log_statement", "all");
-    let server = Throwaway::start(&options).await.expect("a PostgreSQL");
-    let db = TestDb::create("alone", server.connect_options(), 4).await;
-    (server, db)
-}
-
 /// The statements that the server has run since the one that says where to begin, each with its session.
-async fn logged(db: &TestDb, server: &Throwaway) -> Vec<(String, String)> {
-    db.execute("select 'the end'").await;
-    let reading = async {
-        loop {
-            let log = std::fs::read_to_string(server.data_dir().join("log/server.log"))
-                .unwrap_or_default();
-            if log.contains("select 'the end'") {
-                return log;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    let log = tokio::time::timeout(PATIENCE, reading).await.expect("a log");
+async fn run_since(db: &TestDb, server: &Throwaway) -> Vec<(String, String)> {
+    let log = logged(db, server).await;
     let log = between(&log, "select 'from here'", &["select 'the end'"]).unwrap().to_lowercase();
     let mut statements: Vec<(String, String)> = Vec::new();
     for line in log.lines() {
@@ -237,12 +213,12 @@ const WRITES: [&str; 18] = [
 
 #[tokio::test]
 async fn what_writes_or_locks_is_a_call_or_stands_behind_a_begin_that_is_sent_alone() {
-    let (server, db) = logging().await;
+    let (server, db) = logging(&[("log_line_prefix", "%p "), ("log_statement", "all")]).await;
     db.execute("select 'from here'").await;
     everything(&db).await;
     let mut in_transaction: BTreeMap<String, bool> = BTreeMap::new();
     let mut seen = String::new();
-    for (session, text) in logged(&db, &server).await {
+    for (session, text) in run_since(&db, &server).await {
         let is_open = in_transaction.entry(session).or_default();
         let begins = text.starts_with("begin") || text.starts_with("start transaction");
         if begins {

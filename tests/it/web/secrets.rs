@@ -35,6 +35,15 @@ pub async fn exercise(db: &TestDb, canary: &'static str) -> String {
     shown
 }
 
+/// The same without the ends that make the database quote a row: by constraints that pgonce does not have.
+pub async fn exercise_plainly(db: &TestDb, canary: &'static str) {
+    for mode in MODES {
+        for work in [Work::Done, Work::Refused, Work::Failed, Work::SetCookie] {
+            request(db, mode, work, canary, &mut String::new()).await;
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Work {
     Done,
