@@ -100,6 +100,7 @@ async fn a_step_in_the_database_is_done_once_wherever_its_connection_breaks() {
         let committed = match cut {
             Cut::Before(request) => request > commit,
             Cut::After(request) => request >= commit,
+            Cut::At(text) => panic!("{text} is no number"),
         };
         let told = (counted.calls.into_inner(), counted.failures.into_inner());
         assert_eq!(told, if committed { (1, 0) } else { (2, 1) }, "{cut:?}");

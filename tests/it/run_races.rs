@@ -304,26 +304,17 @@ async fn optimistic_work_for_a_key_that_is_not_free_leaves_no_trace() {
 #[tokio::test]
 async fn failed_work_is_believed_when_the_winners_answer_cannot_be_committed() {
     let db = TestDb::new().await;
-    let run = async |proxy: &Proxy, key: &str| {
-        let op = op(key).optimistic().lock_replay();
-        let work = async |_: &mut PgConnection| {
-            finish_elsewhere(&db, key).await;
-            Err::<u32, _>("the work's own")
-        };
-        db.once.run(&pool_of_one(proxy.options()), &op, work).await
+    let proxy = Proxy::start_once(&db, Cut::At("COMMIT"));
+    let work = async |_: &mut PgConnection| {
+        finish_elsewhere(&db, "k").await;
+        Err::<u32, _>("the work's own")
     };
-    let whole = Proxy::start(&db, None);
-    assert!(run(&whole, "whole").await.unwrap().is_replay());
-    let requests = whole.requests();
-    let commit = requests.iter().rposition(|text| text.eq_ignore_ascii_case("commit")).unwrap();
-    for cut in [Cut::Before(commit + 1), Cut::After(commit + 1)] {
-        let proxy = Proxy::start_once(&db, cut);
-        let error = run(&proxy, &format!("{cut:?}")).await.unwrap_err();
-        assert!(
-            matches!(&error, RunError::Work(own) if own.to_string() == "the work's own"),
-            "{error:?}"
-        );
-        assert!(proxy.commit_was_sent() || matches!(cut, Cut::Before(_)));
-    }
+    let op = op("k").optimistic().lock_replay();
+    let error = db.once.run(&pool_of_one(proxy.options()), &op, work).await.unwrap_err();
+    assert!(
+        matches!(&error, RunError::Work(own) if own.to_string() == "the work's own"),
+        "{error:?}"
+    );
+    assert!(proxy.commit_was_sent());
     nothing_is_stuck(&db).await;
 }
