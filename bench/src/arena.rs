@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use pgonce::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use pgonce::sqlx::{
-    self, AssertSqlSafe, Connection as _, PgConnection, PgPool, SqlSafeStr, SqlStr,
+    self, AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, PgPool, SqlSafeStr,
+    SqlStr,
 };
 use pgonce::throwaway::{Database, Options};
 use pgonce::{PgOnce, SchemaName};
@@ -76,6 +77,11 @@ impl Arena {
         Ok(Self { database, prefix, postmaster, server_version })
     }
 
+    /// For another process.
+    pub(crate) fn url(&self) -> String {
+        self.database.connect_options().to_url_lossy().into()
+    }
+
     pub(crate) fn is_throwaway(&self) -> bool {
         self.database.is_throwaway()
     }
@@ -130,6 +136,16 @@ impl Arena {
 }
 
 impl Stage {
+    /// One that is there, for another process.
+    pub(crate) fn over(schema: &str, direct: PgConnectOptions) -> anyhow::Result<Self> {
+        let once = PgOnce::new().schema(SchemaName::new(schema)?);
+        Ok(Self { once, schema: schema.into(), direct, slow: None, is_alone: false })
+    }
+
+    pub(crate) fn schema(&self) -> &str {
+        &self.schema
+    }
+
     /// The same for another process: one that shares nothing with this one but the database.
     pub(crate) fn apart(&self) -> anyhow::Result<Self> {
         let once = PgOnce::new().schema(SchemaName::new(&*self.schema)?);

@@ -135,6 +135,9 @@ const RULES: &[Rule] = &[
     rule("churn", Always, "share of updates that are HOT", Figure("hot_share"), AtLeast(0.9)),
     rule("scale", Always, "fresh, large to small", Throughput("fresh, large", "fresh, small"), AtLeast(0.85)),
     rule("scale", Always, "replays, large to small", Throughput("replay, large", "replay, small"), AtLeast(0.9)),
+    rule("peers", Near(Any), "run to a Redis lock, everysec", Throughput(RUN, "Redis, everysec"), AtLeast(0.76)),
+    rule("peers", Near(Any), "run, optimistic, to the same", Throughput(OPTIMISTIC, "Redis, everysec"), AtLeast(0.85)),
+    rule("kills", Always, "doubles", Doubles, AtMost(0.0)),
 ];
 
 /// The goals of an outcome for which there is a figure.

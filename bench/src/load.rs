@@ -72,6 +72,12 @@ impl<W: Work> Subject<W> {
         Self { work: Arc::new(work), next: Arc::default(), row }
     }
 
+    /// With numbers that none has which begins elsewhere.
+    pub(crate) fn from(self, first: u64) -> Self {
+        self.next.store(first, Ordering::Relaxed);
+        self
+    }
+
     /// Works for a while with so many clients.
     pub(crate) async fn work(&self, clients: u16, lasting: Duration) -> anyhow::Result<Sample> {
         self.round(clients, lasting, None).await

@@ -13,6 +13,7 @@ mod orders;
 mod plot;
 mod print;
 mod progress;
+mod redis_lock;
 mod relay;
 mod report;
 mod scenarios;
@@ -126,11 +127,15 @@ enum Scenario {
     Churn,
     /// A large table against a small one
     Scale,
-    /// All of these
+    /// A lock in Redis; needs redis-server
+    Peers,
+    /// What is done twice when a process is killed; needs redis-server
+    Kills,
+    /// All but the last two
     All,
 }
 
-const ALL: [Scenario; 10] = [
+const IN_ORDER: [Scenario; 12] = [
     Scenario::Fresh,
     Scenario::Replay,
     Scenario::Mixed,
@@ -141,11 +146,15 @@ const ALL: [Scenario; 10] = [
     Scenario::Reap,
     Scenario::Churn,
     Scenario::Scale,
+    Scenario::Peers,
+    Scenario::Kills,
 ];
 
 impl Args {
     fn runs(&self, scenario: Scenario) -> bool {
-        self.scenarios.iter().any(|asked| [scenario, Scenario::All].contains(asked))
+        let needs_more = [Scenario::Peers, Scenario::Kills].contains(&scenario);
+        let all = Scenario::All;
+        self.scenarios.iter().any(|asked| *asked == scenario || *asked == all && !needs_more)
     }
 }
 
@@ -174,6 +183,10 @@ struct Bench<'a> {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
+    if let Some(orders) = scenarios::kills::orders() {
+        scenarios::kills::work(&orders).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let args = Args::parse();
     let url = args.database_url.as_deref().filter(|url| !url.is_empty());
     let named = url.map(PgConnectOptions::from_str).transpose()?;
@@ -203,7 +216,7 @@ async fn measure(arena: &Arena, args: &Args) -> anyhow::Result<ExitCode> {
     if !args.json {
         println!("{}", print::header(&bench));
     }
-    for scenario in ALL {
+    for scenario in IN_ORDER {
         if args.runs(scenario) {
             bench.run(scenario).await?;
         }
@@ -231,6 +244,8 @@ impl Bench<'_> {
             Scenario::Reap => scenarios::reap::run(self).await,
             Scenario::Churn => scenarios::churn::run(self).await,
             Scenario::Scale => scenarios::scale::run(self).await,
+            Scenario::Peers => scenarios::peers::run(self).await,
+            Scenario::Kills => scenarios::kills::run(self).await,
             Scenario::All => Ok(()),
         }
     }

@@ -1,5 +1,6 @@
 //! The workload: take an order and answer it, protected in one way or another.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,6 +81,16 @@ impl Way {
             "select count(*) - count(distinct left(note, {KEY_BYTES})) from :schema.{orders}"
         );
         Ok(stage.ask::<i64>(&count).await?.unsigned_abs())
+    }
+}
+
+impl Way {
+    /// The keys of all orders.
+    pub(crate) async fn orders_taken(self, stage: &Stage) -> anyhow::Result<HashSet<String>> {
+        let orders = self.orders();
+        let keys = format!("select left(note, {KEY_BYTES}) from :schema.{orders}");
+        let keys = sqlx::query_scalar(stage.sql(&keys)).fetch_all(&mut stage.conn().await?).await?;
+        Ok(keys.into_iter().collect())
     }
 }
 
