@@ -102,7 +102,8 @@ impl<'a> Call<'a> {
         self.look(tx).await
     }
 
-    /// Begins a transaction that waits for the key's lock, and has it then unless the wait was too short.
+    /// Begins a transaction that waits for the key's lock. It has the lock then, unless the wait was too short or the key
+    /// is finished.
     async fn wait_for_key(&self, wait: Duration) -> Result<OwnedTransaction> {
         let mut tx = OwnedTransaction::begin(self.pool).await?;
         let waited = self.once.wait_for_key(&mut tx, self.op, wait).await;

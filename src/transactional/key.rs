@@ -103,7 +103,7 @@ impl PgOnce {
         Look::of(&row)
     }
 
-    /// Waits for the key's lock and takes it. Whether it did: look, in any case.
+    /// Waits until the key's lock is free or the key is finished. Look, in any case.
     pub(super) async fn wait_for_key(
         &self,
         conn: &mut PgConnection,

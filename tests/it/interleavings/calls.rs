@@ -130,12 +130,14 @@ impl Client {
         Ok(is_ours)
     }
 
+    /// Whether it ended before the bound: with the lock, or as the key was finished.
     pub async fn wait_for_key(&mut self) -> Tried<bool> {
         let query = sqlx::query(self.sql("select {}._wait_for_key($1, $2, 20000)"));
         let query = query.bind(self.scope).bind(self.key.clone());
         let rows = self.ask("wait for the key", Reach::Shared, query).await?;
-        self.has_lock = rows[0].get(0);
-        Ok(self.has_lock)
+        let has_lock: Option<bool> = rows[0].get(0);
+        self.has_lock = has_lock == Some(true);
+        Ok(has_lock != Some(false))
     }
 
     pub async fn begin_operation(&mut self, wait_ms: i64) -> Tried<Begun> {
