@@ -45,6 +45,8 @@ enum Measure {
     Rate(&'static str),
     /// Second orders for one key, of the scenario's own row.
     Doubles,
+    /// The same of another row.
+    DoublesOf(&'static str),
 }
 
 #[derive(Clone, Copy)]
@@ -62,7 +64,7 @@ pub(crate) struct Goal {
 
 use Clients::{Any, Few, Many};
 use Limit::{AtLeast, AtMost};
-use Measure::{Doubles, Figure, Rate, ServerCpu, Throughput};
+use Measure::{Doubles, DoublesOf, Figure, Rate, ServerCpu, Throughput};
 use When::{Always, Away, Near};
 
 const RUN: &str = "run";
@@ -137,7 +139,9 @@ const RULES: &[Rule] = &[
     rule("scale", Always, "replays, large to small", Throughput("replay, large", "replay, small"), AtLeast(0.9)),
     rule("peers", Near(Any), "run to a Redis lock, everysec", Throughput(RUN, "Redis, everysec"), AtLeast(0.76)),
     rule("peers", Near(Any), "run, optimistic, to the same", Throughput(OPTIMISTIC, "Redis, everysec"), AtLeast(0.85)),
-    rule("kills", Always, "doubles", Doubles, AtMost(0.0)),
+    rule("kills", Always, "doubles of run", Doubles, AtMost(0.0)),
+    rule("kills", Always, "doubles of run, optimistic", DoublesOf(OPTIMISTIC), AtMost(0.0)),
+    rule("kills", Always, "keys of pgonce that are lost", Figure("lost"), AtMost(0.0)),
 ];
 
 /// The goals of an outcome for which there is a figure.
@@ -175,7 +179,8 @@ impl Measure {
             Self::Cost(row, cost) => cost(&outcome.row(row)?.cost),
             Figure(name) => outcome.figure(name),
             Rate(row) => Some(outcome.row(row)?.rate()?.median),
-            Doubles => Some(outcome.row(outcome.own)?.doubles? as f64),
+            Doubles => DoublesOf(outcome.own).of(outcome),
+            DoublesOf(row) => Some(outcome.row(row)?.doubles? as f64),
         }
     }
 }

@@ -158,6 +158,12 @@ impl Args {
     }
 }
 
+impl Args {
+    fn needs_redis(&self) -> bool {
+        self.runs(Scenario::Peers) || self.runs(Scenario::Kills)
+    }
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     between(text, 0.05, 3600.0, "it takes 0.05 to 3,600")
 }
@@ -188,6 +194,13 @@ async fn main() -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let args = Args::parse();
+    if args.needs_redis() {
+        redis_lock::is_installed()?;
+        anyhow::ensure!(
+            args.delay_ms == 0.0,
+            "--delay-ms is not for peers and kills: Redis is never delayed"
+        );
+    }
     let url = args.database_url.as_deref().filter(|url| !url.is_empty());
     let named = url.map(PgConnectOptions::from_str).transpose()?;
     if !args.json && named.is_none() {
@@ -248,6 +261,12 @@ impl Bench<'_> {
             Scenario::Kills => scenarios::kills::run(self).await,
             Scenario::All => Ok(()),
         }
+    }
+
+    /// The database, for another process.
+    fn url(&self) -> String {
+        let named = self.args.database_url.clone().filter(|url| !url.is_empty());
+        named.unwrap_or_else(|| self.arena.url())
     }
 
     async fn stage(&self, name: &str) -> anyhow::Result<Stage> {

@@ -74,6 +74,14 @@ impl Way {
         }
     }
 
+    /// The keys of all orders.
+    pub(crate) async fn orders_taken(self, stage: &Stage) -> anyhow::Result<HashSet<String>> {
+        let orders = self.orders();
+        let keys = format!("select left(note, {KEY_BYTES}) from :schema.{orders}");
+        let keys = sqlx::query_scalar(stage.sql(&keys)).fetch_all(&mut stage.conn().await?).await?;
+        Ok(keys.into_iter().collect())
+    }
+
     /// How many orders were taken for a key that had one already.
     pub(crate) async fn doubles(self, stage: &Stage) -> anyhow::Result<u64> {
         let orders = self.orders();
@@ -81,16 +89,6 @@ impl Way {
             "select count(*) - count(distinct left(note, {KEY_BYTES})) from :schema.{orders}"
         );
         Ok(stage.ask::<i64>(&count).await?.unsigned_abs())
-    }
-}
-
-impl Way {
-    /// The keys of all orders.
-    pub(crate) async fn orders_taken(self, stage: &Stage) -> anyhow::Result<HashSet<String>> {
-        let orders = self.orders();
-        let keys = format!("select left(note, {KEY_BYTES}) from :schema.{orders}");
-        let keys = sqlx::query_scalar(stage.sql(&keys)).fetch_all(&mut stage.conn().await?).await?;
-        Ok(keys.into_iter().collect())
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 
@@ -37,6 +37,14 @@ const ANSWER_MILLIS: u64 = 86_400_000;
 /// What tells a lock from an answer, which is JSON.
 const LOCK: &str = "lock ";
 
+/// Refuses to go on without the program.
+pub(crate) fn is_installed() -> anyhow::Result<()> {
+    match Command::new("redis-server").arg("--version").output() {
+        Ok(_) => Ok(()),
+        Err(error) => bail!("redis-server cannot be run ({error}): `apt-get install redis-server`"),
+    }
+}
+
 pub(crate) struct Server {
     /// Its standard input is the pipe whose end stops the server.
     supervisor: Child,
@@ -45,12 +53,11 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(fsync: Fsync) -> anyhow::Result<Self> {
-        let found = Command::new("redis-server").arg("--version").output();
-        found.context("redis-server cannot be run: `apt-get install redis-server`")?;
         let folder = tempfile::Builder::new().prefix("pgonce-bench-").tempdir()?;
         let mut command = Command::new("/bin/sh");
         command.args(["-c", include_str!("supervise.sh"), "supervise"]).arg(folder.path());
         command.args(["--port", "0", "--unixsocket", "socket", "--save", ""]);
+        command.args(["--auto-aof-rewrite-percentage", "0"]); // nor does PostgreSQL checkpoint or vacuum
         command.args(["--appendonly", "yes", "--appendfsync", fsync.argument()]);
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         command.process_group(0); // so that a Ctrl-C in the terminal is not sent to the server

@@ -197,3 +197,19 @@ async fn options_out_of_range_are_told_with_their_limits() {
         }
     }
 }
+
+#[tokio::test]
+async fn without_redis_it_says_how_to_install_it() {
+    let output = bench(&["kills"])
+        .env("PATH", "/nowhere")
+        .env_remove("RUST_BACKTRACE")
+        .output()
+        .await
+        .unwrap();
+    let (_, stderr) = texts(&output);
+    assert!(
+        !output.status.success() && stderr.contains("apt-get install redis-server"),
+        "{stderr}"
+    );
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+}

@@ -37,8 +37,6 @@ const GIVE_UP: Duration = Duration::from_secs(5);
 const WAIT: Duration = Duration::from_secs(10);
 /// What the process is given: name, URL, schema and socket, a line each.
 const ORDERS: &str = "PGONCE_BENCH_ORDERS";
-/// What its sessions are called.
-const NAME: &str = "pgonce-bench-orders";
 
 const CONTENDERS: [(&str, Way, Option<Fsync>); 6] = [
     (BARE, Way::Bare, None),
@@ -51,7 +49,7 @@ const CONTENDERS: [(&str, Way, Option<Fsync>); 6] = [
 
 pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     let progress = Progress::of("kills");
-    let (mut rows, mut lost) = (Vec::new(), Vec::new());
+    let (mut rows, mut lost, mut lost_by_pgonce) = (Vec::new(), Vec::new(), 0);
     for (name, way, fsync) in CONTENDERS {
         let stage = bench.arena.stage("kills", 0.0).await?;
         let redis = match fsync {
@@ -59,7 +57,7 @@ pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
             None => None,
         };
         let socket = redis.as_ref().map(Server::socket).unwrap_or_default();
-        let orders = format!("{name}\n{}\n{}\n{socket}", bench.arena.url(), stage.schema());
+        let orders = format!("{name}\n{}\n{}\n{socket}", bench.url(), stage.schema());
         let answered = progress.during(name.to_owned(), killed(&orders)).await?;
         ended(&stage).await?;
         let mut row = Row::new(name, Cost::default());
@@ -67,6 +65,9 @@ pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
         rows.push(row);
         let orders = way.orders_taken(&stage).await?;
         let (open, missing) = (KILLS * KEYS - answered.len(), answered.difference(&orders).count());
+        if [Way::Run, Way::Optimistic].contains(&way) {
+            lost_by_pgonce += open + missing;
+        }
         if open + missing > 0 {
             lost.push(format!(
                 "{name}: {open} keys without an answer, {missing} answers without an order."
@@ -75,6 +76,7 @@ pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     }
     let mut outcome = Outcome::new("kills", CLIENTS, ABOUT, rows, RUN);
     outcome.notes = lost;
+    outcome.figures.push(("lost", lost_by_pgonce.into()));
     bench.tell(outcome);
     Ok(())
 }
@@ -101,8 +103,10 @@ impl Worker {
 
 /// Waits until no session of a killed process is left: it may still be in its COMMIT.
 async fn ended(stage: &Stage) -> anyhow::Result<()> {
-    let sessions =
-        format!("select count(*) from pg_stat_activity where application_name = '{NAME}'");
+    let sessions = format!(
+        "select count(*) from pg_stat_activity where application_name = '{}'",
+        stage.schema()
+    );
     while stage.ask::<i64>(&sessions).await? > 0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -151,7 +155,7 @@ pub(crate) async fn work(orders: &str) -> anyhow::Result<()> {
     std::io::stdin().read_to_string(&mut keys)?;
     let queue: VecDeque<String> = keys.lines().map(str::to_owned).collect();
     let queue = Arc::new(Mutex::new(queue));
-    let options = PgConnectOptions::from_str(url)?.application_name(NAME);
+    let options = PgConnectOptions::from_str(url)?.application_name(schema);
     let stage = Stage::over(schema, options)?;
     let shop = Shop::new(&stage, way, stage.pool(CLIENTS).await?).waiting(WAIT);
     let locked = match fsync {

@@ -46,7 +46,7 @@ pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     ];
     let costs =
         crate::compare::costs(bench, &WAYS.map(|(name, way)| (name, way, Mix::Fresh))).await?;
-    for clients in bench.args.clients.clone() {
+    for (run, clients) in (0..).zip(bench.args.clients.clone()) {
         let stage = bench.stage("peers").await?;
         let pool = stage.pool(clients).await?;
         let mut subjects = Vec::new();
@@ -57,8 +57,7 @@ pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
         for (number, (name, server)) in (1..).zip(&redis) {
             let shop = Shop::new(&stage, Way::Bare, pool.clone());
             let peer = Peer::Locked(LockedShop::open(shop, &server.socket()).await?);
-            // The bare shop's keys and those of the other number of clients are known to nobody here.
-            let first = (number << 48) + (u64::from(clients) << 40);
+            let first = (number << 48) + (run << 40);
             subjects.push(Subject::new(Row::new(name, Cost::default()), peer).from(first));
         }
         stage.checkpoint().await?;
