@@ -315,3 +315,18 @@ async fn a_locking_replay_keeps_to_the_bound_too() {
     let answer = db.once.begin(&mut tx, &op("k").lock_replay()).await.unwrap();
     assert_eq!(word(&answer), "replay");
 }
+
+#[tokio::test]
+async fn a_wait_gives_the_lock_of_a_finished_key_back_before_its_transaction_ends() {
+    let db = TestDb::new().await;
+    db.once.run(&db.pool, &op("done"), async |_| Ok::<_, pgonce::Failure>(7)).await.unwrap();
+    let (mut waiter, mut other) = (db.pool.begin().await.unwrap(), db.conn().await);
+    for (key, told, is_free) in [("done", None, true), ("new", Some(true), false)] {
+        let wait = db.sql("select {}._wait_for_key('test/scope', $1, 0)");
+        let wait = sqlx::query_scalar::<_, Option<bool>>(wait).bind(key);
+        assert_eq!(wait.fetch_one(&mut *waiter).await.unwrap(), told, "{key}");
+        let lock = db.sql("select pg_try_advisory_xact_lock({}._lock_id('test/scope', $1))");
+        let lock = sqlx::query_scalar::<_, bool>(lock).bind(key);
+        assert_eq!(lock.fetch_one(&mut other).await.unwrap(), is_free, "{key}");
+    }
+}
