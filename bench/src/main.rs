@@ -44,7 +44,7 @@ use crate::machine::Machine;
 #[command(name = "pgonce-bench", version)]
 #[command(after_help = "\
 Without --database-url (or DATABASE_URL) it starts a throw-away PostgreSQL, as durable as it comes, from the programs
-on this machine. With one it works in schemas of its own in that database and drops them at the end; WAL and dead row
+on this machine. With one it makes schemas in that database and drops them at the end; WAL and dead row
 versions are not counted there, because others write too. What it prints is Markdown.
 `all` takes some twelve minutes and 5 GB with the defaults.
 
@@ -156,9 +156,7 @@ impl Args {
         let all = Scenario::All;
         self.scenarios.iter().any(|asked| *asked == scenario || *asked == all && !needs_more)
     }
-}
 
-impl Args {
     fn needs_redis(&self) -> bool {
         self.runs(Scenario::Peers) || self.runs(Scenario::Kills)
     }
@@ -227,7 +225,7 @@ async fn measure(arena: &Arena, args: &Args) -> anyhow::Result<ExitCode> {
     let machine = Machine::look(&arena.server_version, arena.is_throwaway());
     let mut bench = Bench { args, arena, machine, outcomes: Vec::new() };
     if !args.json {
-        println!("{}", print::header(&bench));
+        print::say(print::header(&bench));
     }
     for scenario in IN_ORDER {
         if args.runs(scenario) {
@@ -238,7 +236,7 @@ async fn measure(arena: &Arena, args: &Args) -> anyhow::Result<ExitCode> {
         report::write(&bench, folder)?;
     }
     if args.check && !args.json {
-        println!("{}", print::goals(&bench));
+        print::say(print::goals(&bench));
     }
     let is_met = bench.outcomes.iter().flat_map(|outcome| &outcome.goals).all(goals::Goal::is_met);
     Ok(if is_met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -288,8 +286,8 @@ impl Bench<'_> {
             outcome.goals = goals::of(&outcome, outcome.delay_ms.unwrap_or(self.args.delay_ms));
         }
         match self.args.json {
-            true => println!("{}", print::json(self, &outcome)),
-            false => println!("{}", print::text(&outcome)),
+            true => print::say(print::json(self, &outcome)),
+            false => print::say(print::text(&outcome)),
         }
         self.outcomes.push(outcome);
     }

@@ -1,5 +1,8 @@
 //! Outcomes as text (which is Markdown, so that it can be shown elsewhere) and as JSON.
 
+use std::fmt::Display;
+use std::io::{Write as _, stdout};
+
 use serde_json::Value;
 
 use crate::Bench;
@@ -17,6 +20,11 @@ pub(crate) const HOW: &str = "Variants take turns, so that a noisy machine is no
     variants of the same round: their median, and in brackets the lowest and the highest. Round trips, WAL (without \
     images of pages), dead row versions and transaction ids are those of one operation, counted while one client works \
     alone. Client and server µs are the CPU time of one operation. The pools do not ping a connection before they hand it out, as sqlx's do unless told otherwise.";
+
+/// Prints a line. Unlike `println!` it does not panic when `head` has seen enough.
+pub(crate) fn say(text: impl Display) {
+    let _ = writeln!(stdout(), "{text}");
+}
 
 pub(crate) fn header(bench: &Bench<'_>) -> String {
     let (count, seconds) = (bench.args.rounds, bench.args.seconds);

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use crate::Bench;
 use crate::figures::Outcome;
 use crate::plot;
-use crate::print::{HOW, VERSION, cells};
+use crate::print::{HOW, VERSION, cells, say};
 
 const STYLE: &str = include_str!("report.css");
 
@@ -16,7 +16,7 @@ pub(crate) fn write(bench: &Bench<'_>, folder: &Path) -> anyhow::Result<()> {
     let page = page(bench)?;
     std::fs::write(&file, page).with_context(|| format!("cannot write {}", file.display()))?;
     if !bench.args.json {
-        println!("\nreport: {}", file.display());
+        say(format!("\nreport: {}", file.display()));
     }
     Ok(())
 }
