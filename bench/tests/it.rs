@@ -78,7 +78,7 @@ async fn every_scenario_has_its_figures_and_a_place_in_the_report() {
     let output = bench(&[&TINY[..], &["all", "--report", report]].concat()).output().await.unwrap();
     let (stdout, stderr) = texts(&output);
     assert!(output.status.success(), "{stderr}");
-    assert_eq!(stderr, "", "no bars where nobody looks");
+    assert_eq!(stderr, "", "no bars without a terminal");
     let objects: Vec<Value> =
         stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let scenarios: Vec<_> =
@@ -118,7 +118,7 @@ async fn every_scenario_has_its_figures_and_a_place_in_the_report() {
     let doubles = |object: &Value| object["variants"]["bare"]["doubles"].as_u64().unwrap();
     assert_eq!(doubles(fresh), 0);
     assert!(doubles(hot) > 0, "doubles are counted");
-    assert_eq!(fresh["goals"], serde_json::json!([]), "nobody asked");
+    assert_eq!(fresh["goals"], serde_json::json!([]), "without --check");
 
     let page = std::fs::read_to_string(folder.path().join("index.html")).unwrap();
     assert!(page.matches("<svg").count() >= objects.len() - 1, "a plot for each that is timed");

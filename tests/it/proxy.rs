@@ -18,8 +18,8 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::harness::TestDb;
 
-/// Where to cut a connection. Requests are counted from 1, without those of connecting, and without `discard plans`:
-/// that one is sent when a look was slow, as any is on a busy machine.
+/// Where to cut a connection. Requests are counted from 1, without those of connecting, and without `discard plans`,
+/// which is sent when a look was slow, as any is on a busy machine.
 #[derive(Debug, Clone, Copy)]
 pub enum Cut {
     /// The server never sees the request.

@@ -83,7 +83,7 @@ impl Parts {
         Ok(())
     }
 
-    /// Renewals are called for by hand: those of `run_leased` come by time.
+    /// Renews by calls, because `run_leased` renews by time.
     async fn renew(&self, op: &Operation) -> Result<(), Fault> {
         let Begin::Started(mut claim) = self.once.begin_leased(&self.pool, op, LEASE).await? else {
             anyhow::bail!("a new key was not");

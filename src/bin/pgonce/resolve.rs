@@ -16,7 +16,7 @@ use crate::{get, output};
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("decision").required(true))]
 #[command(after_help = "\
-The key must be in progress with nobody at work on it: held, lapsed, released, or begun in a transaction that
+The key must be in progress with no holder at work: held, lapsed, released, or begun in a transaction that
 was committed without complete. Find out first what the work has done (pgonce get shows its steps); FILE is
 what every retry is then answered with, byte for byte. For work of run_leased that is the JSON of the value it
 returns. Its last holder, should it still live, can write nothing any more. If the key changes in the
