@@ -20,7 +20,7 @@ use crate::operation::{OnLapse, Operation};
 use crate::protocol::procedure;
 use crate::response::Response;
 use crate::transactional::OwnedTransaction;
-use crate::transactional::{BoxError, Done, Ending, Failure, RunError, answered};
+use crate::transactional::{BoxError, Done, Ending, Failure, Next, RunError, answered};
 use crate::work::Work;
 
 /// How long it is tried to give up a claim whose work has met silence.
@@ -162,14 +162,18 @@ impl PgOnce {
     /// Begins, and waits out a claim that another process holds, without a connection.
     async fn begin_patiently(&self, pool: &PgPool, op: &Operation, lease: Lease) -> Result<Begin> {
         op.check(self.retention)?;
-        let mut waiting = self.lines.wait(pool, op, op.wait);
+        let mut waiting = self.lines.wait(pool, op.wait);
         loop {
             let begin = self.ask_leased(pool, op, lease.length, waiting.in_database()).await?;
             match &begin {
-                Begin::InProgress(wait) if waiting.again(wait).await => {}
-                Begin::InProgress(_) | Begin::Started(_) => return Ok(begin),
+                Begin::InProgress(wait) => match waiting.again(op, wait).await {
+                    Next::Look => {}
+                    Next::Replay(replay) => return Ok(Begin::Replay(replay)),
+                    Next::GiveUp => return Ok(begin),
+                },
+                Begin::Started(_) => return Ok(begin),
                 _ => {
-                    waiting.end();
+                    waiting.end(Some(&begin));
                     return Ok(begin);
                 }
             }

@@ -9,7 +9,7 @@ use super::key::{Found, Inserted, Isolation};
 use super::performing::{Begun, Ended, Performing, Right};
 use super::restarts::{Restarts, is_contention};
 use super::transaction::OwnedTransaction;
-use super::waiting::Waiting;
+use super::waiting::{Next, Waiting};
 use crate::answer::{Begin, Finished, InProgress};
 use crate::error::{Error, ErrorKind, Result, sqlstate_in};
 use crate::once::PgOnce;
@@ -64,23 +64,32 @@ impl<'a> Call<'a> {
         loop {
             match self.begin_once().await {
                 Ok(Begun::Answered(Begin::InProgress(wait))) => {
-                    if !self.waiting.again(&wait).await {
-                        return Ok(Begun::Answered(Begin::InProgress(wait)));
+                    if let Some(answer) = self.wait(wait).await {
+                        return Ok(Begun::Answered(answer));
                     }
                 }
                 Ok(Begun::Started(performing)) => {
                     self.waiting.leave();
                     return Ok(Begun::Started(performing));
                 }
-                Ok(answered) => {
-                    self.waiting.end();
-                    return Ok(answered);
+                Ok(Begun::Answered(answer)) => {
+                    self.waiting.end(Some(&answer));
+                    return Ok(Begun::Answered(answer));
                 }
                 // The connection was left in a bad state. Nothing has run.
                 Err(error) if self.unfit.takes_another(&error) => {}
                 Err(error) if self.starts_again(&error).await => {}
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Waits for others at work on the key. None: look again.
+    async fn wait(&mut self, wait: InProgress) -> Option<Begin> {
+        match self.waiting.again(self.op, &wait).await {
+            Next::Look => None,
+            Next::Replay(replay) => Some(Begin::Replay(replay)),
+            Next::GiveUp => Some(Begin::InProgress(wait)),
         }
     }
 
@@ -202,7 +211,7 @@ impl<'a> Call<'a> {
             return Ok(Ended::Lost);
         }
         tx.commit().await?;
-        self.waiting.end();
+        self.waiting.end(None);
         Ok(Ended::Committed)
     }
 
@@ -265,9 +274,10 @@ impl<'a> Call<'a> {
         let mut begun = self.look(tx).await;
         loop {
             begun = match begun {
-                Ok(Begun::Answered(Begin::InProgress(wait))) if self.waiting.again(&wait).await => {
-                    self.begin().await
-                }
+                Ok(Begun::Answered(Begin::InProgress(wait))) => match self.wait(wait).await {
+                    Some(answer) => return Ok(Ended::Answered(answer)),
+                    None => self.begin().await,
+                },
                 Ok(Begun::Answered(answer)) => return Ok(Ended::Answered(answer)),
                 Ok(Begun::Started(performing)) if performing.tx.has_savepoint() => {
                     performing.tx.rollback().await; // an optimistic call: the work must run after the savepoint

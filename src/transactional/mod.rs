@@ -19,6 +19,6 @@ pub(crate) use performing::{Begun, Ended, Performing};
 pub(crate) use restarts::{Restarts, is_contention, jitter};
 pub(crate) use transaction::OwnedTransaction;
 pub use transaction::commit;
-pub(crate) use waiting::Lines;
 #[cfg(feature = "tower")]
 pub(crate) use waiting::Waiting;
+pub(crate) use waiting::{Lines, Next};

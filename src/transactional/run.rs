@@ -87,7 +87,7 @@ impl PgOnce {
         E: Into<Failure>,
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
     {
-        let mut call = Call::new(self, pool, op, self.lines.wait(pool, op, op.wait))?;
+        let mut call = Call::new(self, pool, op, self.lines.wait(pool, op.wait))?;
         loop {
             let mut tx = match call.begin().await? {
                 Begun::Started(tx) => tx,

@@ -2,23 +2,27 @@
 //!
 //! Every call looks for itself first. Of those that then have to wait for one key, through clones of one `PgOnce` and
 //! on one pool, one leads: it waits in the database, if not too many leaders of other keys do, and else looks again and
-//! again. The rest wait for the leader, without a connection. When the leader finds the key decided, all look again, and
-//! when it gets the key, the next one leads. Should a leader hang, the rest look for themselves from time to time. This
-//! is about waiting only: the database says who performs.
+//! again. The rest wait for the leader, without a connection. A replay that the leader finds is the answer of the rest
+//! too, if their requests have its fingerprint. After any other answer they look again, and when the leader gets the key,
+//! the next one leads. Should a leader hang, the rest look for themselves from time to time. This is about waiting only:
+//! the database says who performs.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::restarts::jitter;
-use crate::answer::InProgress;
+use crate::answer::{Begin, InProgress, Replay};
+use crate::fingerprint::Fingerprint;
+use crate::key::Key;
 use crate::operation::Operation;
+use crate::scope::Scope;
 
 /// The longest pause of a leader before it asks for a leased claim again.
 const LEADER_PAUSE_MAX: Duration = Duration::from_millis(250);
@@ -35,26 +39,51 @@ pub(crate) struct Lines(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    hasher: RandomState,
-    lines: Mutex<HashMap<u64, Line>>,
+    lines: Mutex<HashMap<Request, Arc<Line>>>,
     /// How many leaders wait in the database.
     in_database: AtomicU32,
 }
 
-/// One permit, of the leader. Closed when the key is decided.
-type Line = Arc<Semaphore>;
+/// Whose calls may have one answer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Request {
+    /// The address of the pool's options, which its line keeps: the pool's own until they are replaced.
+    pool: usize,
+    scope: Scope,
+    key: Key,
+    fingerprint: Option<Fingerprint>,
+}
+
+#[derive(Debug)]
+struct Line {
+    request: Request,
+    _options: Arc<PgConnectOptions>,
+    /// One permit, of the leader. Closed when the key is decided.
+    lead: Arc<Semaphore>,
+    /// What the leader has found, set before `lead` is closed.
+    replay: OnceLock<Replay>,
+}
+
+/// What a call does after it was told "in progress".
+#[derive(Debug)]
+pub(crate) enum Next {
+    Look,
+    /// Another call of this process has found this.
+    Replay(Replay),
+    /// The bound is over, or no place is free.
+    GiveUp,
+}
 
 /// The wait of one call.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     lines: Lines,
-    /// A key in a database. Should two have the same one, a call waits for the wrong leader and looks again.
-    id: u64,
+    options: Arc<PgConnectOptions>,
     deadline: Instant,
     pauses: u32,
     /// Whether the key has a live lease: the database has nothing to wait for.
     leased: bool,
-    line: Option<Line>,
+    line: Option<Arc<Line>>,
     lead: Option<Lead>,
     /// Where the number of calls that wait is limited.
     places: Option<Arc<Semaphore>>,
@@ -80,12 +109,10 @@ impl Drop for Slot {
 }
 
 impl Lines {
-    pub(crate) fn wait(&self, pool: &PgPool, op: &Operation, bound: Duration) -> Waiting {
-        // A pool's options are its own, and stay where they are until they are replaced.
-        let options = Arc::as_ptr(&pool.connect_options());
+    pub(crate) fn wait(&self, pool: &PgPool, bound: Duration) -> Waiting {
         Waiting {
             lines: self.clone(),
-            id: self.0.hasher.hash_one((options, op.scope.as_str(), op.key.as_str())),
+            options: pool.connect_options(),
             // A bound that is too long is refused before anything waits.
             deadline: Instant::now() + bound.min(BOUND_MAX),
             pauses: 0,
@@ -104,8 +131,17 @@ impl Lines {
         taken.ok().map(|_| Slot(self.clone()))
     }
 
-    fn locked(&self) -> MutexGuard<'_, HashMap<u64, Line>> {
+    fn locked(&self) -> MutexGuard<'_, HashMap<Request, Arc<Line>>> {
         self.0.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Line {
+    /// New callers make a line of their own.
+    fn leave(&self, lines: &mut HashMap<Request, Arc<Self>>) {
+        if lines.get(&self.request).is_some_and(|line| std::ptr::eq(&**line, self)) {
+            lines.remove(&self.request);
+        }
     }
 }
 
@@ -131,14 +167,14 @@ impl Waiting {
         self.lead.is_some()
     }
 
-    /// Pauses before another look, and says whether there is to be one: the bound may be over.
-    pub(crate) async fn again(&mut self, wait: &InProgress) -> bool {
+    /// Pauses before another look.
+    pub(crate) async fn again(&mut self, op: &Operation, wait: &InProgress) -> Next {
         let left = self.left();
         if left.is_zero() {
-            return false;
+            return Next::GiveUp;
         }
         if let Some(places) = self.places.as_ref().filter(|_| self.place.is_none()) {
-            let Ok(place) = Arc::clone(places).try_acquire_owned() else { return false };
+            let Ok(place) = Arc::clone(places).try_acquire_owned() else { return Next::GiveUp };
             self.place = Some(place);
         }
         self.leased = wait.lease_remaining.is_some();
@@ -151,14 +187,24 @@ impl Waiting {
                 _ => Duration::from_millis(5 << self.pauses.min(8)).min(LEADER_PAUSE_MAX),
             };
             tokio::time::sleep(jitter(pause).min(left)).await;
-            return true;
+            return Next::Look;
         }
         let pause = (LOOK_AFTER * (1 << (self.pauses - 1).min(8))).min(LOOK_AFTER_MAX);
-        let line = self.join();
-        if let Ok(Ok(permit)) = tokio::time::timeout(pause.min(left), line.acquire_owned()).await {
-            self.lead = Some(Lead { _permit: permit, slot: self.lines.slot(self.in_database_max) });
+        let line = self.join(op);
+        let lead = Arc::clone(&line.lead).acquire_owned();
+        match tokio::time::timeout(pause.min(left), lead).await {
+            Ok(Ok(permit)) => {
+                let slot = self.lines.slot(self.in_database_max);
+                self.lead = Some(Lead { _permit: permit, slot });
+            }
+            Ok(Err(_closed)) if !op.lock_replay => {
+                if let Some(replay) = line.replay.get() {
+                    return Next::Replay(replay.clone());
+                }
+            }
+            Ok(Err(_)) | Err(_) => {}
         }
-        true
+        Next::Look
     }
 
     /// The call has the key: the next one leads.
@@ -166,25 +212,39 @@ impl Waiting {
         (self.lead, self.place) = (None, None);
     }
 
-    /// A row decides: all look again.
-    pub(crate) fn end(&mut self) {
+    /// A row decides. Those who wait get its replay, or look again.
+    pub(crate) fn end(&mut self, answer: Option<&Begin>) {
         if let Some(line) = self.line.take() {
-            line.close();
-            self.lines.locked().retain(|id, other| *id != self.id || !Arc::ptr_eq(other, &line));
+            if let Some(Begin::Replay(replay)) = answer {
+                line.replay.set(replay.clone()).ok(); // the first one stands
+            }
+            line.lead.close();
+            line.leave(&mut self.lines.locked());
         }
         self.lead = None;
     }
 
-    fn join(&mut self) -> Line {
-        if let Some(line) = self.line.take_if(|line| line.is_closed()) {
-            drop(line);
+    fn join(&mut self, op: &Operation) -> Arc<Line> {
+        if self.line.as_ref().is_some_and(|line| line.lead.is_closed()) {
+            self.line = None;
         }
         let new = || {
-            self.lines
-                .locked()
-                .entry(self.id)
-                .or_insert_with(|| Arc::new(Semaphore::new(1)))
-                .clone()
+            let request = Request {
+                pool: Arc::as_ptr(&self.options).addr(),
+                scope: op.scope.clone(),
+                key: op.key.clone(),
+                fingerprint: op.fingerprint,
+            };
+            let mut lines = self.lines.locked();
+            let line = lines.entry(request.clone()).or_insert_with(|| {
+                Arc::new(Line {
+                    request,
+                    _options: Arc::clone(&self.options),
+                    lead: Arc::new(Semaphore::new(1)),
+                    replay: OnceLock::new(),
+                })
+            });
+            Arc::clone(line)
         };
         self.line.get_or_insert_with(new).clone()
     }
@@ -195,10 +255,11 @@ impl Drop for Waiting {
         self.lead = None;
         if let Some(line) = self.line.take() {
             let mut lines = self.lines.locked();
-            drop(line); // under the lock: the last of two that drop at once sees that it is the last
-            if lines.get(&self.id).is_some_and(|line| Arc::strong_count(line) == 1) {
-                lines.remove(&self.id);
+            // The map's and this one. Under the lock: of two that drop at once, the second sees that it is the last.
+            if Arc::strong_count(&line) <= 2 {
+                line.leave(&mut lines);
             }
+            drop(line);
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::lease::Lease;
 use crate::operation::{OnLapse, Operation};
 use crate::response::Response as Stored;
 use crate::run_leased::{give_up, redacted, stopped};
-use crate::transactional::{Restarts, Waiting, is_contention};
+use crate::transactional::{Next, Restarts, Waiting, is_contention};
 
 /// How a task ended: with the request, or before the handler had it.
 #[allow(clippy::large_enum_variant, reason = "moved once")]
@@ -52,7 +52,7 @@ where
     R: Body + Send + 'static,
     R::Data: Send,
 {
-    let mut waiting = config.waiting(&op);
+    let mut waiting = config.waiting();
     let mut restarts = Restarts::default();
     loop {
         // Begun in the task, too: a claim committed by a future that is then dropped would have no
@@ -71,13 +71,19 @@ where
                 return Ended::Refused(Refusal::new(Answer::Unavailable, detail));
             }
         };
-        match &begun {
-            Ok(Begin::InProgress(wait)) if waiting.again(wait).await => continue,
-            Ok(Begin::InProgress(_)) => {}
-            Ok(_) => waiting.end(),
-            Err(error) if is_contention(error) && restarts.pause().await => continue,
-            Err(_) => {}
-        }
+        let begun = match begun {
+            Ok(Begin::InProgress(wait)) => match waiting.again(&op, &wait).await {
+                Next::Look => continue,
+                Next::Replay(replay) => Ok(Begin::Replay(replay)),
+                Next::GiveUp => Ok(Begin::InProgress(wait)),
+            },
+            Ok(answer) => {
+                waiting.end(Some(&answer));
+                Ok(answer)
+            }
+            Err(error) if is_contention(&error) && restarts.pause().await => continue,
+            Err(error) => Err(error),
+        };
         return match not_begun(config, begun) {
             NotBegun::Told(begin) => Ended::Told(begin),
             NotBegun::Refused(refusal) => Ended::Refused(refusal),

@@ -157,9 +157,9 @@ impl Idempotency {
     }
 
     /// A request's wait for others with its key. A layer that only observes does not wait.
-    pub(crate) fn waiting(&self, op: &Operation) -> Waiting {
+    pub(crate) fn waiting(&self) -> Waiting {
         let bound = if self.observe { Duration::ZERO } else { self.wait };
-        self.once.lines.wait(&self.pool, op, bound).with_places(&self.waiters)
+        self.once.lines.wait(&self.pool, bound).with_places(&self.waiters)
     }
 
     pub(crate) fn too_large(&self) -> Refusal {

@@ -32,7 +32,7 @@ where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    let begun = match Call::new(&config.once, &config.pool, &op, config.waiting(&op)) {
+    let begun = match Call::new(&config.once, &config.pool, &op, config.waiting()) {
         Ok(mut call) => match call.begin().await {
             Ok(Begun::Started(performing)) => {
                 return run(config, inner, request, &op, call, performing).await;
