@@ -8,8 +8,8 @@ default:
 # Format, lint, and the suite on this machine's PostgreSQL
 test:
     cargo fmt --all --check
-    cargo clippy --locked --all-targets --all-features -- -D warnings
-    cargo test --locked --all-features
+    cargo clippy --locked --workspace --all-targets -- -D warnings
+    cargo test --locked
 
 # Everything that must pass before a change lands, and a long part in turn
 gate:
@@ -21,4 +21,4 @@ long part="":
 
 # The same payments through lost answers and double clicks, without and with pgonce
 demo *options:
-    cargo run --locked --features cli -- demo {{ options }}
+    cargo run --locked -- demo {{ options }}

@@ -1,5 +1,5 @@
 //! A checkout in three steps, killed half way and finished by another process:
-//! `cargo run --example checkout --all-features`.
+//! `cargo run --example checkout`.
 //!
 //! Uses `DATABASE_URL`, or a throw-away PostgreSQL. This program starts itself again for each process of
 //! the story; the first one kills itself at the worst moment: the card is charged, and nobody has written
@@ -10,8 +10,8 @@
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use pgonce::throwaway::{Database, Options};
 use pgonce::{Failure, Key, Lease, Operation, PgOnce, Work};
+use pgonce_testing::{Database, Options};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgConnection, PgPool};

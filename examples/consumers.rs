@@ -1,5 +1,5 @@
 //! Message consumers under kill -9, measured: the recipe of many blog posts beside pgonce's inbox.
-//! `cargo run --example consumers --features throwaway [-- --seed N]`
+//! `cargo run --example consumers [-- --seed N]`
 //!
 //! Uses `DATABASE_URL`, or a throw-away PostgreSQL. This program starts itself again for each consumer, kills
 //! them at random moments, and counts afterwards how often each message took effect. It exits with 1 if one
@@ -17,8 +17,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use pgonce::throwaway::{Database, Options};
 use pgonce::{Inbox, Lease, Message, PgOnce, Verdict};
+use pgonce_testing::{Database, Options};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use tokio::process::{Child, Command};

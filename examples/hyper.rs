@@ -1,4 +1,4 @@
-//! The HTTP layer without axum, on hyper: `cargo run --example hyper --all-features`.
+//! The HTTP layer without axum, on hyper: `cargo run --example hyper`.
 //!
 //! Listens on 127.0.0.1:`PORT` (3000), HTTP/1.1 and HTTP/2. Uses `DATABASE_URL`, or a throw-away
 //! PostgreSQL. Send this twice, then with another amount:
@@ -21,9 +21,9 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use pgonce::throwaway::{Database, Options};
 use pgonce::web::{Buffered, Idempotency, OnceTx};
 use pgonce::{PgOnce, Scope};
+use pgonce_testing::{Database, Options};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tower::{Layer, ServiceExt, service_fn};

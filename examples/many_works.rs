@@ -1,5 +1,5 @@
 //! How many leased works one process holds with leases of 3 s, near to and far from its server. On a PostgreSQL of its
-//! own: `cargo run --example many_works --features throwaway`
+//! own: `cargo run --example many_works`
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -8,8 +8,8 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pgonce::throwaway::{Options, Throwaway};
 use pgonce::{Failure, Lease, Operation, PgOnce, Work};
+use pgonce_testing::{Options, Throwaway};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgConnection, PgPool};
 use tokio::task::JoinSet;

@@ -1,11 +1,11 @@
-//! The README's example, runnable: `cargo run --example quickstart --features throwaway`.
+//! The README's example, runnable: `cargo run --example quickstart`.
 //!
 //! Uses `DATABASE_URL`, or a throw-away PostgreSQL.
 
 #![allow(missing_docs, missing_debug_implementations, reason = "a program, not an API")]
 
-use pgonce::throwaway::{Database, Options};
 use pgonce::{Fingerprint, Key, Operation, PgOnce, RunError, Scope};
+use pgonce_testing::{Database, Options};
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
 

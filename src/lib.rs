@@ -30,8 +30,6 @@ mod run_leased;
 mod schema;
 mod scope;
 mod sql;
-#[cfg(feature = "throwaway")]
-pub mod throwaway;
 mod transactional;
 #[cfg(feature = "tower")]
 pub mod web;

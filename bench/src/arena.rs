@@ -9,8 +9,8 @@ use pgonce::sqlx::{
     self, AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, PgPool, SqlSafeStr,
     SqlStr,
 };
-use pgonce::throwaway::{Database, Options};
 use pgonce::{PgOnce, SchemaName};
+use pgonce_testing::{Database, Options};
 
 use crate::cpu;
 use crate::relay::Relay;

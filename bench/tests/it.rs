@@ -4,7 +4,7 @@
 
 use std::process::{Output, Stdio};
 
-use pgonce::throwaway::{Options, Throwaway};
+use pgonce_testing::{Options, Throwaway};
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 use tokio::process::Command;

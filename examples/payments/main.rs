@@ -1,5 +1,5 @@
 //! Payments and card charges over HTTP, each done once per `Idempotency-Key`:
-//! `cargo run --example payments --all-features`. The README walks through it with curl.
+//! `cargo run --example payments`. The README walks through it with curl.
 //!
 //! Uses `DATABASE_URL`, or a throw-away PostgreSQL. Listens on 127.0.0.1, port `PORT` (3000).
 //!
@@ -19,9 +19,9 @@ mod payments;
 mod provider;
 
 use anyhow::Context;
-use pgonce::throwaway::{Database, Options};
 use pgonce::web::Idempotency;
 use pgonce::{PgOnce, Reaper};
+use pgonce_testing::{Database, Options};
 use sqlx::{Connection, PgConnection, PgPool};
 use tokio::net::TcpListener;
 

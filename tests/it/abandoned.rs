@@ -5,7 +5,7 @@ use std::time::Duration;
 use pgonce::{ErrorKind, Failure, Lease, Operation, Recovery, Response, Work};
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::harness::{PATIENCE, TestDb, op, started};
+use crate::support::db::{PATIENCE, TestDb, op, started};
 
 const MINUTE: Duration = Duration::from_secs(60);
 

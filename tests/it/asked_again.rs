@@ -6,8 +6,8 @@ use pgonce::{Begin, ErrorKind, Operation, Response};
 use sqlx::types::Uuid;
 
 use crate::crash::pool_of_one;
-use crate::harness::{TestDb, op, started, word};
-use crate::proxy::{Cut, Proxy};
+use crate::support::db::{TestDb, op, started, word};
+use crate::support::proxy::{Cut, Proxy};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);

@@ -8,7 +8,7 @@ use pgonce::{
 };
 use sqlx::PgConnection;
 
-use crate::harness::{PATIENCE, TestDb, op};
+use crate::support::db::{PATIENCE, TestDb, op};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const YEAR: Duration = Duration::from_secs(31_557_600);
@@ -157,7 +157,6 @@ async fn a_batch_of_the_reaper_has_its_limits() {
     }
 }
 
-#[cfg(feature = "axum")]
 #[tokio::test]
 async fn routes_refuse_them_too() {
     use crate::web::kit::{MODES, app, numbered};

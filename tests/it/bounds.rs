@@ -6,7 +6,7 @@ use pgonce::{Begin, Error, Inbox, Operation, Received, Verdict};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgConnection, PgPool};
 
-use crate::harness::{PATIENCE, TestDb, effect, started, word};
+use crate::support::db::{PATIENCE, TestDb, effect, started, word};
 
 const LONG: Duration = Duration::from_secs(3600);
 const MINUTE: Duration = Duration::from_secs(60);

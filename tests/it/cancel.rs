@@ -12,8 +12,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::crash::{Work, effects_of, gone, nothing_is_stuck, pid_of, pool_of_one, run};
-use crate::harness::{TestDb, effect, op, started, word};
-use crate::proxy::Proxy;
+use crate::support::db::{TestDb, effect, op, started, word};
+use crate::support::proxy::Proxy;
 
 const LONG: Duration = Duration::from_secs(20);
 const LEASE: Duration = Duration::from_secs(30);

@@ -5,12 +5,13 @@ use std::process::Stdio;
 use sqlx::ConnectOptions;
 use tokio::process::Command;
 
-use crate::harness::PATIENCE;
-use crate::program::{database, example};
+use crate::support::db::PATIENCE;
+use crate::support::db::TestDb;
+use crate::support::example::example;
 
 /// The lines of the story, without the numbers of its processes.
 async fn story() -> Vec<String> {
-    let db = database().await;
+    let db = TestDb::in_new_database().await;
     let telling = Command::new(example("checkout"))
         .env("DATABASE_URL", db.options.to_url_lossy().as_str())
         .stdin(Stdio::null())

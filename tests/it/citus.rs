@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::abandoned::abandon;
-use crate::harness::{TestDb, op};
+use crate::support::db::{TestDb, op};
 
 const STAND_INS: &str = "
     create schema {}_citus;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pgonce::{Begin, Claim, Error, ErrorKind, Response};
 use sqlx::{Connection, PgConnection, PgPool};
 
-use crate::harness::{TestDb, op, started, word};
+use crate::support::db::{TestDb, op, started, word};
 
 const MINUTE: Duration = Duration::from_secs(60);
 

@@ -4,8 +4,8 @@ use pgonce::{Claim, Error, ErrorKind, Failure, Lease, Response, RunError, Work};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgConnection};
 
-use crate::harness::{PATIENCE, TestDb, effect, op, started};
-use crate::proxy::Proxy;
+use crate::support::db::{PATIENCE, TestDb, effect, op, started};
+use crate::support::proxy::Proxy;
 
 /// A trigger that fails at COMMIT, with the SQLSTATE that the row has as its key.
 async fn fails_at_commit(db: &TestDb) {

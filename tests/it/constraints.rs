@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Row};
 
-use crate::harness::TestDb;
 use crate::server_log::{logged, logging};
+use crate::support::db::TestDb;
 
 const CANARY: &str = "canary9b1d";
 const TOKEN: &str = "4b0c8d0a-3f0e-4c57-9f0e-3d1f5b6a7c8d";

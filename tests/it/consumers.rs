@@ -2,12 +2,12 @@
 
 use std::process::{Output, Stdio};
 
-use pgonce::throwaway::{Options, Throwaway};
+use pgonce_testing::{Options, Throwaway};
 use sqlx::ConnectOptions;
 use tokio::process::Command;
 
-use crate::harness::{PATIENCE, TestDb};
-use crate::program::{database, example};
+use crate::support::db::{PATIENCE, TestDb};
+use crate::support::example::example;
 
 async fn compare(db: &TestDb) -> (Output, String) {
     let seed = fastrand::u64(..1_000_000).to_string();
@@ -65,7 +65,7 @@ async fn killed_consumers_double_effects_by_the_recipe_and_none_by_pgonce() {
 
 #[tokio::test]
 async fn the_comparison_fails_when_pgonce_does() {
-    let db = database().await;
+    let db = TestDb::in_new_database().await;
     db.once.migrate(&mut db.conn().await).await.unwrap();
     // An inbox that has forgotten what is done by the time it has committed.
     db.execute(

@@ -8,7 +8,7 @@ use pgonce::{
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
 
-use crate::harness::{TestDb, effect};
+use crate::support::db::{TestDb, effect};
 
 const BRIEF: Duration = Duration::from_millis(50);
 

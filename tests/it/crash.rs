@@ -8,9 +8,9 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::harness::{TestDb, effect, op, started, word};
-use crate::proxy::{Cut, Proxy};
-use crate::worker::{Parent, Worker};
+use crate::support::db::{TestDb, effect, op, started, word};
+use crate::support::proxy::{Cut, Proxy};
+use crate::support::worker::{Parent, Worker};
 
 /// Enough for the server to notice that the last holder is gone.
 const LONG: Duration = Duration::from_secs(20);

@@ -6,7 +6,7 @@ use pgonce::{
     Begin, Fingerprint, FingerprintSecret, Finished, HeldBecause, OnLapse, Operation, Response,
 };
 
-use crate::harness::{TestDb, op, started, word};
+use crate::support::db::{TestDb, op, started, word};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -268,7 +268,7 @@ async fn an_effect_is_never_committed_without_its_key() {
     db.stop_clock().await;
     let mut tx = db.pool.begin().await.unwrap();
     let claim = started(db.once.begin(&mut tx, &op("forgotten")).await.unwrap());
-    crate::harness::effect(&mut tx, &db.schema, "forgotten").await.unwrap();
+    crate::support::db::effect(&mut tx, &db.schema, "forgotten").await.unwrap();
     drop(claim); // the code forgets to complete, and commits
     tx.commit().await.unwrap();
     db.advance(DAY - Duration::from_secs(1)).await;

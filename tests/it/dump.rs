@@ -5,13 +5,13 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use pgonce::throwaway::{Options, Throwaway};
 use pgonce::{Failure, Lease, Response, Work};
+use pgonce_testing::{Options, Throwaway};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::process::Command;
 
-use crate::harness::{PATIENCE, TestDb, effect, op, server, started, word};
+use crate::support::db::{PATIENCE, TestDb, effect, op, server, started, word};
 
 /// The client programs of one version.
 struct Programs {

@@ -5,7 +5,7 @@ use pgonce::{
 };
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::harness::{TestDb, effect, server};
+use crate::support::db::{TestDb, effect, server};
 
 const PARCEL: &str = "\u{1f4e6}";
 const CANNOT: &str = "has a character that the encoding of the database (LATIN1) cannot hold";

@@ -9,7 +9,7 @@ use pgonce::{Error, ErrorKind, PgOnce};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 fn pool_with(db: &TestDb, settings: &[(&str, &str)]) -> PgPool {
     PgPool::connect_lazy_with(db.options.clone().options(settings.iter().copied()))
@@ -48,7 +48,7 @@ async fn defaults_of_the_session_that_break_a_promise_are_named() {
 /// A dump can be restored into a database that `migrate` would have refused.
 #[tokio::test]
 async fn a_database_that_does_not_tell_characters_is_named() {
-    let options = crate::harness::server().await.connect_options();
+    let options = crate::support::db::server().await.connect_options();
     let mut conn = PgConnection::connect_with(&options).await.unwrap();
     sqlx::raw_sql("create database restored").execute(&mut conn).await.unwrap();
     let options = options.database("restored");
@@ -61,28 +61,6 @@ async fn a_database_that_does_not_tell_characters_is_named() {
     let error = once.check(&PgPool::connect_lazy_with(options)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Environment, "{error:?}");
     assert!(error.to_string().contains("SQL_ASCII"), "{error}");
-}
-
-#[cfg(feature = "cli")]
-#[tokio::test]
-async fn doctor_prints_what_check_finds() {
-    let db = TestDb::new().await;
-    let well = crate::cli::pgonce(&db, &["doctor"]).await;
-    assert_eq!(well.code, 0, "{}", well.stderr);
-    let url = format!(
-        "{}&options=-c%20default_transaction_deferrable%3Don",
-        crate::harness::server().await.url()
-    );
-    let with = [("DATABASE_URL", url.as_str())];
-    let ill = crate::cli::pgonce_with(&db, &["doctor"], &with).await;
-    let finding = "ERROR  default_transaction_deferrable is on";
-    assert!(
-        ill.code == 1 && ill.stdout.lines().any(|line| line.starts_with(finding)),
-        "{}",
-        ill.stdout
-    );
-    let json = crate::cli::pgonce_with(&db, &["check", "--json"], &with).await;
-    assert_eq!((json.code, &json.json()["error"]["kind"]), (1, &"environment".into()));
 }
 
 // As a pooler leaves them: the server's session has the driver's name for another client's statement.

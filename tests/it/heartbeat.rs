@@ -9,8 +9,8 @@ use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::harness::{PATIENCE, TestDb, op, started};
-use crate::proxy::Proxy;
+use crate::support::db::{PATIENCE, TestDb, op, started};
+use crate::support::proxy::Proxy;
 
 #[tokio::test]
 async fn a_heartbeat_that_must_wait_starves_no_other() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pgonce::{ErrorKind, Failure, Inbox, Message, Received, Response, RunError, Verdict};
 use sqlx::{Connection, PgConnection};
 
-use crate::harness::{PATIENCE, TestDb, effect, started, word};
+use crate::support::db::{PATIENCE, TestDb, effect, started, word};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const CONSUMER: &str = "orders";

@@ -7,7 +7,7 @@ use pgonce::{Recovery, Response, Work};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgPool};
 
-use crate::harness::{TestDb, effect, op, started, word};
+use crate::support::db::{TestDb, effect, op, started, word};
 
 const MINUTE: Duration = Duration::from_secs(60);
 pub const LEVELS: [&str; 3] = ["read committed", "repeatable read", "serializable"];

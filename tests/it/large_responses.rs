@@ -4,8 +4,8 @@ use pgonce::{Failure, Lease, Operation, PgOnce, Response, RunError, Status, Work
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgConnection, PgPool};
 
-use crate::harness::{PATIENCE, TestDb, op, started};
-use crate::proxy::Proxy;
+use crate::support::db::{PATIENCE, TestDb, op, started};
+use crate::support::proxy::Proxy;
 
 const LARGE: usize = 16 * 1024 * 1024;
 /// Far more than all the statements of an operation, far less than a large response.

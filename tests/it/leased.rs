@@ -8,7 +8,7 @@ use pgonce::{ErrorKind, Failure, Lease, Operation, Response};
 use pgonce::{RunError, Step, Work};
 use tokio::sync::Notify;
 
-use crate::harness::{PATIENCE, TestDb, effect, op};
+use crate::support::db::{PATIENCE, TestDb, effect, op};
 
 fn lease() -> Lease {
     Lease::new(Duration::from_secs(60)).unwrap()

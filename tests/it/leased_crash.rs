@@ -9,8 +9,8 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::harness::{TestDb, effect, op, started};
-use crate::worker::{Parent, Worker};
+use crate::support::db::{TestDb, effect, op, started};
+use crate::support::worker::{Parent, Worker};
 
 const LEASE: Duration = Duration::from_secs(1);
 /// How long a key may be without a holder: the lease, and what it takes to notice.

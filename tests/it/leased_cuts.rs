@@ -7,9 +7,9 @@ use pgonce::{ErrorKind, Failure, Lease, RunError, Work};
 use sqlx::Connection;
 
 use crate::crash::pool_of_one;
-use crate::harness::{TestDb, effect, op};
 use crate::isolation::{LEVELS, pool};
-use crate::proxy::{Cut, Proxy};
+use crate::support::db::{TestDb, effect, op};
+use crate::support::proxy::{Cut, Proxy};
 
 fn lease() -> Lease {
     Lease::new(Duration::from_secs(60)).unwrap() // no heartbeat while a test runs

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pgonce::{Failure, Fingerprint, Lease, OnLapse, Response, RunError, Work};
 
-use crate::harness::{TestDb, effect, op};
+use crate::support::db::{TestDb, effect, op};
 
 fn lease() -> Lease {
     Lease::new(Duration::from_secs(60)).unwrap()

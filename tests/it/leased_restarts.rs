@@ -10,8 +10,8 @@ use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::harness::{TestDb, effect, op};
 use crate::restartable::Restartable;
+use crate::support::db::{TestDb, effect, op};
 
 const OPERATIONS: usize = 2000;
 const CLIENTS: usize = 24;

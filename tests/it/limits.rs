@@ -6,7 +6,7 @@ use pgonce::{Error, ErrorKind, Failure, Fingerprint, Key, Lease, Operation};
 use pgonce::{RunError, SchemaName, Scope, Work};
 use proptest::prelude::*;
 
-use crate::harness::{TestDb, op, started, word};
+use crate::support::db::{TestDb, op, started, word};
 
 const SECOND: Duration = Duration::from_secs(1);
 const YEAR: Duration = Duration::from_secs(31_557_600);

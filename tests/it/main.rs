@@ -9,8 +9,6 @@ mod cancel;
 mod checkout;
 mod citus;
 mod claim;
-#[cfg(feature = "cli")]
-mod cli;
 mod commit_errors;
 mod constraints;
 mod consumers;
@@ -20,11 +18,8 @@ mod decision;
 mod dump;
 mod encodings;
 mod environment;
-mod harness;
 mod heartbeat;
 mod inbox;
-#[cfg(feature = "cli")]
-mod inbox_cli;
 mod interleavings;
 mod isolation;
 mod large_responses;
@@ -44,16 +39,12 @@ mod plans;
 mod poison;
 mod pooler_errors;
 mod procedures;
-mod program;
 mod progress;
-mod proxy;
 mod races;
 mod readme;
 mod reaper;
 mod reaper_log;
 mod recovery;
-#[cfg(feature = "cli")]
-mod resolve;
 mod restartable;
 mod roles;
 mod row_states;
@@ -71,9 +62,8 @@ mod sql;
 mod statements;
 mod steps_sql;
 mod storage;
+mod support;
 mod tidy;
 mod waiting;
-#[cfg(feature = "axum")]
 mod web;
-mod worker;
 mod write_once;

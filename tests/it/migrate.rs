@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pgonce::{ErrorKind, PgOnce, SchemaName};
 use sqlx::Connection;
 
-use crate::harness::{PATIENCE, TestDb, op, started, word};
+use crate::support::db::{PATIENCE, TestDb, op, started, word};
 
 /// A test database whose schema is gone again.
 async fn bare() -> TestDb {
@@ -153,7 +153,7 @@ async fn a_schema_that_no_release_has_made_is_refused() {
 
 #[tokio::test]
 async fn a_database_that_does_not_tell_characters_is_refused() {
-    let options = crate::harness::server().await.connect_options();
+    let options = crate::support::db::server().await.connect_options();
     let mut conn = sqlx::PgConnection::connect_with(&options).await.unwrap();
     let create = "create database ascii encoding 'SQL_ASCII' locale 'C' template template0";
     sqlx::raw_sql(create).execute(&mut conn).await.unwrap();
@@ -295,7 +295,8 @@ async fn a_schema_of_a_newer_library_is_refused() {
 #[tokio::test]
 async fn a_call_without_the_schema_says_what_to_do() {
     let db = bare().await;
-    let error = db.once.begin(&mut db.conn().await, &crate::harness::op("k")).await.unwrap_err();
+    let error =
+        db.once.begin(&mut db.conn().await, &crate::support::db::op("k")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::SchemaOutdated);
     assert!(error.to_string().contains("run migrate"), "{error}");
 }
@@ -337,12 +338,12 @@ async fn a_long_reader_is_not_queued_behind() {
 #[tokio::test]
 async fn two_schemas_do_not_know_each_other() {
     let (a, b) = (TestDb::new().await, TestDb::new().await);
-    let op = crate::harness::op("k");
+    let op = crate::support::db::op("k");
     let mut conn = a.conn().await;
     let mut tx = conn.begin().await.unwrap();
-    let in_a = crate::harness::started(a.once.begin(&mut tx, &op).await.unwrap());
+    let in_a = crate::support::db::started(a.once.begin(&mut tx, &op).await.unwrap());
     let in_b = b.once.begin(&mut b.conn().await, &op).await.unwrap();
-    assert_eq!(crate::harness::word(&in_b), "started");
+    assert_eq!(crate::support::db::word(&in_b), "started");
     drop((in_a, in_b));
 }
 
@@ -375,10 +376,10 @@ async fn the_printed_sql_goes_through_psql_and_a_second_time_does_nothing() {
     let db = bare().await;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, db.once.migration_sql()).unwrap();
-    let url = crate::harness::server().await.url();
+    let url = crate::support::db::server().await.url();
     let mut said = Vec::new();
     for _ in 0..2 {
-        let ended = crate::harness::psql()
+        let ended = crate::support::db::psql()
             .await
             .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &url, "-f"])
             .arg(file.path())

@@ -4,7 +4,7 @@ use pgonce::{Error, ErrorKind, Lease, PgOnce, Response, RunError, SchemaName};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::crash::pool_of_one;
-use crate::harness::{PATIENCE, TestDb, effect, op};
+use crate::support::db::{PATIENCE, TestDb, effect, op};
 
 #[tokio::test]
 async fn a_right_that_is_missing_names_the_object_and_the_schema() {

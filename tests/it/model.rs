@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use sqlx::{Connection, PgConnection};
 
-use crate::harness::{TestDb, word};
+use crate::support::db::{TestDb, word};
 
 const RETENTION: u64 = 100;
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use pgonce::throwaway::{Options, Throwaway};
 use pgonce::{Error, ErrorKind, Operation, RunError};
+use pgonce_testing::{Options, Throwaway};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgConnection};
 
-use crate::harness::{PATIENCE, TestDb, effect, op};
+use crate::support::db::{PATIENCE, TestDb, effect, op};
 
 /// Disk full, memory or lock table full, too many connections, a configured limit, and the class itself.
 const CLASS_53: [&str; 5] = ["53000", "53100", "53200", "53300", "53400"];

@@ -1,6 +1,6 @@
 //! A table that its owner has partitioned: a row's place names one row in each partition.
 
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 /// Puts a table with the same columns and primary key, in four parts, in the place of ours.
 async fn partition(db: &TestDb) {

@@ -2,7 +2,7 @@
 
 use sqlx::{Connection, PgConnection};
 
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 const FEW: u32 = 30;
 const MANY: u32 = 300_000;

@@ -6,9 +6,9 @@ use std::time::Duration;
 use pgonce::{ErrorKind, Failure, Inbox, Lease, Message, Response, RunError, Verdict};
 use sqlx::{Connection, PgConnection};
 
-use crate::harness::{PATIENCE, TestDb, effect, op};
-use crate::proxy::{Cut, Proxy};
-use crate::worker::{Parent, Worker};
+use crate::support::db::{PATIENCE, TestDb, effect, op};
+use crate::support::proxy::{Cut, Proxy};
+use crate::support::worker::{Parent, Worker};
 
 fn inbox(db: &TestDb, attempts: u32) -> Inbox {
     let inbox = Inbox::new(&db.once, "orders").unwrap().max_attempts(attempts);

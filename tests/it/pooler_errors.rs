@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
-use crate::harness::{TestDb, op};
+use crate::support::db::{TestDb, op};
 
 /// What begin says when its prepared statement was made something else behind the driver's back.
 async fn begin_after(db: &TestDb, conn: &mut PgConnection, tampering: &str) -> Error {

@@ -6,8 +6,8 @@ use pgonce::{Failure, Inbox, Lease, Response, Verdict, Work};
 use sqlx::postgres::PgPoolOptions;
 use tokio::task::JoinSet;
 
-use crate::harness::{TestDb, op, started};
 use crate::isolation::LEVELS;
+use crate::support::db::{TestDb, op, started};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const PROCEDURES: [&str; 11] = [

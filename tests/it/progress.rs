@@ -6,7 +6,7 @@ use pgonce::{ClaimState, ErrorKind, Failure, Lease, Status, Work};
 use serde_json::Value;
 use sqlx::Connection;
 
-use crate::harness::{TestDb, op, started};
+use crate::support::db::{TestDb, op, started};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -121,7 +121,6 @@ async fn asking_locks_nothing_and_waits_for_nobody() {
     assert_eq!(status(&db, "k").await, None, "forgotten, whether the reaper has run or not");
 }
 
-#[cfg(feature = "tower")]
 #[test]
 fn the_answer_to_work_that_goes_on_says_where_to_ask_and_when() {
     use pgonce::web::accepted;
@@ -140,7 +139,6 @@ fn the_answer_to_work_that_goes_on_says_where_to_ask_and_when() {
     assert!(!refused.to_string().contains("orders"), "{refused}");
 }
 
-#[cfg(feature = "axum")]
 #[tokio::test]
 async fn an_axum_handler_answers_with_the_helper_and_the_progress_as_they_are() {
     use axum::response::IntoResponse;

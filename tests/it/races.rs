@@ -10,8 +10,8 @@ use tokio::sync::{Barrier, mpsc};
 use tokio::task::JoinSet;
 
 use crate::crash::{Work, run};
-use crate::harness::{PATIENCE, TestDb, effect, op, started, word};
-use crate::worker::{Parent, Worker};
+use crate::support::db::{PATIENCE, TestDb, effect, op, started, word};
+use crate::support::worker::{Parent, Worker};
 
 const LONG: Duration = Duration::from_secs(30);
 

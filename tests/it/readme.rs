@@ -2,7 +2,7 @@
 
 use pgonce::RunError;
 
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 #[allow(dead_code, reason = "the example is a program of its own")]
 #[path = "../../examples/quickstart.rs"]

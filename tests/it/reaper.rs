@@ -6,7 +6,7 @@ use pgonce::{Reaper, Response};
 use sqlx::{Connection, PgConnection};
 use tokio::sync::oneshot;
 
-use crate::harness::{PATIENCE, TestDb, op};
+use crate::support::db::{PATIENCE, TestDb, op};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -88,7 +88,7 @@ async fn a_key_that_is_begun_again_while_the_reaper_waits_is_kept() {
     db.complete(&op("k"), "old").await;
     db.advance(DAY).await;
     let mut holder = db.pool.begin().await.unwrap();
-    let claim = crate::harness::started(db.once.begin(&mut holder, &op("k")).await.unwrap());
+    let claim = crate::support::db::started(db.once.begin(&mut holder, &op("k")).await.unwrap());
     let mut conn = db.conn().await;
     assert_eq!(
         db.once.reap_once(&mut conn, 10).await.unwrap().deleted,

@@ -8,7 +8,7 @@ use pgonce::Reaper;
 use tokio::sync::watch;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::harness::{PATIENCE, TestDb};
+use crate::support::db::{PATIENCE, TestDb};
 
 /// What this test's thread has logged.
 #[derive(Clone)]

@@ -10,8 +10,8 @@ use sqlx::PgPool;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::abandoned::{abandon, abandoned};
-use crate::harness::{PATIENCE, TestDb, op};
-use crate::worker::{Parent, Worker};
+use crate::support::db::{PATIENCE, TestDb, op};
+use crate::support::worker::{Parent, Worker};
 
 const MINUTE: Duration = Duration::from_secs(60);
 

@@ -8,7 +8,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 
-use crate::harness::{PATIENCE, server};
+use crate::support::db::{PATIENCE, server};
 
 /// Runs the server until standard input ends, and then stops it as `pg_ctl stop -m immediate` does. So it
 /// does not outlive the tests, however these end.

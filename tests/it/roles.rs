@@ -1,95 +1,19 @@
-//! The roles of src/docs/operations.md, made by the statements on that page: what each can do, and what it cannot.
+//! What each of the roles of src/docs/operations.md can do, and what it cannot.
 
 use std::time::Duration;
 
-use pgonce::{ErrorKind, Failure, Filter, Inbox, Key, Lease, Message, Operation};
+use pgonce::{ErrorKind, Failure, Filter, Inbox, Key, Message, Operation};
 use pgonce::{Reaper, Recovery, Work};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, Executor, PgConnection, PgPool};
+use sqlx::{Executor, PgConnection, PgPool};
 
-use crate::harness::{PATIENCE, TestDb, effect, op, started};
-
-const PAGE: &str = include_str!("../../src/docs/operations.md");
-const ROLES: [&str; 5] = ["app", "reaper", "auditor", "acme", "globex"];
-
-/// The statements of a section of the page, for this schema and for roles of this test.
-fn statements(db: &TestDb, section: &str) -> Vec<String> {
-    let (_, section) = PAGE.split_once(&format!("\n## {section}\n")).expect("the section");
-    let section = section.split("\n## ").next().unwrap();
-    let blocks = section.split("```sql\n").skip(1).map(|block| block.split("```").next().unwrap());
-    blocks
-        .map(|block| {
-            let mut words = Vec::new();
-            for line in block.lines() {
-                let line = line.split("--").next().unwrap();
-                for word in line.split_inclusive(|c: char| !(c.is_alphanumeric() || c == '_')) {
-                    let name = word.trim_end_matches(|c: char| !(c.is_alphanumeric() || c == '_'));
-                    words.push(match name {
-                        "pgonce" => word.replace("pgonce", &db.schema),
-                        _ if ROLES.contains(&name) => word.replace(name, &role(db, name)),
-                        _ => word.to_owned(),
-                    });
-                }
-                words.push("\n".to_owned());
-            }
-            words.concat()
-        })
-        .collect()
-}
-
-fn role(db: &TestDb, name: &str) -> String {
-    format!("{name}_{}", db.schema)
-}
-
-fn as_role(db: &TestDb, name: &str) -> PgConnectOptions {
-    db.options.clone().username(&role(db, name))
-}
-
-async fn conn_as(db: &TestDb, name: &str) -> PgConnection {
-    PgConnection::connect_with(&as_role(db, name)).await.unwrap()
-}
-
-fn pool_as(db: &TestDb, name: &str) -> PgPool {
-    PgPoolOptions::new().max_connections(5).connect_lazy_with(as_role(db, name))
-}
-
-/// A schema with the roles and the first block of their rights.
-async fn with_roles() -> TestDb {
-    let db = TestDb::new().await;
-    for name in ROLES {
-        db.execute(&format!("create role {} login", role(&db, name))).await;
-    }
-    db.execute(&statements(&db, "Rights")[0]).await;
-    db.execute(&format!("grant insert, select on {{}}.effect to {}", role(&db, "app"))).await;
-    db
-}
-
-/// A schema where two tenants have a role each, which sees its own scopes.
-async fn with_tenants() -> TestDb {
-    let db = with_roles().await;
-    let [app, acme, globex] = ["app", "acme", "globex"].map(|name| role(&db, name));
-    db.execute(&format!("grant {app} to {acme}, {globex}")).await;
-    db.execute(&statements(&db, "Row-level security")[0]).await;
-    db
-}
-
-fn lease() -> Lease {
-    Lease::new(PATIENCE).unwrap()
-}
+use crate::support::db::{PATIENCE, TestDb, effect, op, started};
+use crate::support::roles::{
+    conn_as, lease, pool_as, role, statements, step_and_fail, with_roles, with_tenants,
+};
 
 fn refused<T>(answer: pgonce::Result<T>) {
     let error = answer.err().expect("it must be refused");
     assert_eq!((error.kind(), error.sqlstate().as_deref()), (ErrorKind::Database, Some("42501")));
-}
-
-/// Work that does a step in its first attempt and fails, and is done in its second.
-async fn step_and_fail(db: &TestDb, pool: &PgPool, op: &Operation) -> bool {
-    let work = async |work: &mut Work| {
-        let attempt = work.attempt();
-        work.step("charge", async || Ok::<_, Failure>(7)).await?;
-        if attempt == 1 { Err(Failure::from("later")) } else { Ok(1) }
-    };
-    db.once.run_leased(pool, op, lease(), work).await.is_ok()
 }
 
 /// A recovery in this pool until nothing of these scopes is half done.
@@ -298,77 +222,5 @@ async fn views_of_a_server_that_was_upgraded_are_made_again() {
             assert!(mended);
         }
         db.once.check(&db.pool).await.unwrap();
-    }
-}
-
-#[cfg(feature = "cli")]
-mod program {
-    use super::*;
-    use crate::cli::pgonce_with;
-    use crate::harness::server;
-
-    /// Arguments, the exit code, and a part of what is printed.
-    type Case<'a> = (&'a [&'a str], i32, &'a str);
-
-    const DENIED: &str = "permission denied";
-
-    async fn runs(db: &TestDb, name: &str, cases: &[Case<'_>]) {
-        let user = format!("user={}", role(db, name));
-        let url = server().await.url().replace("user=postgres", &user);
-        for (args, code, says) in cases {
-            let said = pgonce_with(db, args, &[("DATABASE_URL", url.as_str())]).await;
-            let printed = said.stdout + &said.stderr;
-            assert_eq!(said.code, *code, "{name} {args:?}: {printed}");
-            assert!(printed.contains(says), "{name} {args:?}: {printed}");
-            let private = printed.contains("secret") || printed.contains("charge");
-            assert!(name == "app" || !private, "{name} {args:?}: {printed}");
-        }
-    }
-
-    #[tokio::test]
-    async fn each_role_has_its_commands() {
-        let db = with_roles().await;
-        db.complete(&op("k"), "secret body").await;
-        assert!(!step_and_fail(&db, &db.pool, &op("half done")).await);
-        let inbox = Inbox::new(&db.once, "orders").unwrap().max_attempts(1);
-        inbox.failed(&db.pool, "1", "an error").await.unwrap();
-        let auditor: &[Case<'_>] = &[
-            (&["check"], 0, "is up to date"),
-            (&["migrate"], 0, "is up to date"),
-            (&["doctor", "--horizon", "test/scope=1h"], 0, "remembers for 1day"),
-            (&["stats"], 0, "completed"),
-            (&["list"], 0, "half done"),
-            (&["list", "--claim", "lapsed"], 0, "SCOPE"),
-            (&["get", "test/scope", "k"], 0, "not for this role"),
-            (&["get", "test/scope", "k", "--json"], 0, "\"status\":\"completed\""),
-            (&["get", "test/scope", "half done"], 0, "in_progress"),
-            (&["get", "test/scope", "unknown"], 3, "no such key"),
-            (&["get", "test/scope", "k", "--body", "-"], 1, DENIED),
-            (&["list", "--abandoned"], 1, DENIED),
-            (&["release", "test/scope", "half done", "--yes"], 1, DENIED),
-            (&["resolve", "test/scope", "half done", "--release"], 1, DENIED),
-            (&["inbox", "redrive", "orders", "1"], 1, DENIED),
-            (&["reap"], 1, DENIED),
-        ];
-        let app: &[Case<'_>] = &[
-            (&["check"], 0, "is up to date"),
-            (&["doctor", "--horizon", "test/scope=1h"], 0, "remembers for 1day"),
-            (&["stats"], 0, "completed"),
-            (&["list", "--abandoned"], 0, "half done"),
-            (&["get", "test/scope", "half done"], 0, "charge"),
-            (&["get", "test/scope", "k", "--body", "-"], 0, "secret body"),
-            (&["inbox", "redrive", "orders", "1"], 0, "redriven"),
-            (&["resolve", "test/scope", "half done", "--release"], 0, "released"),
-            (&["reap"], 1, DENIED),
-        ];
-        let reaper: &[Case<'_>] = &[
-            (&["check"], 0, "is up to date"),
-            (&["stats"], 0, "completed"),
-            (&["reap"], 0, "deleted"),
-            (&["release", "test/scope", "half done", "--yes"], 1, DENIED),
-        ];
-        for (name, cases) in [("auditor", auditor), ("app", app), ("reaper", reaper)] {
-            runs(&db, name, cases).await;
-        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pgonce::{ErrorKind, Filter, Inbox, Operation, Received, RunError, Status};
 use sqlx::{Connection, PgConnection};
 
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 /// Every state that a row can be in: status, token, lease, retention, steps, and attempts that an operator forgave.
 async fn plant_every_state(db: &TestDb) {

@@ -7,7 +7,7 @@ use pgonce::{ErrorKind, Failure, Fingerprint, OnLapse, Response, RunError};
 use serde::{Deserialize, Serialize};
 use sqlx::{Connection, PgConnection};
 
-use crate::harness::{TestDb, effect, op};
+use crate::support::db::{TestDb, effect, op};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -293,7 +293,7 @@ async fn a_panic_in_the_work_leaves_nothing_behind() {
     });
     assert!(panicked.await.unwrap_err().is_panic());
     // The server may take a moment to notice that the connection is closed.
-    let patient = op("k").wait(crate::harness::PATIENCE);
+    let patient = op("k").wait(crate::support::db::PATIENCE);
     db.once.run(&db.pool, &patient, async |tx| effect(tx, &db.schema, "k").await).await.unwrap();
     assert_eq!(db.effects().await, 1);
 }

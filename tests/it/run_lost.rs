@@ -6,7 +6,7 @@ use std::time::Duration;
 use pgonce::{ErrorKind, Failure, RunError};
 use sqlx::{Connection, PgConnection};
 
-use crate::harness::{TestDb, effect, op, started};
+use crate::support::db::{TestDb, effect, op, started};
 
 #[tokio::test]
 async fn a_nested_transaction_that_is_leaked_is_noticed_and_poisons_nothing() {
@@ -72,19 +72,19 @@ async fn lost_transactions_are_recognised_in_every_kind_of_error() {
     };
     let calls = AtomicU32::new(0);
     let count = || calls.fetch_add(1, Ordering::Relaxed);
-    let op = crate::harness::op("anyhow");
+    let op = crate::support::db::op("anyhow");
     let run = db.once.run(&db.pool, &op, async |tx| -> anyhow::Result<()> {
         count();
         Ok(lose(tx).await?)
     });
     assert!(run.await.unwrap_err().is_retryable());
-    let op = crate::harness::op("context");
+    let op = crate::support::db::op("context");
     let run = db.once.run(&db.pool, &op, async |tx| -> anyhow::Result<()> {
         count();
         anyhow::Context::context(lose(tx).await, "paying")
     });
     assert!(run.await.unwrap_err().is_retryable());
-    let op = crate::harness::op("wrapped");
+    let op = crate::support::db::op("wrapped");
     let run = db.once.run(&db.pool, &op, async |tx| {
         count();
         lose(tx).await.map_err(Wrapped)

@@ -7,8 +7,8 @@ use pgonce::{ErrorKind, Failure, Fingerprint, Operation, Response, RunError};
 use sqlx::{Connection, PgConnection};
 
 use crate::crash::{nothing_is_stuck, pool_of_one};
-use crate::harness::{TestDb, effect, op, started};
-use crate::proxy::{Cut, Proxy};
+use crate::support::db::{TestDb, effect, op, started};
+use crate::support::proxy::{Cut, Proxy};
 
 const LONG: Duration = Duration::from_secs(30);
 const LEVELS: [&str; 3] = ["read committed", "repeatable read", "serializable"];

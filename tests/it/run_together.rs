@@ -12,8 +12,8 @@ use sqlx::{PgConnection, PgPool};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::harness::{PATIENCE, TestDb, effect, op};
-use crate::proxy::Proxy;
+use crate::support::db::{PATIENCE, TestDb, effect, op};
+use crate::support::proxy::Proxy;
 
 const LONG: Duration = Duration::from_secs(30);
 const BEGIN: &str = "begin deferrable";

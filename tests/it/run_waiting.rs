@@ -6,8 +6,8 @@ use pgonce::{Failure, PgOnce, Response, RunError, SchemaName};
 use sqlx::{Connection, PgConnection};
 
 use crate::crash::pool_of_one;
-use crate::harness::{TestDb, effect, op, started};
-use crate::proxy::Proxy;
+use crate::support::db::{TestDb, effect, op, started};
+use crate::support::proxy::Proxy;
 
 const LONG: Duration = Duration::from_secs(30);
 

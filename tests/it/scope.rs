@@ -3,7 +3,7 @@
 use pgonce::{Operation, Scope};
 use proptest::prelude::*;
 
-use crate::harness::{TestDb, word};
+use crate::support::db::{TestDb, word};
 
 /// Parts made of what could be taken for a separator, for an escape, or for no name at all.
 fn parts() -> impl Strategy<Value = Vec<String>> {

@@ -3,7 +3,7 @@
 use pgonce::{Done, Failure, Filter, Fingerprint, Listed, Operation, Response, RunError};
 use sqlx::{Executor, PgConnection};
 
-use crate::harness::{TestDb, effect, op, started, word};
+use crate::support::db::{TestDb, effect, op, started, word};
 
 /// Every answer is the wrong one: nothing is equal that matters, all payloads are the same, nothing expires.
 const EVIL: &str = "

@@ -11,7 +11,7 @@ use pgonce::{
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::harness::{TestDb, effect, server, started};
+use crate::support::db::{TestDb, effect, server, started};
 
 pub const CANARY: &str = "canary7f3a";
 
@@ -296,7 +296,6 @@ async fn nothing_secret_is_logged_or_shown() {
         shown.push_str(&exercise(&db).await);
     }
     // Traps 61, 67.
-    #[cfg(feature = "axum")]
     for db in [TestDb::new().await, slow("secrets_slow_web").await] {
         shown.push_str(&crate::web::secrets::exercise(&db, CANARY).await);
     }

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use pgonce::throwaway::{Options, Throwaway};
 use pgonce::{Failure, Fingerprint, Inbox, Lease, Operation, Response, Work};
+use pgonce_testing::{Options, Throwaway};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
 use tokio::task::JoinSet;
 
-use crate::harness::{PATIENCE, TestDb, effect};
 use crate::secrets::{CANARY, exercise_the_rest, with_digits};
+use crate::support::db::{PATIENCE, TestDb, effect};
 
 /// A server that writes its log to a file.
 pub async fn logging(settings: &[(&str, &str)]) -> (Throwaway, TestDb) {
@@ -115,7 +115,6 @@ async fn no_value_is_in_any_text_that_the_server_logs() {
     ])
     .await;
     exercise_the_rest(&db).await;
-    #[cfg(feature = "axum")]
     crate::web::secrets::exercise_plainly(&db, CANARY).await;
     for isolation in ["read committed", "serializable"] {
         let options = db.options.clone().options([("default_transaction_isolation", isolation)]);

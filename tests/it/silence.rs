@@ -7,8 +7,8 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio::time::timeout;
 
-use crate::harness::{PATIENCE, TestDb, effect, op};
-use crate::proxy::Proxy;
+use crate::support::db::{PATIENCE, TestDb, effect, op};
+use crate::support::proxy::Proxy;
 
 /// A connection that is lent to its work may be silent for ten times as long.
 fn lease() -> Lease {
@@ -129,7 +129,6 @@ async fn a_call_that_never_gets_an_answer_ends_and_may_be_tried_again() {
 }
 
 /// A handler that asks for its transaction once and then writes through it into a black hole.
-#[cfg(feature = "axum")]
 #[tokio::test]
 async fn a_route_whose_transaction_falls_silent_loses_its_lease_and_says_so() {
     use axum::response::IntoResponse;

@@ -8,7 +8,7 @@ use sqlx::{Connection, Executor, PgConnection};
 use tokio::io::AsyncWriteExt;
 
 use crate::crash::pool_of_one;
-use crate::harness::{TestDb, op, psql, server, started, word};
+use crate::support::db::{TestDb, op, psql, server, started, word};
 
 const SQL_DOC: &str = include_str!("../../src/docs/sql.md");
 

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use pgonce::throwaway::Throwaway;
 use pgonce::{
     Failure, Filter, Inbox, Lease, Message, OnLapse, Operation, Received, Recovery, Response, Step,
     Work,
 };
+use pgonce_testing::Throwaway;
 use sqlx::PgConnection;
 
-use crate::harness::{PATIENCE, TestDb, effect, op, started};
 use crate::server_log::{logged, logging};
+use crate::support::db::{PATIENCE, TestDb, effect, op, started};
 
 const MINUTE: Duration = Duration::from_secs(60);
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::{Connection, Executor, PgConnection, Row};
 
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const BEGIN: &str = "select token::text from {}._begin('test/scope', 'k', null, 86400000, null, 60000, 0, 'retry', null, false)";

@@ -3,7 +3,7 @@
 use pgonce::{Failure, Inbox, Received, Response};
 use sqlx::{Connection, Row};
 
-use crate::harness::{TestDb, effect, op, started, word};
+use crate::support::db::{TestDb, effect, op, started, word};
 
 /// Inserted, updated, HOT-updated and dead tuples of the keys table so far.
 #[derive(Debug, PartialEq)]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use pgonce::{Begin, Failure, Response};
 use sqlx::Connection;
 
-use crate::harness::{TestDb, op, started, word};
+use crate::support::db::{TestDb, op, started, word};
 
 const LONG: Duration = Duration::from_secs(30);
 

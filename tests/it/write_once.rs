@@ -7,8 +7,8 @@ use pgonce::{Begin, ErrorKind, Failure, Fingerprint, Operation, Response, RunErr
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::crash::{nothing_is_stuck, pool_of_one};
-use crate::harness::{TestDb, effect, op, server, word};
-use crate::proxy::Proxy;
+use crate::support::db::{TestDb, effect, op, server, word};
+use crate::support::proxy::Proxy;
 
 // The first key prepares the statements.
 #[tokio::test]

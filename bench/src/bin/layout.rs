@@ -7,8 +7,8 @@
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a program, not an API")]
 
-use pgonce::throwaway::{Options, Throwaway};
 use pgonce::{Failure, Fingerprint, Operation, PgOnce};
+use pgonce_testing::{Options, Throwaway};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
 /// As long as a UUID.

@@ -12,7 +12,7 @@ use super::client::{Client, Event, Isolation, Texts};
 use super::orders::Orders;
 use super::play::Play;
 use super::programs::{Program, run};
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 /// Programs on one key.
 #[derive(Debug, Clone)]

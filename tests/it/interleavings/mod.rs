@@ -48,7 +48,7 @@ use self::client::Isolation;
 use self::lane::{Case, Lane};
 use self::orders::Orders;
 use self::programs::Program;
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 /// How many schemas play at the same time.
 const LANES: usize = 4;

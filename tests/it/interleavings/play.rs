@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::client::{Answer, Event, Reach, Stage, Working};
 use super::lane::Case;
 use super::orders::Orders;
-use crate::harness::PATIENCE;
+use crate::support::db::PATIENCE;
 
 /// How long a statement runs before it is asked whether it waits.
 const SOON: Duration = Duration::from_millis(2);

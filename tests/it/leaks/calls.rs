@@ -9,7 +9,7 @@ use sqlx::PgPool;
 use tokio::sync::oneshot;
 
 use super::{LEAKS, drop_begin, leave, nothing_is_left, pool};
-use crate::harness::{PATIENCE, TestDb, effect, op, started};
+use crate::support::db::{PATIENCE, TestDb, effect, op, started};
 
 const LEASE: Duration = Duration::from_secs(60);
 

@@ -7,7 +7,7 @@ use sqlx::PgPool;
 
 use super::{leave, pool};
 use crate::crash::{effects_of, pay};
-use crate::harness::{TestDb, effect, op, started};
+use crate::support::db::{TestDb, effect, op, started};
 
 const LEASE: Duration = Duration::from_secs(60);
 const LOST: [&str; 2] = ["discard all", "deallocate all"];
@@ -111,7 +111,7 @@ async fn an_end_that_is_refused_on_such_a_connection_says_why_and_is_done_again(
     let pool = pool(&db);
     let op = op("k");
     for (attempt, lost) in [(1, LOST[1]), (2, "select 1")] {
-        let prepare = db.lease(&crate::harness::op(lost), LEASE).await;
+        let prepare = db.lease(&crate::support::db::op(lost), LEASE).await;
         let mut conn = pool.acquire().await.unwrap();
         prepare.complete(&mut conn, Response::empty()).await.unwrap();
         conn.return_to_pool().await;

@@ -5,7 +5,6 @@ mod calls;
 mod lost_statements;
 mod run;
 mod runs;
-#[cfg(feature = "axum")]
 mod web;
 
 use std::future::poll_fn;
@@ -15,7 +14,7 @@ use std::task::Poll;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 
-use crate::harness::{PATIENCE, TestDb};
+use crate::support::db::{PATIENCE, TestDb};
 
 /// How a connection is left, and what leaves it so. It writes `left behind` where it can: that is never committed.
 pub const LEAKS: [(&str, &str); 6] = [

@@ -2,7 +2,7 @@
 
 use super::{LEAKS, drop_begin, leave, pool};
 use crate::crash::{Work, effects_of, pay, run};
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 #[tokio::test]
 async fn what_run_says_is_done_is_committed() {

@@ -7,7 +7,7 @@ use sqlx::PgPool;
 
 use super::{LEAKS, drop_begin, leave, nothing_is_left, pool};
 use crate::crash::effects_of;
-use crate::harness::{TestDb, effect, op};
+use crate::support::db::{TestDb, effect, op};
 
 /// How leased work ends.
 #[derive(Debug, Clone, Copy, PartialEq)]

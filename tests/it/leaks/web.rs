@@ -8,7 +8,7 @@ use sqlx::PgPool;
 
 use super::{LEAKS, drop_begin, leave, nothing_is_left, pool};
 use crate::crash::effects_of;
-use crate::harness::{TestDb, effect};
+use crate::support::db::{TestDb, effect};
 use crate::web::kit::{MODES, Mode, handled, tx_of};
 use crate::web::{post, scoped, send};
 

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::kit::{MODES, Mode, app, handled, keys, numbered, patient};
 use super::{post, send};
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 /// A body made of these frames, which counts how many were taken.
 pub struct Frames {

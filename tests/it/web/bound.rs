@@ -12,7 +12,7 @@ use tower::ServiceExt;
 use super::bodies::Frames;
 use super::kit::{App, LEASE, Mode, handled, numbered};
 use super::{post, send};
-use crate::harness::{TestDb, effect};
+use crate::support::db::{TestDb, effect};
 
 const ORDER: &str = "order A";
 const OTHER: &str = "order B";

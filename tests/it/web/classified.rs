@@ -8,7 +8,7 @@ use pgonce::web::{Answer, Idempotency, Secret, Settle};
 use super::bodies::Frames;
 use super::kit::{MODES, app, handled, numbered};
 use super::{layer, post, send};
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 const GRPC: [&str; 4] =
     ["application/grpc", "application/grpc+proto", "Application/gRPC-Web", "application/grpc;v=1"];

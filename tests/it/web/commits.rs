@@ -9,7 +9,7 @@ use sqlx::{Connection, Executor};
 use super::concurrency::sent;
 use super::kit::{App, Gate, MODES, Mode, app, handled, keys, numbered, patient, tx_of};
 use super::{layer, post, send};
-use crate::harness::{TestDb, effect};
+use crate::support::db::{TestDb, effect};
 
 /// An application whose handler does this with its transaction, and answers 201 come what may.
 fn does<F, W>(db: &TestDb, mode: Mode, work: F) -> App

@@ -11,7 +11,7 @@ use super::kit::{
     App, Gate, LEASE, MODES, Mode, app, gated, handled, keys, numbered, patient, tx_of,
 };
 use super::{Got, layer, lease, post, send};
-use crate::harness::{PATIENCE, TestDb, effect};
+use crate::support::db::{PATIENCE, TestDb, effect};
 
 /// Sends a request in a task of its own.
 pub fn sent(app: &App, key: &str, body: &'static str) -> JoinHandle<Got> {

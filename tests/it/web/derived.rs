@@ -9,7 +9,7 @@ use pgonce::{Operation, Scope};
 
 use super::kit::{App, MODES, Mode, closed_pool, handled};
 use super::{layer, post, send};
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 /// Answers with the derived key, which it asks for twice, as a handler does that calls a remote again.
 fn tells(idempotency: Idempotency) -> App {

@@ -15,9 +15,8 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use super::Got;
-use crate::harness::{PATIENCE, TestDb};
-pub use crate::program::database;
-use crate::program::example;
+use crate::support::db::{PATIENCE, TestDb};
+use crate::support::example::example;
 
 /// The running server. Killed when dropped.
 pub struct Example {

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::wire::{self, Count, Http2, Server, Stream, Wire, head};
 use super::{layer, lease};
-use crate::harness::{PATIENCE, TestDb, effect};
+use crate::support::db::{PATIENCE, TestDb, effect};
 
 const BODY: (&str, &str) = ("amount=", "100");
 

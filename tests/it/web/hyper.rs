@@ -4,7 +4,7 @@ use tokio::net::TcpListener;
 
 use super::Got;
 use super::wire::{Wire, head};
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 #[path = "../../../examples/hyper.rs"]
 mod example;

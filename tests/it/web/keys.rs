@@ -6,7 +6,7 @@ use pgonce::web::{Answer, Idempotency};
 
 use super::kit::{MODES, app, closed_pool, keys, numbered};
 use super::{Got, layer, post, send};
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 /// A request of tenant `acme` with these key headers, byte for byte.
 fn with_keys(keys: &[&[u8]]) -> Request<Body> {

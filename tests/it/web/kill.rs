@@ -13,8 +13,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::Got;
-use super::example::{Caller, Example, database};
-use crate::harness::TestDb;
+use super::example::{Caller, Example};
+use crate::support::db::TestDb;
 
 const PAYMENTS: u32 = 500;
 /// Requests at the same time. Who waits before a retry is not counted.
@@ -179,7 +179,7 @@ async fn all_once(db: &TestDb, list: &str, id: &str, told: &BTreeMap<u32, Value>
 
 #[tokio::test(flavor = "multi_thread")]
 async fn payments_survive_ten_kills_of_the_server() {
-    let db = database().await;
+    let db = TestDb::in_new_database().await;
     let storm = storm(&db, "/payments", 10);
     let told = tokio::time::timeout(STORM_MAX, storm).await.expect("every payment is answered");
     all_once(&db, "/payments", "payment_id", &told).await;
@@ -187,7 +187,7 @@ async fn payments_survive_ten_kills_of_the_server() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn charges_survive_five_kills_of_the_server() {
-    let db = database().await;
+    let db = TestDb::in_new_database().await;
     let storm = storm(&db, "/charges", 5);
     let told = tokio::time::timeout(STORM_MAX, storm).await.expect("every charge is answered");
     all_once(&db, "/charges", "charge_id", &told).await;

@@ -14,7 +14,7 @@ use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Semaphore;
 
 use super::{layer, lease};
-use crate::harness::{PATIENCE, TestDb, effect};
+use crate::support::db::{PATIENCE, TestDb, effect};
 
 /// The two ways to protect a route. Almost everything holds in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -24,7 +24,7 @@ use tower_http::timeout::TimeoutLayer;
 
 use super::wire::{Count, CountDrop};
 use super::{Got, layer, lease, post, send};
-use crate::harness::{PATIENCE, TestDb, effect};
+use crate::support::db::{PATIENCE, TestDb, effect};
 
 /// Long enough for a handler to be reached, short enough to wait for.
 const SHORT: Duration = Duration::from_secs(1);

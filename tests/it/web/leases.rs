@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::concurrency::sent;
 use super::kit::{App, Gate, LEASE, Mode, app, gated, handled, patient, tx_of};
 use super::{layer, lease, post, send};
-use crate::harness::{TestDb, effect};
+use crate::support::db::{TestDb, effect};
 
 const SHORT: Duration = Duration::from_millis(200);
 

@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 use super::concurrency::sent;
 use super::kit::{Gate, LEASE, MODES, Mode, app, gated, handled, numbered, patient, pool};
 use super::{layer, lease, post, send};
-use crate::harness::{PATIENCE, TestDb, effect};
-use crate::proxy::{Cut, Proxy};
+use crate::support::db::{PATIENCE, TestDb, effect};
+use crate::support::proxy::{Cut, Proxy};
 
 // A task that outlives the request has the claim; the transaction is not its to keep.
 #[tokio::test]

@@ -52,7 +52,7 @@ use pgonce::web::{Answer, Idempotency};
 use pgonce::{Lease, Scope};
 use tower::ServiceExt;
 
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 /// A layer whose scope is the request's `x-tenant` header.
 pub fn layer(db: &TestDb) -> Idempotency {

@@ -8,7 +8,7 @@ use pgonce::web::{Answer, OnceClaim};
 
 use super::kit::{App, LEASE, Mode, handled};
 use super::{post, send};
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 /// Ends with this status, after the remote was asked or before.
 fn ends(db: &TestDb, policy: OnLapse, asks: bool, status: StatusCode) -> App {

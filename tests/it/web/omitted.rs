@@ -13,7 +13,7 @@ use pgonce::web::{Answer, Idempotency, Secret};
 use super::kit::{MODES, app};
 use super::replays::thrice;
 use super::{Got, post, send};
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 /// A body of unknown length, perhaps with trailers or a bad end.
 #[derive(Clone)]

@@ -6,7 +6,8 @@ use http_body_util::Full;
 use serde_json::Value;
 
 use super::Got;
-use super::example::{Caller, Example, database};
+use super::example::{Caller, Example};
+use crate::support::db::TestDb;
 
 fn order(amount: i64) -> String {
     format!(r#"{{"account": "alice", "amount": {amount}, "currency": "EUR"}}"#)
@@ -24,7 +25,7 @@ async fn count(caller: &Caller, path: &str) -> usize {
 
 #[tokio::test]
 async fn both_routes_perform_once_and_keep_final_failures() {
-    let db = database().await;
+    let db = TestDb::in_new_database().await;
     let example = Example::start(&db, 0).await;
     let caller = Caller::new(&example.address);
     for (path, id) in ROUTES.into_iter().zip(["payment_id", "charge_id"]) {
@@ -63,7 +64,7 @@ async fn both_routes_perform_once_and_keep_final_failures() {
 
 #[tokio::test]
 async fn bad_input_is_told_clearly_and_does_not_burn_the_key() {
-    let db = database().await;
+    let db = TestDb::in_new_database().await;
     let example = Example::start(&db, 0).await;
     let caller = Caller::new(&example.address);
     let bad = [
@@ -90,7 +91,7 @@ async fn bad_input_is_told_clearly_and_does_not_burn_the_key() {
 
 #[tokio::test]
 async fn tenants_are_told_apart_and_strangers_turned_away() {
-    let db = database().await;
+    let db = TestDb::in_new_database().await;
     let example = Example::start(&db, 0).await;
     let caller = Caller::new(&example.address);
     let first = post(&caller, "/payments", "k", &order(1200)).await;
@@ -129,7 +130,7 @@ async fn tenants_are_told_apart_and_strangers_turned_away() {
 
 #[tokio::test]
 async fn two_instances_may_start_at_once() {
-    let db = database().await;
+    let db = TestDb::in_new_database().await;
     // Both arrive at a schema that somebody else is about to create, and then does not.
     let mut other = db.pool.begin().await.unwrap();
     sqlx::raw_sql("create schema payments_example").execute(&mut *other).await.unwrap();
@@ -148,7 +149,7 @@ async fn two_instances_may_start_at_once() {
 
 #[tokio::test]
 async fn a_server_asked_to_stop_finishes_the_charges_whose_clients_have_gone() {
-    let db = database().await;
+    let db = TestDb::in_new_database().await;
     let example = Example::start(&db, 0).await;
     let caller = Caller::new(&example.address);
     // The provider cannot finish until this lock goes.

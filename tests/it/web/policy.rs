@@ -11,7 +11,7 @@ use serde_json::json;
 use super::concurrency::sent;
 use super::kit::{Gate, LEASE, MODES, Mode, app, closed_pool, gated, keys, numbered, patient};
 use super::{layer, lease, post, send};
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 /// The answers that were given or would have been, without the zeros.
 fn counts(count: impl Fn(Answer) -> u64) -> HashMap<&'static str, u64> {

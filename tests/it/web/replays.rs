@@ -8,7 +8,7 @@ use pgonce::web::Answer;
 
 use super::kit::{App, MODES, app, numbered};
 use super::{Got, layer, post, send};
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 /// The first answer and two replays of it.
 pub async fn thrice(app: &App) -> [Got; 3] {

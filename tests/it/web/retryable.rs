@@ -11,7 +11,7 @@ use sqlx::{Executor, PgConnection};
 use super::bodies::Frames;
 use super::kit::{App, MODES, Mode, closed_pool, handled, numbered, tx_of};
 use super::{Got, post, send};
-use crate::harness::{TestDb, effect};
+use crate::support::db::{TestDb, effect};
 
 /// What the work does before it says that all is well.
 #[derive(Debug, Clone, Copy)]

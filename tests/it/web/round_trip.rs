@@ -9,7 +9,7 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 use super::kit::{MODES, app};
 use super::{Got, post, send};
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 /// Headers that are kept, and one that a route has added.
 const KEPT: [&str; 10] = [

@@ -11,7 +11,7 @@ use pgonce::web::{Answer, Idempotency, OnceTx};
 
 use super::kit::{MODES, app, keys, numbered};
 use super::{post, send};
-use crate::harness::TestDb;
+use crate::support::db::TestDb;
 
 // Trap 9.
 #[tokio::test]

@@ -8,7 +8,7 @@ use pgonce::web::{OnceClaim, RequestFingerprint, Settle};
 
 use super::kit::{MODES, Mode, app, handled, tx_of};
 use super::post;
-use crate::harness::{TestDb, effect};
+use crate::support::db::{TestDb, effect};
 
 /// Sends the canary through the layer as key, scope, body, headers and query, to every end a request
 /// can come to; returns what `Debug` and the layer's own answers show.

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::wire::{Count, Http2, Server, answer};
 use super::{Got, layer, lease};
-use crate::harness::{PATIENCE, TestDb, effect};
+use crate::support::db::{PATIENCE, TestDb, effect};
 
 const DUPLICATES: usize = 30;
 

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::wire::{Count, Http2, Server, Wire, head, whole};
 use super::{layer, lease};
-use crate::harness::{PATIENCE, TestDb, effect};
+use crate::support::db::{PATIENCE, TestDb, effect};
 
 /// Writes an effect and answers with its number; its own `Date` and cookie are not to be replayed.
 fn router(db: &TestDb) -> Router {

@@ -17,7 +17,7 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use super::wire::Count;
 use super::{layer, lease, post, send};
-use crate::harness::{PATIENCE, TestDb, effect};
+use crate::support::db::{PATIENCE, TestDb, effect};
 
 /// Panics when it is called without having been asked whether it is ready, as a service may.
 #[derive(Default)]

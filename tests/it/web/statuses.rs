@@ -11,7 +11,7 @@ use pgonce::web::{Answer, Idempotency, OnceClaim, OnceTx, Secret, Settle};
 
 use super::kit::{App, MODES, Mode, app, handled, keys, tx_of};
 use super::{Got, post, send};
-use crate::harness::{TestDb, effect};
+use crate::support::db::{TestDb, effect};
 
 /// What a handler's answer came to, and what its retry got.
 struct Ended {

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use axum::response::IntoResponse;
 use http::StatusCode;
-use pgonce::throwaway::{Options, Throwaway};
 use pgonce::web::{Answer, OnceClaim};
+use pgonce_testing::{Options, Throwaway};
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 
 use super::kit::{App, MODES, Mode, app, closed_pool, handled, keys, numbered, patient, pool};
 use super::{Got, layer, post, send};
-use crate::harness::{TestDb, started};
+use crate::support::db::{TestDb, started};
 
 const SOON: Duration = Duration::from_millis(100);
 

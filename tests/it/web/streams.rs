@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::wire::{Http2, Server, Wire, answer, whole};
 use super::{layer, lease};
-use crate::harness::{PATIENCE, TestDb, effect};
+use crate::support::db::{PATIENCE, TestDb, effect};
 
 type Pen = Sender<Bytes, Infallible>;
 

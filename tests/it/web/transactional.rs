@@ -6,7 +6,7 @@ use http::StatusCode;
 use pgonce::web::{Answer, OnceTx};
 
 use super::{layer, post, send};
-use crate::harness::{TestDb, effect};
+use crate::support::db::{TestDb, effect};
 
 /// Writes an effect, and answers with its number and this status.
 fn router(db: &TestDb, status: StatusCode) -> Router {

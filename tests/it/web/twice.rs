@@ -7,7 +7,7 @@ use pgonce::web::{Answer, Idempotency, OnceClaim};
 
 use super::kit::MODES;
 use super::{post, send};
-use crate::harness::{TestDb, effect};
+use crate::support::db::{TestDb, effect};
 
 /// A route with one layer in a router with another.
 fn nested(db: &TestDb, outer: Idempotency, inner: Idempotency) -> Router {

@@ -6,8 +6,8 @@ use pgonce::web::Answer;
 
 use super::kit::{App, MODES, Mode, app, handled, numbered};
 use super::{layer, post, send};
-use crate::harness::TestDb;
-use crate::proxy::{Cut, Proxy};
+use crate::support::db::TestDb;
+use crate::support::proxy::{Cut, Proxy};
 
 /// The same schema through a proxy, with one connection.
 async fn through(db: &TestDb, proxy: &Proxy) -> TestDb {

@@ -10,8 +10,8 @@ use tracing::Level;
 
 use super::kit::{App, LEASE, Mode, app, handled, keys, numbered};
 use super::{layer, post, send};
-use crate::harness::{TestDb, effect, started};
 use crate::secrets::Log;
+use crate::support::db::{TestDb, effect, started};
 
 /// A handler that takes its transaction and writes through the pool all the same.
 fn forgets(db: &TestDb, idempotency: Idempotency, status: StatusCode) -> App {

@@ -4,7 +4,8 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
-use super::example::{Example, database};
+use super::example::Example;
+use crate::support::db::TestDb;
 
 /// What the README leaves out of every answer.
 const NOT_SHOWN: [&str; 2] = ["date: ", "content-length: "];
@@ -69,11 +70,11 @@ fn is_shown(line: &str, shown: &str) -> bool {
 async fn the_readmes_commands_print_what_it_shows() {
     let mut steps = steps();
     let start = steps.remove(0);
-    assert_eq!(start.command, "cargo run --example payments --all-features");
+    assert_eq!(start.command, "cargo run --example payments");
     assert_eq!(start.shown, ["listening on http://127.0.0.1:3000"]);
     assert!(steps.iter().filter(|step| step.command.contains("curl ")).count() > 3);
 
-    let db = database().await;
+    let db = TestDb::in_new_database().await;
     let example = Example::start(&db, 0).await;
     let printed = run(&steps, &example.address).await;
     assert_eq!(printed.len(), steps.len());

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::Got;
-use crate::harness::PATIENCE;
+use crate::support::db::PATIENCE;
 
 /// Something that happens several times and can be waited for.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use pgonce::PgOnce;
-use pgonce::throwaway::{Options, Throwaway};
+use pgonce_testing::{Options, Throwaway};
 use sqlx::{AssertSqlSafe, ConnectOptions, PgPool};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;

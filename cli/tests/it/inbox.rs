@@ -5,8 +5,8 @@ use std::time::Duration;
 use pgonce::{Inbox, Message, Verdict};
 use sqlx::PgConnection;
 
-use crate::cli::pgonce;
-use crate::harness::{TestDb, effect};
+use crate::commands::pgonce;
+use crate::support::db::{TestDb, effect};
 
 #[tokio::test]
 async fn a_dead_message_is_redriven_from_a_shell() {

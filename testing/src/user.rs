@@ -9,19 +9,19 @@ use std::process::Command;
 
 /// The user to drop to when this process is root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct User {
+pub(crate) struct User {
     uid: u32,
     gid: u32,
 }
 
 /// Whether this process is root: a file that it makes belongs to it.
-pub(super) fn is_root() -> io::Result<bool> {
+pub(crate) fn is_root() -> io::Result<bool> {
     Ok(tempfile::tempfile_in("/tmp")?.metadata()?.uid() == 0)
 }
 
 impl User {
     /// `postgres`, or else `nobody`.
-    pub(super) fn unprivileged() -> Result<Self, String> {
+    pub(crate) fn unprivileged() -> Result<Self, String> {
         let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
         ["postgres", "nobody"].iter().find_map(|name| Self::named(&passwd, name)).ok_or_else(|| {
             "PostgreSQL refuses to run as root, and there is no user `postgres` or `nobody`".into()
@@ -39,17 +39,17 @@ impl User {
         })
     }
 
-    pub(super) fn own(self, dir: &Path) -> io::Result<()> {
+    pub(crate) fn own(self, dir: &Path) -> io::Result<()> {
         chown(dir, Some(self.uid), Some(self.gid))
     }
 
-    pub(super) fn run(self, command: &mut Command) {
+    pub(crate) fn run(self, command: &mut Command) {
         command.uid(self.uid).gid(self.gid);
     }
 }
 
 /// Whether any user can make and remove a directory of his own in `dir`.
-pub(super) fn is_open_to_all(dir: &Path) -> bool {
+pub(crate) fn is_open_to_all(dir: &Path) -> bool {
     let mode = |dir: &Path| fs::metadata(dir).map_or(0, |metadata| metadata.mode());
     mode(dir) & 0o002 != 0 && dir.ancestors().all(|above| mode(above) & 0o001 != 0)
 }

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::harness::TestDb;
+use super::db::TestDb;
 
 /// Where to cut a connection. Requests are counted from 1, without those of connecting, and without `discard plans`,
 /// which is sent when a look was slow, as any is on a busy machine.

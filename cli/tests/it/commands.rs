@@ -7,7 +7,7 @@ use pgonce::Response;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
-use crate::harness::{TestDb, op, psql, server};
+use crate::support::db::{TestDb, op, psql, server};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -95,7 +95,7 @@ async fn a_printed_migration_does_nothing_to_a_schema_that_is_up_to_date() {
 #[tokio::test]
 async fn migrations_leave_no_notices_in_the_log_of_a_start() {
     // A database of its own, where every statement has something to say.
-    let db = crate::program::database().await;
+    let db = TestDb::in_new_database().await;
     db.execute(
         "create function public.say() returns event_trigger language plpgsql as
            $$ begin raise notice 'does not exist, skipping'; end $$;
@@ -234,4 +234,22 @@ async fn wrong_usage_and_unreachable_databases_are_told_in_one_line() {
     assert_eq!(output.code, 1);
     assert_eq!(output.stderr.lines().count(), 1, "{}", output.stderr);
     assert!(!output.stderr.contains("canary7f3a"), "the password is not shown");
+}
+
+#[tokio::test]
+async fn doctor_prints_what_check_finds() {
+    let db = TestDb::new().await;
+    let well = pgonce(&db, &["doctor"]).await;
+    assert_eq!(well.code, 0, "{}", well.stderr);
+    let url = format!("{}&options=-c%20default_transaction_deferrable%3Don", server().await.url());
+    let with = [("DATABASE_URL", url.as_str())];
+    let ill = pgonce_with(&db, &["doctor"], &with).await;
+    let finding = "ERROR  default_transaction_deferrable is on";
+    assert!(
+        ill.code == 1 && ill.stdout.lines().any(|line| line.starts_with(finding)),
+        "{}",
+        ill.stdout
+    );
+    let json = pgonce_with(&db, &["check", "--json"], &with).await;
+    assert_eq!((json.code, &json.json()["error"]["kind"]), (1, &"environment".into()));
 }

@@ -8,8 +8,8 @@
 //! server and cleans up as soon as the pipe to this process breaks.
 //!
 //! ```no_run
-//! use pgonce::sqlx::PgPool;
-//! use pgonce::throwaway::{Options, Throwaway};
+//! use sqlx::PgPool;
+//! use pgonce_testing::{Options, Throwaway};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let server = Throwaway::start(&Options::new()).await?;
@@ -23,7 +23,7 @@
 
 mod binaries;
 mod database;
-#[cfg(feature = "embedded")]
+#[cfg(feature = "download")]
 mod download;
 mod error;
 #[cfg(not(unix))]
@@ -64,7 +64,7 @@ pub struct Throwaway {
 /// How to start a [`Throwaway`].
 ///
 /// ```
-/// use pgonce::throwaway::Options;
+/// use pgonce_testing::Options;
 /// let options = Options::new().fast().setting("max_connections", "200");
 /// ```
 #[derive(Debug, Clone, Default)]
@@ -99,8 +99,8 @@ impl Throwaway {
     /// Starts a server and waits until it takes connections: one to three seconds.
     ///
     /// Uses the first PostgreSQL that works: on `PATH`, then the usual places of the Linux
-    /// distributions (newest version first), of Homebrew and of Postgres.app. With the feature
-    /// `embedded`, and only if none works, it downloads one and keeps it in the user's cache.
+    /// distributions (newest version first), of Homebrew and of Postgres.app. Only if none works, and with the feature
+    /// `download` (a default), it downloads one and keeps it in the user's cache.
     /// Run as root, it drops to `postgres` or `nobody`, since PostgreSQL refuses to run as root.
     ///
     /// # Errors
@@ -120,7 +120,7 @@ impl Throwaway {
                 Err(reason) => tried.push(bin_dir.display(), reason),
             }
         }
-        #[cfg(feature = "embedded")]
+        #[cfg(feature = "download")]
         match download::bin_dir().await {
             Ok(bin_dir) => match Server::start(&bin_dir, options).await {
                 Ok(server) => return Ok(Self { server, bin_dir }),

@@ -10,7 +10,7 @@ pub struct ThrowawayError {
 }
 
 impl ThrowawayError {
-    pub(super) fn new(message: impl Into<String>) -> Self {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
         Self { message: message.into() }
     }
 }
@@ -25,15 +25,15 @@ impl std::error::Error for ThrowawayError {}
 
 /// What was tried so far, and why it did not work.
 #[derive(Default)]
-pub(super) struct Tried(Vec<String>);
+pub(crate) struct Tried(Vec<String>);
 
 impl Tried {
-    pub(super) fn push(&mut self, what: impl Display, reason: impl Display) {
+    pub(crate) fn push(&mut self, what: impl Display, reason: impl Display) {
         let reason = reason.to_string().replace('\n', "\n    ");
         self.0.push(format!("  {what}: {reason}"));
     }
 
-    pub(super) fn into_error(self) -> ThrowawayError {
+    pub(crate) fn into_error(self) -> ThrowawayError {
         let mut lines = vec!["no PostgreSQL could be started on this machine".to_owned()];
         lines.extend(self.0);
         lines.push(format!("{}, or set DATABASE_URL to a database you have", install_hint()));

@@ -1,8 +1,8 @@
-//! A PostgreSQL to play with: `cargo run --example throwaway --features throwaway`.
+//! A PostgreSQL to play with: `cargo run --example throwaway`.
 //!
 //! Prints its URL and goes away when its standard input ends or on Ctrl-C.
 
-use pgonce::throwaway::{Options, Throwaway};
+use pgonce_testing::{Options, Throwaway};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {

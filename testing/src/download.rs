@@ -15,7 +15,7 @@ const ASK_MAX: Duration = Duration::from_secs(15);
 const FETCH_MAX: Duration = Duration::from_secs(600);
 
 /// The directory of a downloaded PostgreSQL's programs; downloads it unless that happened before.
-pub(super) async fn bin_dir() -> Result<PathBuf, String> {
+pub(crate) async fn bin_dir() -> Result<PathBuf, String> {
     let dir = cache_dir()?.join(format!("postgresql-{MAJOR}"));
     let bin = dir.join("bin");
     if !bin.join("initdb").exists() {
@@ -56,7 +56,7 @@ async fn fetch_with(progress: &ProgressBar, dir: &Path) -> Result<(), String> {
 /// user will run the server.
 fn cache_dir() -> Result<PathBuf, String> {
     #[cfg(unix)]
-    if super::user::is_root().map_err(in_words)? {
+    if crate::user::is_root().map_err(in_words)? {
         return Ok(PathBuf::from("/var/cache/pgonce"));
     }
     let from_env = |name: &str| std::env::var_os(name).map(PathBuf::from);

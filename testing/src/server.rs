@@ -10,8 +10,8 @@ use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use super::user::{User, is_open_to_all, is_root};
-use super::{Options, PORT, connect_options};
+use crate::user::{User, is_open_to_all, is_root};
+use crate::{Options, PORT, connect_options};
 
 /// `initdb` and the start together; seconds are normal, a loaded machine may need more.
 const START_MAX: Duration = Duration::from_secs(60);
@@ -24,14 +24,14 @@ const SOCKET_DIR_BYTES_MAX: usize = 103 - "/.s.PGSQL.5432".len();
 
 /// The supervisor and what it looks after.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(crate) struct Server {
     /// Its standard input is the pipe whose end stops the server.
     supervisor: Child,
     dir: PathBuf,
 }
 
 impl Server {
-    pub(super) async fn start(bin_dir: &Path, options: &Options) -> Result<Self, String> {
+    pub(crate) async fn start(bin_dir: &Path, options: &Options) -> Result<Self, String> {
         let mut server = Self::spawn(bin_dir, options)?;
         let deadline = Instant::now() + START_MAX;
         loop {
@@ -69,11 +69,11 @@ impl Server {
         Ok(Self { supervisor, dir: dir.keep() })
     }
 
-    pub(super) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    pub(super) async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.let_go();
         let deadline = Instant::now() + STOP_MAX;
         while !self.has_ended() && Instant::now() < deadline {

@@ -6,18 +6,18 @@ use std::path::Path;
 use super::Options;
 
 #[derive(Debug)]
-pub(super) struct Server(Infallible);
+pub(crate) struct Server(Infallible);
 
 impl Server {
-    pub(super) async fn start(_bin_dir: &Path, _options: &Options) -> Result<Self, String> {
+    pub(crate) async fn start(_bin_dir: &Path, _options: &Options) -> Result<Self, String> {
         Err("throw-away servers need Unix sockets".to_owned())
     }
 
-    pub(super) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         match self.0 {}
     }
 
-    pub(super) async fn stop(self) {
+    pub(crate) async fn stop(self) {
         match self.0 {}
     }
 }

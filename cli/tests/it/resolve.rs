@@ -9,7 +9,7 @@ use serde_json::Value;
 use sqlx::Connection;
 use tokio::io::AsyncWriteExt;
 
-use crate::harness::{TestDb, op, server, started, word};
+use crate::support::db::{TestDb, op, server, started, word};
 
 const MINUTE: Duration = Duration::from_secs(60);
 

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use pgonce::throwaway::{Options, Throwaway};
 use pgonce::{Begin, Claim, Operation, PgOnce, SchemaName};
+use pgonce_testing::{Options, Throwaway};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::sync::OnceCell;
@@ -38,6 +38,17 @@ pub async fn server() -> &'static Throwaway {
 }
 
 impl TestDb {
+    /// A new database on the test server, for a program that makes its schemas itself.
+    pub async fn in_new_database() -> Self {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("program_{}", COUNTER.fetch_add(1, Ordering::Relaxed));
+        let options = server().await.connect_options();
+        let mut conn = PgConnection::connect_with(&options).await.unwrap();
+        let create = AssertSqlSafe(format!("create database {name}"));
+        sqlx::raw_sql(create).execute(&mut conn).await.unwrap();
+        Self::open("pgonce", options.database(&name), 2).await
+    }
+
     pub async fn new() -> Self {
         Self::with_connections(10).await
     }

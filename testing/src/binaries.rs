@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The places, for the message that says they were empty.
-pub(super) const PLACES: &str = "PATH, /usr/lib/postgresql, /usr/pgsql-*, Homebrew or Postgres.app";
+pub(crate) const PLACES: &str = "PATH, /usr/lib/postgresql, /usr/pgsql-*, Homebrew or Postgres.app";
 
 /// Families of versions beside each other: a parent, what the names begin with, and where the
 /// programs are below.
@@ -19,7 +19,7 @@ const VERSIONED: &[(&str, &str, &str)] = &[
 /// Every directory with both `initdb` and `postgres`, best first: `PATH`, then the usual places
 /// with the newest version first. Links are resolved, because the programs find their libraries
 /// and each other (`psql`) from where they really are.
-pub(super) fn installed() -> Vec<PathBuf> {
+pub(crate) fn installed() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).collect::<Vec<_>>();
     let usual = VERSIONED.iter().flat_map(|(parent, prefix, below)| {

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use clap::value_parser;
 use pgonce::PgOnce;
-use pgonce::throwaway::{Database, Options};
+use pgonce_testing::{Database, Options};
 
 use crate::exit::CliError;
 use crate::interrupt::Interrupt;

@@ -3,24 +3,8 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::SystemTime;
-
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
-
-use crate::harness::{TestDb, server};
-
-/// A new database on the test server: an example makes its schemas there itself.
-pub async fn database() -> TestDb {
-    static COUNTER: AtomicU32 = AtomicU32::new(0);
-    let name = format!("example_{}", COUNTER.fetch_add(1, Ordering::Relaxed));
-    let options = server().await.connect_options();
-    let mut conn = PgConnection::connect_with(&options).await.unwrap();
-    let create = AssertSqlSafe(format!("create database {name}"));
-    sqlx::raw_sql(create).execute(&mut conn).await.unwrap();
-    TestDb::open("pgonce", options.database(&name), 2).await
-}
 
 /// Where the example is; builds it first if it is missing or old.
 pub fn example(name: &'static str) -> PathBuf {
@@ -37,22 +21,15 @@ fn up_to_date(name: &str) -> PathBuf {
     if !is_up_to_date(&program, name) {
         build(folder, name);
     }
-    let again = format!("build it: cargo build --example {name} --all-features");
+    let again = format!("build it: cargo build --example {name}");
     assert!(is_up_to_date(&program, name), "{} is missing or old; {again}", program.display());
     program
 }
 
 fn build(folder: &Path, name: &str) {
-    let features = if cfg!(all(feature = "cli", feature = "embedded")) {
-        "--all-features"
-    } else if cfg!(feature = "axum") {
-        "--features=axum,throwaway"
-    } else {
-        "--features=throwaway"
-    };
     let profile = folder.file_name().unwrap().to_str().unwrap();
     let status = std::process::Command::new(env!("CARGO"))
-        .args(["build", "--locked", "--offline", "--quiet", "--example", name, features])
+        .args(["build", "--locked", "--offline", "--quiet", "--example", name])
         .args(["--profile", if profile == "debug" { "dev" } else { profile }])
         .arg("--target-dir")
         .arg(folder.parent().unwrap())
@@ -65,7 +42,7 @@ fn is_up_to_date(program: &Path, name: &str) -> bool {
     let Ok(built) = modified(program) else { return false };
     let folder = Path::new("examples").join(name);
     let source = if folder.is_dir() { folder } else { folder.with_extension("rs") };
-    [&source, Path::new("src"), Path::new("sql"), Path::new("migrations")]
+    [&source, Path::new("src"), Path::new("sql"), Path::new("migrations"), Path::new("testing/src")]
         .iter()
         .all(|made_of| newest(made_of) <= built)
 }

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use sqlx::postgres::PgConnectOptions;
 
-use super::{Options, Throwaway, ThrowawayError};
+use crate::{Options, Throwaway, ThrowawayError};
 
 /// A database to use: the caller's own, or a [`Throwaway`] that lives as long as this value.
 #[derive(Debug)]
@@ -18,8 +18,8 @@ impl Database {
     /// The database that `DATABASE_URL` names, or else a throw-away one.
     ///
     /// ```no_run
-    /// use pgonce::sqlx::PgPool;
-    /// use pgonce::throwaway::{Database, Options};
+    /// use sqlx::PgPool;
+    /// use pgonce_testing::{Database, Options};
     ///
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// let database = Database::from_env(&Options::new()).await?;

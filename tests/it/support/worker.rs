@@ -11,7 +11,7 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use crate::harness::{PATIENCE, TestDb};
+use super::db::{PATIENCE, TestDb};
 use crate::{crash, leased_crash, poison, races, recovery};
 
 /// Marks the worker's own lines; everything else on its output is libtest's.
@@ -33,7 +33,7 @@ pub struct Parent;
 impl Worker {
     pub fn spawn(db: &TestDb, job: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["worker::worker_process", "--exact", "--nocapture"])
+            .args(["support::worker::worker_process", "--exact", "--nocapture"])
             .env(JOB, job)
             .env(SCHEMA, &db.schema)
             .env(URL, db.options.to_url_lossy().as_str())
@@ -56,7 +56,7 @@ impl Worker {
         let listening = async {
             while let Some(line) = self.output.next_line().await.expect("read the worker's output")
             {
-                // libtest may have begun the line: "test worker::worker_process ... ".
+                // libtest may have begun the line: "test support::worker::worker_process ... ".
                 if let Some((_, said)) = line.split_once(MARK) {
                     return said.to_owned();
                 }

@@ -1,7 +1,7 @@
 //! The server behind the proxy, asked directly.
 
-use pgonce::throwaway::{Options, Throwaway};
 use pgonce::{Operation, PgOnce};
+use pgonce_testing::{Options, Throwaway};
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
 use crate::process::PATIENCE;

@@ -1,0 +1,8 @@
+//! The program, as a person or a script uses it, on a real PostgreSQL.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
+
+mod commands;
+mod inbox;
+mod resolve;
+mod roles;
+mod support;

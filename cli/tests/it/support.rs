@@ -1,0 +1,7 @@
+//! What the library's tests stand on, too.
+#![allow(dead_code, reason = "the library's tests use the rest")]
+
+#[path = "../../../tests/it/support/db.rs"]
+pub mod db;
+#[path = "../../../tests/it/support/roles.rs"]
+pub mod roles;

@@ -1,0 +1,7 @@
+//! What the tests stand on.
+
+pub mod db;
+pub mod example;
+pub mod proxy;
+pub mod roles;
+pub mod worker;
