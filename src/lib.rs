@@ -3,57 +3,28 @@
 //! On docs.rs the long pages are the modules of `pgonce::_docs`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod answer;
-mod before;
-mod claim;
-mod environment;
+mod client;
 mod error;
-mod fingerprint;
-mod heartbeat;
 mod inbox;
-mod key;
-mod later;
-mod lease;
 mod leased;
-mod limits;
-mod loans;
-mod migrate;
-mod once;
+mod maintenance;
 mod operation;
-mod progress;
 mod protocol;
-mod reaper;
-mod record;
-mod recovery;
-mod response;
-mod run_leased;
-mod schema;
-mod scope;
-mod sql;
 mod transactional;
 #[cfg(feature = "tower")]
 pub mod web;
-mod work;
 
-pub use answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
-pub use claim::Claim;
+pub use client::PgOnce;
 pub use error::{Error, ErrorKind, Result};
-pub use fingerprint::{Fingerprint, FingerprintSecret};
 pub use inbox::{Handled, Inbox, Message, Receipt, Received, Verdict};
-pub use key::Key;
-pub use lease::Lease;
-pub use migrate::Migrated;
-pub use once::PgOnce;
-pub use operation::{OnLapse, Operation};
-pub use progress::Progress;
-pub use reaper::{Reaped, Reaper};
-pub use record::{ClaimState, Filter, Listed, Record, Stats, Status};
-pub use recovery::Recovery;
-pub use response::Response;
-pub use schema::SchemaName;
-pub use scope::Scope;
+pub use leased::{Lease, Recovery, Step, Work};
+pub use maintenance::{Migrated, Reaped, Reaper};
+pub use operation::{Fingerprint, FingerprintSecret, Key, OnLapse, Operation, Response, Scope};
+pub use protocol::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
+pub use protocol::{
+    Claim, ClaimState, Filter, Listed, Progress, Record, SchemaName, Stats, Status,
+};
 pub use transactional::{Done, Failure, RunError, commit};
-pub use work::{Step, Work};
 
 /// sqlx's types are part of this API; use the same version.
 pub use sqlx;

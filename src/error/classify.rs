@@ -6,7 +6,7 @@ use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 use super::encoding::{UNTRANSLATABLE, cannot_hold, named_in};
 use super::{Error, ErrorKind};
-use crate::later::Later;
+use crate::transactional::later::Later;
 
 impl ErrorKind {
     pub(super) fn is_retryable(self, sqlstate: Option<&str>) -> bool {

@@ -4,8 +4,8 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool};
 
 use super::Inbox;
+use crate::client::get;
 use crate::error::{Error, Result, cannot_hold, database};
-use crate::once::get;
 use crate::operation::Operation;
 use crate::transactional::OwnedTransaction;
 

@@ -9,15 +9,15 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool};
 
 use super::{FAILED, Inbox, USED_UP, reason};
+use crate::client::get;
 use crate::error::{Error, ErrorKind, Result};
-use crate::later::Later;
-use crate::once::get;
+use crate::leased::run::redacted;
+use crate::leased::work::Work;
 use crate::operation::{Operation, millis};
 use crate::protocol::procedure;
-use crate::run_leased::redacted;
 use crate::transactional::OwnedTransaction;
+use crate::transactional::later::Later;
 use crate::transactional::{Done, Failure, Restarts, RunError, is_contention, jitter};
-use crate::work::Work;
 
 /// What a delivery says about its message.
 // No Debug: it would show the id.

@@ -8,14 +8,14 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use sqlx::postgres::PgRow;
 
+use crate::client::{PgOnce, get, response};
 use crate::error::{Error, ErrorKind, Result, database};
-use crate::key::{Key, Scope};
-use crate::lease::Lease;
-use crate::limits;
-use crate::once::{PgOnce, get, response};
+use crate::leased::lease::Lease;
+use crate::operation::key::{Key, Scope};
+use crate::operation::limits;
+use crate::operation::response::Response;
 use crate::operation::{Operation, millis};
-use crate::record::Record;
-use crate::response::Response;
+use crate::protocol::inspection::Record;
 
 pub use handle::{Handled, Message, Verdict};
 

@@ -5,11 +5,11 @@ use std::time::Duration;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::answer::Begin;
+use crate::client::PgOnce;
 use crate::error::Result;
-use crate::limits::check_lease;
-use crate::once::PgOnce;
+use crate::operation::limits::check_lease;
 use crate::operation::{Operation, attempts, millis};
+use crate::protocol::answer::Begin;
 use crate::protocol::procedure;
 
 impl PgOnce {

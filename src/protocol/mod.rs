@@ -1,3 +1,15 @@
-//! How the protocol's statements are sent.
+//! The protocol's statements and answers: what is sent, and what comes back.
 
+pub(crate) mod answer;
+pub(crate) mod claim;
+pub(crate) mod inspection;
 pub(crate) mod procedure;
+pub(crate) mod schema;
+pub(crate) mod statements;
+pub(crate) mod status;
+
+pub use answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
+pub use claim::Claim;
+pub use inspection::{ClaimState, Filter, Listed, Record, Stats, Status};
+pub use schema::SchemaName;
+pub use status::Progress;

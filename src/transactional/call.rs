@@ -10,12 +10,12 @@ use super::performing::{Begun, Ended, Performing, Right};
 use super::restarts::{Restarts, is_contention};
 use super::transaction::OwnedTransaction;
 use super::waiting::{Next, Waiting};
-use crate::answer::{Begin, Finished, InProgress};
+use crate::client::PgOnce;
 use crate::error::{Error, ErrorKind, Result, sqlstate_in};
-use crate::once::PgOnce;
 use crate::operation::Operation;
+use crate::operation::response::Response;
+use crate::protocol::answer::{Begin, Finished, InProgress};
 use crate::protocol::procedure::Unfit;
-use crate::response::Response;
 
 /// After how many INSERTs without a row, each followed by a look without a row, a call gives up.
 const NO_ROWS_MAX: u32 = 2;

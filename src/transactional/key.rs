@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
-use crate::answer::{Finished, Replay};
+use crate::client::PgOnce;
+use crate::client::{get, replay};
 use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
-use crate::fingerprint::Fingerprint;
-use crate::once::PgOnce;
-use crate::once::{get, replay};
+use crate::operation::fingerprint::Fingerprint;
+use crate::operation::response::Response;
 use crate::operation::{Operation, millis};
-use crate::response::Response;
+use crate::protocol::answer::{Finished, Replay};
 
 /// SQLSTATE of the INSERT: another transaction has the key's lock.
 const TAKEN: &str = "IK004";

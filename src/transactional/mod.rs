@@ -2,6 +2,7 @@
 
 mod call;
 mod key;
+pub(crate) mod later;
 mod outcome;
 mod performing;
 mod restarts;

@@ -6,9 +6,9 @@ use std::ops::Deref;
 
 use serde::de::DeserializeOwned;
 
-use crate::answer::{Begin, Finished, Held, InProgress, Mismatch, Replay};
 use crate::error::{Error, ErrorKind, is_retryable};
-use crate::response::Response;
+use crate::operation::response::Response;
+use crate::protocol::answer::{Begin, Finished, Held, InProgress, Mismatch, Replay};
 
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 

@@ -5,8 +5,8 @@ use std::ops::{Deref, DerefMut};
 use sqlx::PgConnection;
 
 use super::transaction::OwnedTransaction;
-use crate::answer::Begin;
-use crate::claim::Claim;
+use crate::protocol::answer::Begin;
+use crate::protocol::claim::Claim;
 
 /// What begin and look have come to.
 #[allow(clippy::large_enum_variant, reason = "the large one is the usual one")]

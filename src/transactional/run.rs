@@ -24,10 +24,10 @@ use super::call::Call;
 use super::outcome::{Done, Ending, Failure, RunError, answered};
 use super::performing::{Begun, Ended};
 use super::restarts::is_contention;
-use crate::answer::Finished;
-use crate::once::PgOnce;
+use crate::client::PgOnce;
 use crate::operation::Operation;
-use crate::response::Response;
+use crate::operation::response::Response;
+use crate::protocol::answer::Finished;
 
 impl PgOnce {
     /// Runs `work` once per key, in one transaction with the key and its response.

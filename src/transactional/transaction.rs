@@ -10,11 +10,11 @@ use sqlx::query::Query;
 use sqlx::{Database, PgConnection, PgPool, Postgres, Row, SqlSafeStr, Transaction};
 use sqlx_core::transaction::TransactionManager;
 
-use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, commit as commit_error, database, sqlstate_in};
-use crate::loans::{Loan, Loans};
+use crate::leased::loans::{Loan, Loans};
+use crate::operation::response::Response;
+use crate::protocol::claim::Claim;
 use crate::protocol::procedure::{Unfit, answered};
-use crate::response::Response;
 
 type Manager = <Postgres as Database>::TransactionManager;
 

@@ -18,11 +18,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::restarts::jitter;
-use crate::answer::{Begin, InProgress, Replay};
-use crate::fingerprint::Fingerprint;
-use crate::key::Key;
 use crate::operation::Operation;
-use crate::scope::Scope;
+use crate::operation::fingerprint::Fingerprint;
+use crate::operation::key::Key;
+use crate::operation::scope::Scope;
+use crate::protocol::answer::{Begin, InProgress, Replay};
 
 /// The longest pause of a leader before it asks for a leased claim again.
 const LEADER_PAUSE_MAX: Duration = Duration::from_millis(250);

@@ -10,7 +10,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, Uri};
 use serde_json::Value;
 
-use crate::fingerprint::{Fingerprint, FingerprintSecret};
+use crate::operation::fingerprint::{Fingerprint, FingerprintSecret};
 
 type ByteParts<'a> = Vec<Cow<'a, [u8]>>;
 type Custom = Arc<dyn Fn(&Parts, &Bytes) -> Fingerprint + Send + Sync>;
@@ -193,7 +193,7 @@ fn canonical(body: &[u8], without: &[String]) -> Option<Vec<u8>> {
             fields.remove(&field.replace("~1", "/").replace("~0", "~"));
         }
     }
-    crate::fingerprint::canonical(&value).ok()
+    crate::operation::fingerprint::canonical(&value).ok()
 }
 
 impl fmt::Debug for RequestFingerprint {

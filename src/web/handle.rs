@@ -9,9 +9,9 @@ use http::Extensions;
 use sqlx::{PgConnection, PgPool};
 
 use crate::error::Result;
-use crate::key::Key;
-use crate::loans::Loans;
+use crate::leased::loans::Loans;
 use crate::operation::Operation;
+use crate::operation::key::Key;
 use crate::transactional::OwnedTransaction;
 
 /// The transaction that holds the key. What a handler writes through it is committed together with the

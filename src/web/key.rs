@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName};
 
-use crate::key::Key;
+use crate::operation::key::Key;
 
 /// How a route takes its key.
 #[derive(Debug, Clone)]

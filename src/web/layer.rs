@@ -17,11 +17,11 @@ use super::key::KeyRules;
 use super::policy::{Mode, Presence};
 use super::replay::KeptHeaders;
 use super::settle::{Classify, FinalStatuses};
+use crate::client::PgOnce;
 use crate::error::Result;
-use crate::key::Scope;
-use crate::lease::Lease;
-use crate::once::PgOnce;
+use crate::leased::lease::Lease;
 use crate::operation::OnLapse;
+use crate::operation::key::Scope;
 
 type ScopeFn = Arc<dyn Fn(&Parts) -> Option<Scope> + Send + Sync>;
 type Authorized = Pin<Box<dyn Future<Output = Result<(), StatusCode>> + Send>>;

@@ -19,15 +19,15 @@ use super::service::Ended;
 use super::settle::Settle;
 use super::transactional::undo;
 use super::unkeyed::{NotBegun, not_begun, unkeyed};
-use crate::answer::{Begin, Finished, InProgress};
-use crate::before::before;
-use crate::claim::{Claim, ClaimId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::heartbeat::{Heartbeat, Stopped};
-use crate::lease::Lease;
+use crate::leased::before::before;
+use crate::leased::heartbeat::{Heartbeat, Stopped};
+use crate::leased::lease::Lease;
+use crate::leased::run::{give_up, redacted, stopped};
+use crate::operation::response::Response as Stored;
 use crate::operation::{OnLapse, Operation};
-use crate::response::Response as Stored;
-use crate::run_leased::{give_up, redacted, stopped};
+use crate::protocol::answer::{Begin, Finished, InProgress};
+use crate::protocol::claim::{Claim, ClaimId};
 use crate::transactional::{Next, Restarts, Waiting, is_contention};
 
 /// How a task ended: with the request, or before the handler had it.

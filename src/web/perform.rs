@@ -18,7 +18,7 @@ use super::handle::{Handle, Left};
 use super::layer::Idempotency;
 use super::service::Ended;
 use super::settle::{Secret, Settle};
-use crate::response::Response as Stored;
+use crate::operation::response::Response as Stored;
 
 pub(crate) type Panic = Box<dyn Any + Send>;
 

@@ -13,10 +13,10 @@ use super::handle::Handle;
 use super::layer::Idempotency;
 use super::service::IdempotencyService;
 use super::settle::Settle;
-use crate::answer::InProgress;
-use crate::key::{Key, Scope};
-use crate::lease::Lease;
+use crate::leased::lease::Lease;
+use crate::operation::key::{Key, Scope};
 use crate::operation::{OnLapse, Operation};
+use crate::protocol::answer::InProgress;
 use crate::transactional::Waiting;
 
 /// The shortest and the longest pause that a duplicate of a request in progress is told.

@@ -5,7 +5,7 @@ use http::header::{self, CACHE_CONTROL, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::response::Response as Stored;
+use crate::operation::response::Response as Stored;
 
 /// What is stored of a response's headers unless a route adds to it: what describes the body and
 /// where it is.

@@ -19,9 +19,9 @@ use super::perform::Panic;
 use super::policy::{Course, Mode, Presence};
 use super::unkeyed::{Unkeyed, unkeyed};
 use super::{leased, replay, transactional};
-use crate::answer::Begin;
-use crate::key::log_hash;
-use crate::response::Response as Stored;
+use crate::operation::key::log_hash;
+use crate::operation::response::Response as Stored;
+use crate::protocol::answer::Begin;
 
 /// The service that [`Idempotency`] wraps around a handler.
 #[derive(Debug, Clone)]

@@ -14,9 +14,9 @@ use super::perform::{Answered, perform};
 use super::service::Ended;
 use super::settle::Settle;
 use super::unkeyed::{NotBegun, not_begun, unkeyed};
-use crate::answer::{Begin, Finished, InProgress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operation::Operation;
+use crate::protocol::answer::{Begin, Finished, InProgress};
 use crate::transactional::{Begun, Call, Ended as TxEnd, OwnedTransaction, Performing};
 
 /// How long a rollback may hold up an answer. A statement that the handler gave up on may still run.

@@ -12,10 +12,10 @@ use super::perform::{Answered, perform};
 use super::service::{Ended, answer_to};
 use super::settle::Settle;
 use super::transactional::undo;
-use crate::answer::Begin;
 use crate::error::{ErrorKind, Result};
-use crate::key::Key;
 use crate::operation::Operation;
+use crate::operation::key::Key;
+use crate::protocol::answer::Begin;
 use crate::transactional::OwnedTransaction;
 
 /// Runs the handler without a claim. What it writes through the layer is one transaction all the same. `op`: what

@@ -241,7 +241,7 @@ async fn what_writes_or_locks_is_a_call_or_stands_behind_a_begin_that_is_sent_al
         }
     }
     // Every function that Rust names was called.
-    let ours = std::fs::read_to_string("src/sql.rs").unwrap();
+    let ours = std::fs::read_to_string("src/protocol/statements.rs").unwrap();
     for (_, rest) in
         ours.match_indices(":\"schema\".").map(|(at, found)| ours[at..].split_at(found.len()))
     {

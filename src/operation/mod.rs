@@ -1,11 +1,19 @@
 //! Operations: what shall happen once.
 
+pub(crate) mod fingerprint;
+pub(crate) mod key;
+pub(crate) mod limits;
+pub(crate) mod response;
+pub(crate) mod scope;
+
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::fingerprint::Fingerprint;
-use crate::key::{Key, Scope};
-use crate::limits;
+
+pub use fingerprint::{Fingerprint, FingerprintSecret};
+pub use key::Key;
+pub use response::Response;
+pub use scope::Scope;
 
 /// An effect that must happen once: scope, key, fingerprint and policy.
 ///

@@ -8,14 +8,14 @@ use sqlx::query::Query;
 use sqlx::{PgConnection, PgPool, Postgres, Row, SqlStr};
 use uuid::Uuid;
 
-use crate::answer::Finished;
 use crate::error::{Error, ErrorKind, Result, database, of_claims_call};
-use crate::fingerprint::Fingerprint;
-use crate::key::{Key, Scope, log_hash};
+use crate::operation::fingerprint::Fingerprint;
+use crate::operation::key::{Key, Scope, log_hash};
 use crate::operation::millis;
+use crate::operation::response::Response;
+use crate::protocol::answer::Finished;
 use crate::protocol::procedure;
-use crate::response::Response;
-use crate::sql::Statements;
+use crate::protocol::statements::Statements;
 use crate::transactional::OwnedTransaction;
 
 /// What names a claim in the table, for those who help its holder.

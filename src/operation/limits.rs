@@ -1,5 +1,5 @@
 //! The limits of what a caller may ask for. Every way to begin checks them here before anything runs; the database
-//! checks them once more (`sql/check_begin.sql`).
+//! checks them once more (`sql/internal/check_begin.sql`).
 
 use std::time::Duration;
 

@@ -6,11 +6,11 @@ use sqlx::PgConnection;
 use sqlx::postgres::PgRow;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
-use crate::claim::Claim;
+use crate::client::{PgOnce, get, response};
 use crate::error::{Error, ErrorKind, Result, database};
-use crate::key::{Key, Scope};
-use crate::once::{PgOnce, get, response};
-use crate::response::Response;
+use crate::operation::key::{Key, Scope};
+use crate::operation::response::Response;
+use crate::protocol::claim::Claim;
 
 /// What the table says about one key, without its response.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::fmt;
 use sha2::{Digest, Sha256};
 
 use crate::error::Result;
-use crate::key::{NAME_BYTES_MAX, checked};
+use crate::operation::key::{NAME_BYTES_MAX, checked};
 
 /// A server-chosen namespace of keys: tenant and operation, such as `acme/payments.create`.
 ///

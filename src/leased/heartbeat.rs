@@ -11,9 +11,9 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
-use crate::claim::{Claim, ClaimId, Extended};
-use crate::lease::Lease;
-use crate::loans::Loans;
+use crate::leased::lease::Lease;
+use crate::leased::loans::Loans;
+use crate::protocol::claim::{Claim, ClaimId, Extended};
 
 /// Connections for heartbeats beside each pool. One is enough until it gives no answer: the second one beats then.
 const CONNECTIONS_MAX: u32 = 2;

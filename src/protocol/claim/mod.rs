@@ -8,11 +8,11 @@ use std::time::Duration;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::answer::Finished;
 use crate::error::{Result, of_claim};
-use crate::key::{Key, Scope, log_hash};
-use crate::response::Response;
-use crate::sql::Statements;
+use crate::operation::key::{Key, Scope, log_hash};
+use crate::operation::response::Response;
+use crate::protocol::answer::Finished;
+use crate::protocol::statements::Statements;
 pub(crate) use id::{ClaimId, Extended};
 
 /// The right to perform an operation, held by one caller and fenced by its token.

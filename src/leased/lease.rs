@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::limits::{outside, spelled};
+use crate::operation::limits::{outside, spelled};
 
 /// How long a claim outlives its holder, how often its holder says that it lives, and for how long at most.
 ///

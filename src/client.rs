@@ -8,16 +8,16 @@ use sqlx::query::Query;
 use sqlx::{PgConnection, Postgres, Row};
 use uuid::Uuid;
 
-use crate::answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
-use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result, database};
-use crate::heartbeat::Beside;
-use crate::key::{Key, Scope};
+use crate::leased::heartbeat::Beside;
+use crate::operation::key::{Key, Scope};
+use crate::operation::response::Response;
 use crate::operation::{Operation, attempts, millis};
+use crate::protocol::answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
+use crate::protocol::claim::Claim;
 use crate::protocol::procedure::ANSWER_MAX;
-use crate::response::Response;
-use crate::schema::SchemaName;
-use crate::sql::Statements;
+use crate::protocol::schema::SchemaName;
+use crate::protocol::statements::Statements;
 #[cfg(feature = "tower")]
 use crate::transactional::OwnedTransaction;
 use crate::transactional::{Lines, Plans};

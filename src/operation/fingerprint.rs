@@ -8,7 +8,7 @@ use serde_json::Value;
 use sha2::Sha256;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::digest_of_parts;
+use crate::operation::key::digest_of_parts;
 
 /// A versioned digest of a request. The same key with another fingerprint is a
 /// [mismatch](crate::Begin::Mismatch).

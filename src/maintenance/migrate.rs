@@ -3,12 +3,12 @@
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool, Row};
 
-use crate::environment;
+use super::environment;
+use crate::client::PgOnce;
 use crate::error::{Error, ErrorKind, Result, database};
-use crate::key::digest_of_parts;
-use crate::once::PgOnce;
-use crate::schema::SchemaName;
-use crate::sql::{FUNCTIONS, MIGRATIONS, SCHEMA_VERSION, render, statement};
+use crate::operation::key::digest_of_parts;
+use crate::protocol::schema::SchemaName;
+use crate::protocol::statements::{FUNCTIONS, MIGRATIONS, SCHEMA_VERSION, render, statement};
 
 /// What [`PgOnce::migrate`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use sqlx::{PgConnection, PgPool};
 
-use crate::before::before;
+use crate::client::{PgOnce, get};
 use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
-use crate::limits::outside;
-use crate::once::{PgOnce, get};
+use crate::leased::before::before;
+use crate::operation::limits::outside;
 use crate::protocol::procedure::{Unfit, is_unfit};
 
 /// What reaping did and what is left to do.

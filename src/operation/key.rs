@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-pub(crate) use crate::scope::Scope;
+pub(crate) use crate::operation::scope::Scope;
 
 /// The longest scope or key, in bytes. The table has the same limit.
 pub(crate) const NAME_BYTES_MAX: usize = 255;

@@ -8,13 +8,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::{PgConnection, PgPool};
 
-use crate::claim::ClaimId;
+use crate::client::get;
 use crate::error::{Error, ErrorKind, Result, database};
-use crate::fingerprint::Fingerprint;
-use crate::key::{Key, checked};
-use crate::loans::Loans;
-use crate::once::get;
+use crate::leased::loans::Loans;
 use crate::operation::Operation;
+use crate::operation::fingerprint::Fingerprint;
+use crate::operation::key::{Key, checked};
+use crate::protocol::claim::ClaimId;
 use crate::protocol::procedure::{self, answered};
 use crate::transactional::Failure;
 use crate::transactional::OwnedTransaction;

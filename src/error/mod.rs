@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::fmt;
 
-use crate::schema::SchemaName;
+use crate::protocol::schema::SchemaName;
 
 pub(crate) use classify::{
     causes, commit, database, is_retryable, of_claim, of_claims_call, sqlstate_in,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::lease::Lease;
+use crate::leased::lease::Lease;
 use crate::protocol::procedure::ANSWER_MAX;
 
 /// The loans of one claim.

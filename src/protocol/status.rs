@@ -9,10 +9,10 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::client::{PgOnce, get};
 use crate::error::{Error, ErrorKind, Result, database};
-use crate::key::{Key, Scope};
-use crate::once::{PgOnce, get};
-use crate::record::{ClaimState, Record, record};
+use crate::operation::key::{Key, Scope};
+use crate::protocol::inspection::{ClaimState, Record, record};
 
 /// How far an operation is.
 ///

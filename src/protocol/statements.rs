@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
-use crate::schema::SchemaName;
+use crate::protocol::schema::SchemaName;
 
 /// The tables: the schema version each migration leads to, its name and its text. A released one never changes.
 pub(crate) const MIGRATIONS: &[(u32, &str, &str)] =
-    &[(1, "0001_tables", include_str!("../migrations/0001_tables.sql"))];
+    &[(1, "0001_tables", include_str!("../../migrations/0001_tables.sql"))];
 
 macro_rules! files {
     ($($name:literal)*) => {
-        &[$(($name, include_str!(concat!("../sql/", $name, ".sql")))),*]
+        &[$(($name, include_str!(concat!("../../sql/", $name, ".sql")))),*]
     };
 }
 
@@ -88,7 +88,7 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
 };
 
 /// Says what is installed, and so is installed last.
-pub(crate) const SCHEMA_VERSION: &str = include_str!("../sql/public/schema_version.sql");
+pub(crate) const SCHEMA_VERSION: &str = include_str!("../../sql/public/schema_version.sql");
 
 /// Times cross as microseconds since the epoch: no `sqlx/time`, and `infinity` cannot panic. It is the largest number or
 /// the smallest.
@@ -182,9 +182,9 @@ impl Statements {
                 "response_code, response_headers, response_body, response_omitted, recovered ",
                 r#"from :"schema".begin_operation($1, $2, $3, $4, $5, $6, $7, $8)"#
             )),
-            look: fill(include_str!("../sql/statements/look.sql")),
+            look: fill(include_str!("../../sql/statements/look.sql")),
             wait_for_key: fill(r#"select :"schema"._wait_for_key($1, $2, $3)"#),
-            insert_finished: fill(include_str!("../sql/statements/insert_finished.sql")),
+            insert_finished: fill(include_str!("../../sql/statements/insert_finished.sql")),
             complete: fill(r#"select :"schema".complete($1, $2, $3, $4, $5, $6, $7, $8)"#),
             fail: fill(r#"select :"schema".fail($1, $2, $3, $4, $5, $6, $7, $8)"#),
             release: fill(r#"select :"schema".release($1, $2, $3)"#),

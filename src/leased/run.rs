@@ -8,20 +8,20 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::PgPool;
 
-use crate::answer::{Begin, Finished};
-use crate::before::before;
-use crate::claim::{Claim, ClaimId};
+use crate::client::PgOnce;
 use crate::error::{Error, ErrorKind, Result, of_claims_call, sqlstate_in};
-use crate::heartbeat::{Heartbeat, Stopped};
-use crate::later::Later;
-use crate::lease::Lease;
-use crate::once::PgOnce;
+use crate::leased::before::before;
+use crate::leased::heartbeat::{Heartbeat, Stopped};
+use crate::leased::lease::Lease;
+use crate::leased::work::Work;
+use crate::operation::response::Response;
 use crate::operation::{OnLapse, Operation};
+use crate::protocol::answer::{Begin, Finished};
+use crate::protocol::claim::{Claim, ClaimId};
 use crate::protocol::procedure;
-use crate::response::Response;
 use crate::transactional::OwnedTransaction;
+use crate::transactional::later::Later;
 use crate::transactional::{BoxError, Done, Ending, Failure, Next, RunError, answered};
-use crate::work::Work;
 
 /// How long it is tried to give up a claim whose work has met silence.
 const GIVE_UP_MAX: Duration = Duration::from_secs(5);

@@ -8,14 +8,14 @@ use std::time::Duration;
 use sqlx::{PgConnection, PgPool};
 use tokio::task::{Id, JoinSet};
 
-use crate::before::before;
+use crate::client::{PgOnce, get};
 use crate::error::{Error, ErrorKind, Result, database};
-use crate::key::{checked, log_hash};
-use crate::once::{PgOnce, get};
+use crate::leased::before::before;
+use crate::leased::run::redacted;
+use crate::operation::key::{checked, log_hash};
 use crate::operation::millis;
+use crate::protocol::inspection::{Listed, listed};
 use crate::protocol::procedure;
-use crate::record::{Listed, listed};
-use crate::run_leased::redacted;
 use crate::transactional::OwnedTransaction;
 use crate::transactional::{BoxError, jitter};
 

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::claim::Claim;
 use crate::error::Result;
-use crate::response::Response;
+use crate::operation::response::Response;
+use crate::protocol::claim::Claim;
 
 /// The answer to a begin: one row of the protocol's decision table.
 ///
