@@ -4,7 +4,7 @@
 
 #![allow(missing_docs, missing_debug_implementations, reason = "a program, not an API")]
 
-use pgonce::{Fingerprint, Key, Operation, PgOnce, RunError, Scope};
+use pgonce::{Begin, Fingerprint, Key, Operation, PgOnce, Response, RunError, Scope};
 use pgonce_testing::{Database, Options};
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
@@ -42,8 +42,29 @@ pub async fn pay(
     Ok(payment.into_inner())
 }
 
-pub async fn prepare(pool: &PgPool, once: &PgOnce) -> Result<(), Box<dyn std::error::Error>> {
-    once.migrate(&mut *pool.acquire().await?).await?;
+/// The same with each step apart.
+pub async fn pay_in_steps(
+    pool: &PgPool,
+    once: &PgOnce,
+    op: &Operation,
+    request: &Request,
+) -> Result<Payment, Box<dyn std::error::Error>> {
+    let mut tx = pool.begin().await?;
+    match once.begin(&mut tx, op).await? {
+        Begin::Started(claim) => {
+            let payment = charge(&mut tx, request).await?;
+            claim.complete(&mut tx, Response::json(&payment)?).await?;
+            pgonce::commit(tx).await?;
+            Ok(payment)
+        }
+        Begin::Replay(replay) => Ok(replay.json()?),
+        Begin::InProgress(wait) => Err(format!("409: retry after {:?}", wait.retry_after()).into()),
+        Begin::Mismatch(_) => Err("422: the key belongs to another request".into()),
+        Begin::Held(_) => Err("409: no caller may continue until an operator decides".into()),
+    }
+}
+
+pub async fn prepare(pool: &PgPool) -> sqlx::Result<()> {
     sqlx::query(
         "create table if not exists quickstart_payment
            (id bigint generated always as identity, account text, amount bigint)",
@@ -59,7 +80,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let database = Database::from_env(&Options::new()).await?;
     let pool = PgPool::connect_with(database.connect_options()).await?;
     let once = PgOnce::new();
-    prepare(&pool, &once).await?;
+    once.migrate(&mut *pool.acquire().await?).await?;
+    prepare(&pool).await?;
 
     let key = Key::generate();
     let request = Request { account: "alice".to_owned(), amount: 100 };

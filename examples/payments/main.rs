@@ -1,5 +1,5 @@
 //! Payments and card charges over HTTP, each done once per `Idempotency-Key`:
-//! `cargo run --example payments`. The README walks through it with curl.
+//! `cargo run --example payments`. The page http walks through it with curl.
 //!
 //! Uses `DATABASE_URL`, or a throw-away PostgreSQL. Listens on 127.0.0.1, port `PORT` (3000).
 //!

@@ -58,7 +58,6 @@ pub struct Handled<T> {
 
 /// What to tell the broker about a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Verdict {
     /// It is done, and committed.
     Ack,
@@ -96,7 +95,6 @@ impl Inbox {
     ///     Verdict::Ack => println!("acknowledge it"),
     ///     Verdict::Retry(after) => println!("again in {after:?}"),
     ///     Verdict::DeadLetter(reason) => println!("put it aside: {reason}"),
-    ///     _ => {}
     /// }
     /// # }
     /// ```

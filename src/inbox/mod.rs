@@ -53,7 +53,6 @@ const LONGEST_PAUSE_DEFAULT: Duration = Duration::from_secs(300);
 /// What [`Inbox::receive`] says of a message.
 #[derive(Debug)]
 #[must_use = "only `New` allows the message to be handled"]
-#[non_exhaustive]
 pub enum Received {
     /// It is new, and recorded as done in this transaction: handle it in the same one.
     New(Receipt),
@@ -63,7 +62,7 @@ pub enum Received {
     InProgress,
     /// Its attempts are used up, or it has failed for good; why, in words.
     Dead(String),
-    /// Its id is none, or one that the database's encoding cannot hold; nothing else of the batch is hindered by that.
+    /// The id is invalid, or the database's encoding cannot hold it; the rest of the batch is unaffected.
     Refused(Error),
 }
 

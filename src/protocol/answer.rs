@@ -14,7 +14,6 @@ use crate::protocol::claim::Claim;
 /// transaction.
 #[derive(Debug)]
 #[must_use = "only `Started` allows the work to run"]
-#[non_exhaustive]
 pub enum Begin {
     /// The caller holds the claim: perform, then complete, fail or release it.
     Started(Claim),
@@ -37,7 +36,6 @@ pub struct Replay {
 
 /// How a finished operation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Finished {
     /// With `complete`.
     Completed,
@@ -83,7 +81,6 @@ pub struct Held {
 
 /// Why a key is [`Held`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum HeldBecause {
     /// Its lease lapsed and the operation's policy is [`OnLapse::Hold`](crate::OnLapse::Hold).
     Lapsed,

@@ -25,7 +25,6 @@ fn said(received: &Received) -> &'static str {
         Received::InProgress => "in progress",
         Received::Dead(_) => "dead",
         Received::Refused(_) => "refused",
-        _ => "unknown",
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the README shows is what runs.
 
-use pgonce::RunError;
+use pgonce::{Operation, RunError};
 
 use crate::support::db::TestDb;
 
@@ -8,34 +8,20 @@ use crate::support::db::TestDb;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
 
-use quickstart::{Request, pay, prepare};
+use quickstart::{Request, pay, pay_in_steps, prepare};
 
-/// The README's Rust blocks that are lines of an example.
-fn shown() -> Vec<&'static str> {
-    let readme = include_str!("../../README.md");
-    let section = |title: &str| {
-        let (_, rest) = readme.split_once(title).unwrap();
-        rest.split("\n## ").next().unwrap()
-    };
-    let blocks = |text: &'static str, count: usize| {
-        let blocks = text.split("```rust,ignore\n").skip(1).take(count);
-        let blocks = blocks.map(|block| block.split("```").next().unwrap()).collect::<Vec<_>>();
-        assert_eq!(blocks.len(), count, "{text}");
-        blocks
-    };
-    [blocks(section("## Ten lines"), 1), blocks(section("## HTTP"), 3)].concat()
+/// The README's Rust blocks.
+fn shown() -> impl Iterator<Item = &'static str> {
+    let blocks = include_str!("../../README.md").split("```rust,ignore\n").skip(1);
+    blocks.map(|block| block.split("```").next().unwrap())
 }
 
 #[test]
 fn the_readme_shows_the_examples_own_lines() {
-    let examples = [
-        include_str!("../../examples/quickstart.rs"),
-        include_str!("../../examples/payments/api.rs"),
-        include_str!("../../examples/payments/payments.rs"),
-    ];
+    let example = include_str!("../../examples/quickstart.rs");
+    assert_eq!(shown().count(), 3);
     for shown in shown() {
-        let there = examples.iter().any(|example| is_in(shown, example));
-        assert!(there, "in no example:\n{shown}");
+        assert!(is_in(shown, example), "not in the example:\n{shown}");
     }
 }
 
@@ -51,7 +37,7 @@ async fn the_readme_example_pays_once() {
     let db = TestDb::new().await;
     let options = db.options.clone().options([("search_path", db.schema.as_str())]);
     let db = TestDb::open(&db.schema, options, 5).await;
-    prepare(&db.pool, &db.once).await.unwrap();
+    prepare(&db.pool).await.unwrap();
     let request = Request { account: "alice".to_owned(), amount: 100 };
     let first = pay(&db.pool, &db.once, "order-17", &request).await.unwrap();
     let retry = pay(&db.pool, &db.once, "order-17", &request).await.unwrap();
@@ -60,4 +46,9 @@ async fn the_readme_example_pays_once() {
     let refused = pay(&db.pool, &db.once, "order-17", &other).await;
     assert!(matches!(refused, Err(RunError::Mismatch(_))));
     assert_eq!(db.ask::<i64>("select count(*) from {}.quickstart_payment").await, 1);
+    let op = Operation::new("acme/payments.create", "in steps").unwrap();
+    let first = pay_in_steps(&db.pool, &db.once, &op, &request).await.unwrap();
+    let retry = pay_in_steps(&db.pool, &db.once, &op, &request).await.unwrap();
+    assert_eq!(first, retry);
+    assert_eq!(db.ask::<i64>("select count(*) from {}.quickstart_payment").await, 2);
 }

@@ -234,7 +234,6 @@ pub fn word(begin: &Begin) -> &'static str {
         Begin::InProgress(_) => "in progress",
         Begin::Mismatch(_) => "mismatch",
         Begin::Held(_) => "held",
-        _ => "unknown",
     }
 }
 

@@ -1,4 +1,4 @@
-//! The README's walk-through does what it shows.
+//! The walk-through of the page http does what it shows.
 
 use std::process::Stdio;
 
@@ -7,7 +7,7 @@ use tokio::process::Command;
 use super::example::Example;
 use crate::support::db::TestDb;
 
-/// What the README leaves out of every answer.
+/// What the page leaves out of every answer.
 const NOT_SHOWN: [&str; 2] = ["date: ", "content-length: "];
 /// Printed between two commands, so that their outputs can be told apart.
 const MARK: &str = "--8<--";
@@ -18,10 +18,10 @@ struct Step {
     shown: Vec<String>,
 }
 
-/// The commands in the README's `console` blocks, in order.
+/// The commands in the page's `console` blocks, in order.
 fn steps() -> Vec<Step> {
-    let readme = include_str!("../../../README.md");
-    let blocks = readme.split("```console\n").skip(1);
+    let page = include_str!("../../../src/docs/http.md");
+    let blocks = page.split("```console\n").skip(1);
     let mut steps = Vec::<Step>::new();
     for line in blocks.flat_map(|block| block.split("```").next().unwrap().lines()) {
         match (line.strip_prefix("$ "), steps.last_mut()) {
@@ -67,7 +67,7 @@ fn is_shown(line: &str, shown: &str) -> bool {
 }
 
 #[tokio::test]
-async fn the_readmes_commands_print_what_it_shows() {
+async fn the_commands_print_what_the_page_shows() {
     let mut steps = steps();
     let start = steps.remove(0);
     assert_eq!(start.command, "cargo run --example payments");
