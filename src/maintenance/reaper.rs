@@ -83,7 +83,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 struct Pass {
     began: Instant,
     rows: u32,
-    /// Everything before it is deleted; see `sql/reap.sql`.
+    /// Everything before it is deleted; see `sql/internal/reap_batch.sql`.
     watermark_micros: Option<i64>,
     deleted: u64,
     /// Whether the last batch was full, so that there may be more.

@@ -44,7 +44,7 @@ pub struct FingerprintSecret {
     mac: Hmac<Sha256>,
 }
 
-/// Header of an unkeyed SHA-256; `sql/fingerprint.sql` writes the same.
+/// Header of an unkeyed SHA-256; `sql/public/fingerprint.sql` writes the same.
 const SHA_256: [u8; 4] = [1, 0, 0, 0];
 /// First header byte of HMAC-SHA-256; the secret's id follows.
 const HMAC_SHA_256: u8 = 2;

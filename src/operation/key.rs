@@ -106,7 +106,7 @@ impl Key {
     }
 }
 
-/// The rule of `sql/check_name.sql`, here for an answer before a connection is needed.
+/// The rule of `sql/internal/check_name.sql`, here for an answer before a connection is needed.
 pub(crate) fn checked(field: &str, name: String) -> Result<String> {
     if name.is_empty() {
         return Err(Error::invalid(format!("{field} is empty; it takes 1 to 255 bytes")));

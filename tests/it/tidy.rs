@@ -61,6 +61,32 @@ fn every_sql_file_is_used_and_every_test_file_is_listed() {
     }
 }
 
+// The invariants of src/docs/architecture.md.
+#[test]
+fn only_some_files_touch_the_database() {
+    /// What the code of a file says, and which files may.
+    type Rule = (&'static [&'static str], fn(&str) -> bool);
+    let rules: [Rule; 3] = [
+        (&["sqlx_core", "Manager::"], |path| path == "src/transactional/transaction.rs"),
+        (&["AssertSqlSafe"], |path| path == "src/protocol/statements.rs"),
+        (&[".execute(", ".fetch_one(", ".fetch_all(", ".fetch_optional(", "raw_sql("], |path| {
+            !["src/operation/", "src/error/", "src/web/"].iter().any(|room| path.starts_with(room))
+        }),
+    ];
+    let files = files("src", &["rs"]);
+    for (words, may) in rules {
+        let mut seen = false;
+        for (path, text) in &files {
+            let mut code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            let says = code.find(|line| words.iter().any(|word| line.contains(word)));
+            seen |= says.is_some();
+            let path = path.to_str().unwrap();
+            assert!(says.is_none() || may(path), "{path}: {}", says.unwrap());
+        }
+        assert!(seen, "nothing says {words:?} any more");
+    }
+}
+
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
 }
