@@ -57,7 +57,7 @@ pub async fn pay_in_steps(
             pgonce::commit(tx).await?;
             Ok(payment)
         }
-        Begin::Replay(replay) => Ok(replay.json()?),
+        Begin::Replay(replay) => Ok(replay.parse_json()?),
         Begin::InProgress(wait) => Err(format!("409: retry after {:?}", wait.retry_after()).into()),
         Begin::Mismatch(_) => Err("422: the key belongs to another request".into()),
         Begin::Held(_) => Err("409: no caller may continue until an operator decides".into()),

@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result, database};
 use crate::leased::before::before;
 use crate::leased::run::redacted;
 use crate::operation::key::{checked, log_hash};
+use crate::operation::limits::{PAUSE_MIN, check_pause, outside, spelled};
 use crate::operation::millis;
 use crate::protocol::inspection::{Listed, listed};
 use crate::protocol::procedure;
@@ -63,8 +64,6 @@ pub struct Recovery {
 const CONCURRENCY_DEFAULT: usize = 4;
 const CONCURRENCY_MAX: usize = 1000;
 const INTERVAL_DEFAULT: Duration = Duration::from_millis(500);
-const TIME_MIN: Duration = Duration::from_millis(1);
-const TIME_MAX: Duration = Duration::from_secs(86_400);
 const FIRST_PAUSE_DEFAULT: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE_DEFAULT: Duration = Duration::from_secs(3600);
 const TIME_LIMIT_DEFAULT: Duration = Duration::from_secs(3600);
@@ -129,37 +128,56 @@ impl Recovery {
         })
     }
 
-    /// How many operations to run at once: 1 to 1000; the default is 4. What lies outside is moved to the
-    /// nearer end.
-    #[must_use]
-    pub fn concurrency(mut self, operations: usize) -> Self {
-        self.concurrency = operations.clamp(1, CONCURRENCY_MAX);
-        self
+    /// How many operations to run at once: 1 to 1000; the default is 4.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside these limits.
+    pub fn concurrency(mut self, operations: usize) -> Result<Self> {
+        if !(1..=CONCURRENCY_MAX).contains(&operations) {
+            return Err(outside("concurrency", &operations.to_string(), "1 to 1000"));
+        }
+        self.concurrency = operations;
+        Ok(self)
     }
 
     /// The longest time between two looks while there is room for another operation: 1 ms to one day; the
     /// default is half a second. Each is shorter by up to a tenth, so that many processes do not look in step.
-    #[must_use]
-    pub fn interval(mut self, interval: Duration) -> Self {
-        self.interval = interval.clamp(TIME_MIN, TIME_MAX);
-        self
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside these limits.
+    pub fn interval(mut self, interval: Duration) -> Result<Self> {
+        check_pause("interval", interval)?;
+        self.interval = interval;
+        Ok(self)
     }
 
     /// For how long a key is put off when it is picked for the first time, and at most. From try to try it
-    /// doubles; the defaults are five seconds and an hour. 1 ms to one day.
-    #[must_use]
-    pub fn pauses(mut self, first: Duration, longest: Duration) -> Self {
-        self.first_pause = first.clamp(TIME_MIN, TIME_MAX);
-        self.longest_pause = longest.clamp(self.first_pause, TIME_MAX);
-        self
+    /// doubles; the defaults are five seconds and an hour. 1 ms to one day, and the first is not above the longest.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside these limits.
+    pub fn pauses(mut self, first: Duration, longest: Duration) -> Result<Self> {
+        check_pause("first pause", first)?;
+        check_pause("longest pause", longest)?;
+        if first > longest {
+            let takes = format!("up to the longest, {}", spelled(longest));
+            return Err(outside("first pause", &spelled(first), &takes));
+        }
+        (self.first_pause, self.longest_pause) = (first, longest);
+        Ok(self)
     }
 
     /// How long a handler may take: 1 ms or more; the default is an hour. One that takes longer is dropped, and
-    /// its claim lapses: work that hangs must not take the place of others for ever.
-    #[must_use]
-    pub fn time_limit(mut self, limit: Duration) -> Self {
-        self.time_limit = limit.max(TIME_MIN);
-        self
+    /// its claim lapses: work that hangs must not block a place.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) below this limit.
+    pub fn time_limit(mut self, limit: Duration) -> Result<Self> {
+        if limit < PAUSE_MIN {
+            return Err(outside("time limit", &spelled(limit), "1 ms or more"));
+        }
+        self.time_limit = limit;
+        Ok(self)
     }
 
     /// Runs abandoned operations until `shutdown` completes, and returns how many handlers ended well.

@@ -8,7 +8,7 @@ use sqlx::{PgConnection, PgPool};
 use crate::client::{PgOnce, get};
 use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
 use crate::leased::before::before;
-use crate::operation::limits::outside;
+use crate::operation::limits::{check_pause, outside};
 use crate::protocol::procedure::{Unfit, is_unfit};
 
 /// What reaping did and what is left to do.
@@ -64,7 +64,6 @@ pub struct Reaper {
 }
 
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
-const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
 const BATCH_BUDGET_DEFAULT: Duration = Duration::from_millis(100);
 const BATCH_ROWS_FIRST: u32 = 1000;
 /// The largest batch that [`PgOnce::reap_once`] takes.
@@ -162,14 +161,16 @@ impl Reaper {
     }
 
     /// The time between two passes. Each is moved by up to a tenth, and the first comes at a random
-    /// moment within it, so that many processes do not reap in step. 1 ms to one day; what lies
-    /// outside is moved to the nearer end.
+    /// moment within it, so that many processes do not reap in step. 1 ms to one day.
     ///
     /// A pass that takes longer than a minute is cut short; the next one follows it at once.
-    #[must_use]
-    pub fn interval(mut self, interval: Duration) -> Self {
-        self.interval = interval.clamp(Duration::from_millis(1), INTERVAL_MAX);
-        self
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside these limits.
+    pub fn interval(mut self, interval: Duration) -> Result<Self> {
+        check_pause("interval", interval)?;
+        self.interval = interval;
+        Ok(self)
     }
 
     /// How long a batch should take. Batches that take longer are halved, quick ones are doubled,
@@ -181,14 +182,19 @@ impl Reaper {
     }
 
     /// The share of the time that deleting may take: after each batch there is a pause, as long as
-    /// keeps to it. With 0.5 a batch of 100 ms is followed by a pause of 100 ms. 0.01 to 1 (no pause);
-    /// what lies outside is moved to the nearer end. 0.9 unless it is set.
+    /// keeps to it. With 0.5 a batch of 100 ms is followed by a pause of 100 ms. 0.01 to 1 (no pause); the default is
+    /// 0.9.
     ///
     /// It counts for each reaper by itself: two that work at once take up to twice as much.
-    #[must_use]
-    pub fn share(mut self, share: f64) -> Self {
-        self.share = share.max(SHARE_MIN).clamp(SHARE_MIN, 1.0); // max drops a NaN, which clamp would keep
-        self
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside these limits.
+    pub fn share(mut self, share: f64) -> Result<Self> {
+        if !(SHARE_MIN..=1.0).contains(&share) {
+            return Err(outside("share", &share.to_string(), "0.01 to 1"));
+        }
+        self.share = share;
+        Ok(self)
     }
 
     /// Deletes everything overdue, batch after batch, however long it takes. For cron jobs and tests;
@@ -368,9 +374,6 @@ mod tests {
         assert_eq!(pause_after(ms(100), 1.0), Duration::ZERO);
         assert_eq!(pause_after(ms(100), 0.5), ms(100));
         assert_eq!(pause_after(ms(10), 0.1), ms(90));
-        let share = |share| Reaper::new(&PgOnce::new()).share(share).share;
-        let outside = [f64::NAN, f64::NEG_INFINITY, -1.0, 0.0, 2.0, f64::INFINITY].map(share);
-        assert_eq!(outside, [0.01, 0.01, 0.01, 0.01, 1.0, 1.0]);
     }
 
     #[test]

@@ -99,7 +99,7 @@ impl Key {
         ]))
     }
 
-    /// The key as text.
+    /// The key as text, to print on purpose: `Debug` shows no key.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -155,6 +155,17 @@ impl fmt::Debug for Key {
 /// What can name an operation: text, or a value already checked.
 macro_rules! from_text {
     ($name:ident) => {
+        impl std::str::FromStr for $name {
+            type Err = Error;
+            fn from_str(text: &str) -> Result<Self> {
+                Self::new(text)
+            }
+        }
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                self.as_str()
+            }
+        }
         impl TryFrom<&str> for $name {
             type Error = Error;
             fn try_from(text: &str) -> Result<Self> {

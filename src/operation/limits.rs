@@ -9,6 +9,9 @@ use crate::operation::millis;
 const SHORTEST: Duration = Duration::from_millis(1);
 const RETENTION_MAX: Duration = Duration::from_secs(315_576_000);
 const WAIT_MAX: Duration = Duration::from_secs(3600);
+/// Of what a background task does from time to time.
+pub(crate) const PAUSE_MIN: Duration = SHORTEST;
+const PAUSE_MAX: Duration = Duration::from_secs(86_400);
 
 /// Checks how long a key is remembered, how long its callers wait, and how often it may be claimed.
 pub(crate) fn check(retention: Duration, wait: Duration, max_attempts: Option<u32>) -> Result<()> {
@@ -29,6 +32,14 @@ pub(crate) fn check_lease(lease: Duration, retention: Duration) -> Result<()> {
     if lease < SHORTEST || millis(lease) > millis(retention) {
         let takes = format!("1 ms up to the retention, {}", spelled(retention));
         return Err(outside("lease", &spelled(lease), &takes));
+    }
+    Ok(())
+}
+
+/// Checks how often a background task does something.
+pub(crate) fn check_pause(field: &str, pause: Duration) -> Result<()> {
+    if pause < PAUSE_MIN || pause > PAUSE_MAX {
+        return Err(outside(field, &spelled(pause), "1 ms to one day"));
     }
     Ok(())
 }

@@ -73,7 +73,7 @@ impl Scope {
         Self(scope)
     }
 
-    /// The scope as text.
+    /// The scope as text, to print on purpose: `Debug` shows no scope.
     ///
     /// ```
     /// assert_eq!(pgonce::Scope::of(["acme", "payments"]).as_str(), "acme/payments");

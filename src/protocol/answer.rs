@@ -111,7 +111,7 @@ impl Replay {
     ///
     /// # Errors
     /// [`Encoding`](crate::ErrorKind::Encoding) when the body was not kept or is not JSON of this type.
-    pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
+    pub fn parse_json<T: DeserializeOwned>(&self) -> Result<T> {
         self.response.parse_json()
     }
 }

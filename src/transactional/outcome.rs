@@ -88,7 +88,7 @@ fn replayed<T: DeserializeOwned>(replay: Replay) -> Result<Done<T>, RunError> {
         Finished::Completed if replay.response.is_omitted() => {
             Err(RunError::Omitted(replay.response))
         }
-        Finished::Completed => Ok(Done { value: replay.json()?, replayed: true }),
+        Finished::Completed => Ok(Done { value: replay.parse_json()?, replayed: true }),
     }
 }
 

@@ -297,7 +297,7 @@ async fn every_call_works_on_a_pool_of_one_connection() {
 
 fn reap_in_background(db: &TestDb, pool: PgPool) -> (oneshot::Sender<()>, JoinHandle<u64>) {
     let (stop, stopped) = oneshot::channel();
-    let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1));
+    let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1)).unwrap();
     (stop, tokio::spawn(async move { reaper.run_until(pool, stopped).await }))
 }
 

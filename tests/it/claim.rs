@@ -210,7 +210,7 @@ async fn a_response_that_is_not_kept_still_blocks_a_second_run() {
         assert_eq!(replay.response().is_omitted(), omitted, "{key}");
         assert_eq!(replay.response().code(), Some(201), "the code is kept: {key}");
         assert_eq!(replay.response().body().is_empty(), omitted, "{key}");
-        let error = replay.json::<u32>();
+        let error = replay.parse_json::<u32>();
         assert_eq!(error.is_err(), omitted, "{key}");
     }
 }

@@ -190,7 +190,11 @@ async fn recoveries_share_the_work_at_every_level() {
             };
             let done = db.until("select count(*) = 30 from {}.keys where status = 'completed'");
             let recovery = Recovery::new(&db.once, "test/%").unwrap();
-            recovery.interval(Duration::from_millis(10)).run_until(pool, handler, done).await
+            recovery
+                .interval(Duration::from_millis(10))
+                .unwrap()
+                .run_until(pool, handler, done)
+                .await
         };
         let (a, b, c) = tokio::join!(one(), one(), one());
         assert_eq!(a + b + c, 30, "{level}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pgonce::{Error, ErrorKind, Failure, Fingerprint, Key, Lease, Operation};
-use pgonce::{RunError, SchemaName, Scope, Work};
+use pgonce::{PgOnce, Reaper, Recovery, RunError, SchemaName, Scope, Work};
 use proptest::prelude::*;
 
 use crate::support::db::{TestDb, op, started, word};
@@ -78,6 +78,32 @@ async fn bad_names_of_steps_are_refused_before_their_work() {
         },
     );
     run.await.unwrap();
+}
+
+#[test]
+fn settings_of_background_tasks_are_refused_where_they_are_written() {
+    let once = PgOnce::new();
+    let (reaper, ms) = (|| Reaper::new(&once), Duration::from_millis);
+    let recovery = || Recovery::new(&once, "test/%").unwrap();
+    let (no_time, too_long) = (Duration::ZERO, Duration::from_secs(86_401));
+    let shares = [f64::NAN, f64::NEG_INFINITY, 0.0, 0.009, 1.01, f64::INFINITY];
+    let mut refused = Vec::from(shares.map(|share| reaper().share(share).err()));
+    for time in [no_time, too_long] {
+        refused.push(reaper().interval(time).err());
+        refused.push(recovery().interval(time).err());
+        refused.push(recovery().pauses(time, ms(1)).err());
+        refused.push(recovery().pauses(ms(1), time).err());
+    }
+    refused.push(recovery().pauses(ms(2), ms(1)).err());
+    refused.push(recovery().time_limit(no_time).err());
+    refused.extend([0, 1001].map(|count| recovery().concurrency(count).err()));
+    for error in refused {
+        let error = error.expect("it must be refused");
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+        assert!(error.to_string().contains("it takes"), "{error}");
+    }
+    reaper().share(0.01).unwrap().share(1.0).unwrap().interval(ms(1)).unwrap();
+    recovery().concurrency(1000).unwrap().pauses(ms(1), ms(1)).unwrap().time_limit(ms(1)).unwrap();
 }
 
 #[tokio::test]

@@ -202,7 +202,7 @@ async fn between_its_batches_a_reaper_leaves_the_database_its_share() {
     )
     .await;
     let mut conn = db.conn().await;
-    let reaped = Reaper::new(&db.once).share(0.1).pass(&mut conn).await.unwrap();
+    let reaped = Reaper::new(&db.once).share(0.1).unwrap().pass(&mut conn).await.unwrap();
     assert_eq!((reaped.deleted, reaped.cut_short), (1200, false));
     let least = Duration::from_millis(100 + 900 + 100);
     assert!(reaped.took >= least, "two batches and a pause took {:?}", reaped.took);
@@ -213,7 +213,7 @@ async fn the_background_reaper_empties_the_backlog_and_stops_when_told() {
     let db = TestDb::new().await;
     db.plant_overdue(25_000, 0).await;
     let (stop, stopped) = oneshot::channel::<()>();
-    let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1));
+    let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1)).unwrap();
     let task = tokio::spawn({
         let pool = db.pool.clone();
         async move { reaper.run_until(pool, stopped).await }
@@ -230,7 +230,7 @@ async fn the_background_reaper_survives_errors() {
     db.plant_overdue(3, 0).await;
     db.execute("alter table {}.idempotency_keys rename to hidden").await;
     let (stop, stopped) = oneshot::channel::<()>();
-    let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1));
+    let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1)).unwrap();
     let task = tokio::spawn({
         let pool = db.pool.clone();
         async move { reaper.run_until(pool, stopped).await }

@@ -44,7 +44,7 @@ async fn a_pass_that_found_nothing_says_so() {
         .with_writer(log.clone())
         .finish();
     let _guard = tracing::subscriber::set_default(subscriber);
-    let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1));
+    let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1)).unwrap();
     let passes = async {
         // Two passes: the first one is no exception.
         tokio::time::timeout(PATIENCE, logged.wait_for(|lines| *lines >= 2)).await

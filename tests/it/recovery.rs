@@ -21,7 +21,7 @@ fn lease() -> Lease {
 
 /// A recovery of everything the tests do, quick to look.
 fn recovery(db: &TestDb) -> Recovery {
-    Recovery::new(&db.once, "test/%").unwrap().interval(Duration::from_millis(10))
+    Recovery::new(&db.once, "test/%").unwrap().interval(Duration::from_millis(10)).unwrap()
 }
 
 /// What a recovery has called its handler with.
@@ -93,7 +93,7 @@ async fn many_recoveries_share_the_work() {
             finish(once.clone(), pool.clone(), found)
         };
         let all = "select count(*) = 60 from {}.keys where status = 'completed'";
-        run(&db, recovery(&db).pauses(MINUTE, MINUTE), handler, all).await
+        run(&db, recovery(&db).pauses(MINUTE, MINUTE).unwrap(), handler, all).await
     };
     let (a, b, c, d) = tokio::join!(one(), one(), one(), one());
     assert_eq!(a + b + c + d, 60);
@@ -129,8 +129,11 @@ async fn what_always_fails_leaves_room_for_the_rest() {
     };
     let recovery = recovery(&db)
         .concurrency(2)
+        .unwrap()
         .pauses(Duration::from_millis(1), Duration::from_millis(1))
-        .time_limit(Duration::from_millis(500));
+        .unwrap()
+        .time_limit(Duration::from_millis(500))
+        .unwrap();
     let good = "select count(*) = 8 from {}.keys where status = 'completed'";
     assert_eq!(run::<_, _, Failed>(&db, recovery, handler, good).await, 8);
     assert!((0..8).all(|n| calls.of(&format!("good{n}")) == 1));
@@ -180,7 +183,7 @@ async fn a_shutdown_waits_for_the_handlers_that_run() {
             }
         }
     };
-    let (recovery, pool) = (recovery(&db).concurrency(1), db.pool.clone());
+    let (recovery, pool) = (recovery(&db).concurrency(1).unwrap(), db.pool.clone());
     let mut task = tokio::spawn(async move { recovery.run_until(pool, handler, stopped).await });
     entered.notified().await;
     drop(stop);

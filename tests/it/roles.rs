@@ -18,7 +18,8 @@ fn refused<T>(answer: pgonce::Result<T>) {
 
 /// A recovery in this pool until nothing of these scopes is half done.
 async fn recover(db: &TestDb, pool: &PgPool, scopes: &str) {
-    let recovery = Recovery::new(&db.once, scopes).unwrap().interval(Duration::from_millis(1));
+    let recovery =
+        Recovery::new(&db.once, scopes).unwrap().interval(Duration::from_millis(1)).unwrap();
     let handler = |found: pgonce::Listed| {
         let (once, pool) = (db.once.clone(), pool.clone());
         async move {
@@ -80,7 +81,7 @@ async fn the_reaper_runs_in_the_service_or_as_a_role_of_its_own() {
         )
         .await;
         let gone = db.until("select count(*) = 0 from {}.idempotency_keys");
-        let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1));
+        let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1)).unwrap();
         assert_eq!(reaper.run_until(pool.clone(), gone).await, 11, "{name}");
         assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 0);
         Reaper::new(&db.once).pass(&mut conn_as(&db, name).await).await.unwrap();

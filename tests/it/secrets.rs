@@ -96,7 +96,7 @@ async fn exercise(db: &TestDb) -> String {
     let mut conn = db.conn().await;
     let Begin::Replay(replay) = db.once.begin(&mut conn, &op).await.unwrap() else { panic!() };
     show(&replay);
-    show(&replay.json::<u32>().unwrap_err());
+    show(&replay.parse_json::<u32>().unwrap_err());
     show(&Response::bytes(CANARY).with_headers(CANARY));
     show(
         &db.once
@@ -221,7 +221,7 @@ pub async fn exercise_the_rest(db: &TestDb) -> String {
         drop(tell.lock().unwrap().take());
         async { Err::<(), _>(CANARY) }
     };
-    let recovery = recovery.interval(Duration::from_millis(1));
+    let recovery = recovery.interval(Duration::from_millis(1)).unwrap();
     show(&recovery.run_until(db.pool.clone(), handler, told).await);
     // What operators do.
     let mut conn = db.conn().await;

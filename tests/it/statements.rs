@@ -323,7 +323,8 @@ async fn everything(db: &TestDb) {
     messages(db).await;
     once.reap_once(&mut conn, 10).await.unwrap();
     pgonce::Reaper::new(once).pass(&mut conn).await.unwrap();
-    let recovery = Recovery::new(once, "test/%").unwrap().interval(Duration::from_millis(1));
+    let recovery =
+        Recovery::new(once, "test/%").unwrap().interval(Duration::from_millis(1)).unwrap();
     let (found, finds) = tokio::sync::oneshot::channel();
     let found = std::sync::Mutex::new(Some(found));
     let handler = move |_| {

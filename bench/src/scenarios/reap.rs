@@ -99,7 +99,7 @@ async fn storm(
         disturbed.alone.push(alone.p99_ms());
         // Beside the storm's connections, as a service that has one to spare does.
         let own = stage.pool(1).await?;
-        let reaper = Reaper::new(&stage.once).interval(Duration::from_millis(1));
+        let reaper = Reaper::new(&stage.once).interval(Duration::from_millis(1))?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let reaper = tokio::spawn(async move { reaper.run_until(own, stopped).await });
         disturbed.beside.push(storm.work(clients, rounds.each).await?.p99_ms());

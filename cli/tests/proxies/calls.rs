@@ -124,8 +124,10 @@ async fn recovery(stage: &Stage, pool: &PgPool) {
     let op = Operation::new("recovered/scope", "half done").unwrap();
     let first = two_attempts(&stage.once, pool, &op, &AtomicU32::new(0)).await;
     first.unwrap_err();
-    let recovery =
-        Recovery::new(&stage.once, "recovered/%").unwrap().interval(Duration::from_millis(1));
+    let recovery = Recovery::new(&stage.once, "recovered/%")
+        .unwrap()
+        .interval(Duration::from_millis(1))
+        .unwrap();
     let handler = |found: pgonce::Listed| {
         let (once, pool) = (stage.once.clone(), pool.clone());
         async move {

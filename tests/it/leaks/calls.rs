@@ -136,7 +136,7 @@ async fn a_recovery_picks_and_finishes() {
         };
         let done = db.until("select every(status = 'completed') from {}.keys");
         let recovery = Recovery::new(&db.once, "test/%").unwrap();
-        let recovery = recovery.interval(Duration::from_millis(10));
+        let recovery = recovery.interval(Duration::from_millis(10)).unwrap();
         assert_eq!(recovery.run_until(pool, handler, done).await, 1, "{how}");
         nothing_is_left(&db, how).await;
     }
@@ -163,7 +163,7 @@ async fn reap_until_empty(db: &TestDb, pool: &PgPool) -> u64 {
         db.plant_overdue(3, 0).await;
     }
     let (stop, stopped) = oneshot::channel::<()>();
-    let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1));
+    let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1)).unwrap();
     let pool = pool.clone();
     let task = tokio::spawn(async move { reaper.run_until(pool, stopped).await });
     db.until("select count(*) = 0 from {}.keys").await;
