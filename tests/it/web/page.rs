@@ -3,6 +3,7 @@
 use pgonce::web::Answer;
 
 const PAGE: &str = include_str!("../../../src/docs/http.md");
+const LIST: &str = include_str!("traps.md");
 const TRAPS: u32 = 67;
 
 #[test]
@@ -43,8 +44,19 @@ fn traps_named_in(text: &str) -> Vec<u32> {
 fn every_known_trap_is_named_in_a_test_or_on_the_page() {
     let mut named = traps_named_in(PAGE);
     for entry in std::fs::read_dir("tests/it/web").unwrap() {
-        named.extend(traps_named_in(&std::fs::read_to_string(entry.unwrap().path()).unwrap()));
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            named.extend(traps_named_in(&std::fs::read_to_string(path).unwrap()));
+        }
     }
     let missing: Vec<u32> = (1..=TRAPS).filter(|trap| !named.contains(trap)).collect();
     assert_eq!(missing, [0_u32; 0]);
+}
+
+#[test]
+fn every_known_trap_has_one_row_in_the_list() {
+    let number = |line: &str| line.strip_prefix("| ")?.split_once(" | ")?.0.parse::<u32>().ok();
+    let mut rows: Vec<u32> = LIST.lines().filter_map(number).collect();
+    rows.sort_unstable();
+    assert_eq!(rows, (1..=TRAPS).collect::<Vec<_>>());
 }
