@@ -48,6 +48,8 @@ pub mod _docs {
     pub mod failure_modes {}
     #[doc = include_str!("docs/operations.md")]
     pub mod operations {}
+    #[doc = include_str!("docs/upgrading.md")]
+    pub mod upgrading {}
     #[doc = include_str!("docs/performance.md")]
     pub mod performance {}
     #[doc = include_str!("docs/architecture.md")]
