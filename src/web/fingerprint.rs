@@ -19,7 +19,8 @@ type Custom = Arc<dyn Fn(&Parts, &Bytes) -> Fingerprint + Send + Sync>;
 /// and the body's bytes, unless told otherwise.
 ///
 /// A request with the same key and other parts is a mismatch. Keys that were begun under another choice
-/// of parts are not compared, so changing it does not turn retries into mismatches.
+/// of parts are not compared, so changing it does not turn retries into mismatches. The exception is
+/// [`custom`](RequestFingerprint::custom): another function gives other fingerprints.
 ///
 /// ```
 /// use pgonce::web::RequestFingerprint;
