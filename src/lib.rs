@@ -50,6 +50,8 @@ pub mod _docs {
     pub mod operations {}
     #[doc = include_str!("docs/upgrading.md")]
     pub mod upgrading {}
+    #[doc = include_str!("docs/compile-errors.md")]
+    pub mod compile_errors {}
     #[doc = include_str!("docs/performance.md")]
     pub mod performance {}
     #[doc = include_str!("docs/architecture.md")]

@@ -35,7 +35,8 @@ impl PgOnce {
     /// Takes a connection, opens a transaction, begins, runs `work` on it, completes with the
     /// returned value as JSON, commits. A retry of a finished key gets the stored value and does not
     /// run `work`. Serialization failures and deadlocks (40001, 40P01) run the whole transaction
-    /// again, so `work` may be called several times; only one call's writes are ever committed.
+    /// again, so `work` may be called several times; only one call's writes are ever committed. Compiler errors about the
+    /// closure: [compile errors](crate::_docs::compile_errors).
     ///
     /// When `work` fails, everything is rolled back and nothing is remembered, unless it returns
     /// [`Failure::keep`]: then its writes are undone, and the failure is stored and replayed. Should another call have
