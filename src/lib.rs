@@ -22,7 +22,7 @@ pub use maintenance::{Migrated, Reaped, Reaper};
 pub use operation::{Fingerprint, FingerprintSecret, Key, OnLapse, Operation, Response, Scope};
 pub use protocol::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
 pub use protocol::{
-    Claim, ClaimState, Filter, Listed, Progress, Record, SchemaName, Stats, Status,
+    Claim, ClaimState, Filter, Inspected, Listed, Progress, Record, SchemaName, Stats, Status,
 };
 pub use transactional::{Done, Failure, RunError, commit};
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pgonce::{Filter, Key, Progress, Record, Response, Scope, Status};
+use pgonce::{Filter, Inspected, Key, Progress, Record, Response, Scope, Status};
 use serde_json::Value;
 
 use crate::exit::CliError;
@@ -32,7 +32,7 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
         return Err(CliError::usage("--body - prints the body alone; leave out --json"));
     }
     let (record, response) = match find(session, &args.scope, &args.key).await {
-        Ok((record, response)) => (record, Some(response)),
+        Ok(found) => (found.record, Some(found.response)),
         Err(error) if error.is_missing_right() && args.body.is_none() => {
             (find_as_auditor(session, args, error).await?, None)
         }
@@ -94,7 +94,7 @@ pub(crate) async fn find(
     session: &mut Session,
     scope: &str,
     key: &str,
-) -> Result<(Record, Response), CliError> {
+) -> Result<Inspected, CliError> {
     let (scope, key) = (Scope::new(scope)?, Key::new(key)?);
     session.once.inspect(&mut session.conn, &scope, &key).await?.ok_or_else(unknown)
 }
@@ -110,7 +110,7 @@ pub(crate) async fn find_seen(
     key: &str,
     seen: Option<&str>,
 ) -> Result<Record, CliError> {
-    let (record, _) = find(session, scope, key).await?;
+    let record = find(session, scope, key).await?.record;
     match seen {
         Some(seen) if seen != record.seen => {
             Err(CliError::refused("the key has changed since it was looked at"))

@@ -119,6 +119,16 @@ pub struct Stats {
     pub index_bytes: u64,
 }
 
+/// What [`PgOnce::inspect`] finds: everything about one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Inspected {
+    /// Where the operation stands.
+    pub record: Record,
+    /// The stored response; empty until the operation is finished.
+    pub response: Response,
+}
+
 impl PgOnce {
     /// Looks at one key without locking it. `None`: the key is unknown, or its first claim is in a
     /// transaction that is still open. Needs the right to read the response, which an auditor does not have: for them
@@ -128,8 +138,8 @@ impl PgOnce {
     /// # use pgonce::{Key, PgOnce, Scope};
     /// # async fn example(pool: sqlx::PgPool, once: PgOnce) -> Result<(), Box<dyn std::error::Error>> {
     /// let (scope, key) = (Scope::new("acme/payments.create")?, Key::new("order-17")?);
-    /// if let Some((record, _)) = once.inspect(&mut *pool.acquire().await?, &scope, &key).await? {
-    ///     println!("{:?} since {}", record.status, record.created_at);
+    /// if let Some(found) = once.inspect(&mut *pool.acquire().await?, &scope, &key).await? {
+    ///     println!("{:?} since {}", found.record.status, found.record.created_at);
     /// }
     /// # Ok(())
     /// # }
@@ -146,14 +156,15 @@ impl PgOnce {
         conn: &mut PgConnection,
         scope: &Scope,
         key: &Key,
-    ) -> Result<Option<(Record, Response)>> {
+    ) -> Result<Option<Inspected>> {
         let row = sqlx::query(self.statements.inspect_key.clone())
             .bind(scope.as_str())
             .bind(key.as_str())
             .fetch_optional(conn)
             .await
             .map_err(database)?;
-        row.map(|row| Ok((record(&row)?, response(&row)?))).transpose()
+        row.map(|row| Ok(Inspected { record: record(&row)?, response: response(&row)? }))
+            .transpose()
     }
 
     /// Lists keys, ordered by scope and key. Needs no more than the rights of an auditor, who sees all of them. A row with
@@ -248,8 +259,8 @@ impl PgOnce {
     /// # async fn example(pool: sqlx::PgPool, once: PgOnce) -> Result<(), Box<dyn std::error::Error>> {
     /// let (scope, key) = (Scope::new("acme/orders.checkout")?, Key::new("order-17")?);
     /// let mut tx = pool.begin().await?;
-    /// if let Some((seen, _)) = once.inspect(&mut tx, &scope, &key).await? {
-    ///     let claim = once.take_over_claim(&mut tx, &scope, &key, &seen).await?;
+    /// if let Some(found) = once.inspect(&mut tx, &scope, &key).await? {
+    ///     let claim = once.take_over_claim(&mut tx, &scope, &key, &found.record).await?;
     ///     claim.complete(&mut tx, Response::json(&"paid by hand")?).await?;
     ///     pgonce::commit(tx).await?;
     /// }

@@ -10,6 +10,6 @@ pub(crate) mod status;
 
 pub use answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
 pub use claim::Claim;
-pub use inspection::{ClaimState, Filter, Listed, Record, Stats, Status};
+pub use inspection::{ClaimState, Filter, Inspected, Listed, Record, Stats, Status};
 pub use schema::SchemaName;
 pub use status::Progress;

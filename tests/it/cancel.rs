@@ -169,7 +169,7 @@ async fn a_leased_begin_dropped_at_any_await_has_the_key_or_has_not() {
             gone(&db, pid).await;
         }
         let row = db.once.inspect(&mut conn, op.scope(), op.key()).await.unwrap();
-        let claim = row.map(|(record, _)| (record.claim, record.attempt));
+        let claim = row.map(|row| (row.record.claim, row.record.attempt));
         let begin = db.once.begin_leased(&db.pool, &op, LEASE).await.unwrap();
         match word(&begin) {
             "started" => assert_eq!(claim, None, "{moment:?}"),
@@ -356,7 +356,7 @@ async fn every_future_can_be_spawned() {
         claim.release_leased(&pool).await.unwrap();
         let claim = started(once.begin_leased(&pool, &op, LEASE).await.unwrap());
         let conn = &mut *pool.acquire().await.unwrap();
-        let (seen, _) = once.inspect(conn, op.scope(), op.key()).await.unwrap().unwrap();
+        let seen = once.inspect(conn, op.scope(), op.key()).await.unwrap().unwrap().record;
         drop(claim);
         once.revoke_claim(conn, op.scope(), op.key(), &seen).await.unwrap();
         let claim = started(once.begin_leased(&pool, &op, LEASE).await.unwrap());

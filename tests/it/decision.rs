@@ -205,8 +205,8 @@ async fn used_up_attempts_hold_the_key_until_an_operator_releases_it() {
         panic!("expected held");
     };
     assert_eq!((held.attempt(), held.because()), (2, HeldBecause::Attempts));
-    let (record, _) =
-        db.once.inspect(&mut conn, op.scope(), op.key()).await.unwrap().expect("the key");
+    let record =
+        db.once.inspect(&mut conn, op.scope(), op.key()).await.unwrap().expect("the key").record;
     db.once.revoke_claim(&mut conn, op.scope(), op.key(), &record).await.unwrap();
     assert_eq!(db.lease(&op, MINUTE).await.attempt(), 3);
 }

@@ -124,8 +124,8 @@ async fn the_longest_names_work() {
     let mut conn = db.conn().await;
     let longest = Operation::new("s".repeat(255), "\u{1f511}".repeat(63)).unwrap();
     assert_eq!(word(&db.once.begin(&mut conn, &longest).await.unwrap()), "started");
-    let (record, _) =
-        db.once.inspect(&mut conn, longest.scope(), longest.key()).await.unwrap().unwrap();
+    let record =
+        db.once.inspect(&mut conn, longest.scope(), longest.key()).await.unwrap().unwrap().record;
     assert_eq!(record.attempt, 1);
 }
 
@@ -204,7 +204,7 @@ async fn planted_rows_are_reported_and_neither_replayed_nor_run() {
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{assignment}");
         let inspected = db.once.inspect(&mut conn, op.scope(), op.key()).await;
         match n {
-            0 => assert_eq!(inspected.unwrap().unwrap().0.status, pgonce::Status::Corrupt),
+            0 => assert_eq!(inspected.unwrap().unwrap().record.status, pgonce::Status::Corrupt),
             3 => drop(inspected.unwrap()),
             _ => assert_eq!(inspected.unwrap_err().kind(), ErrorKind::Corrupt),
         }

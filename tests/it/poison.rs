@@ -120,7 +120,7 @@ async fn only_what_is_dead_or_waits_is_redriven() {
     let refused = async |conn: &mut PgConnection| {
         let op = pgonce::Operation::new("orders", "m").unwrap();
         let row = db.once.inspect(conn, op.scope(), op.key()).await.unwrap();
-        let seen = row.map_or(unseen.clone(), |(record, _)| record);
+        let seen = row.map_or(unseen.clone(), |found| found.record);
         let error = inbox.redrive(conn, "m", &seen).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ClaimLost);
         conn.ping().await.unwrap(); // its locks are gone

@@ -151,7 +151,7 @@ async fn what_an_operator_lets_run_again_is_run_again() {
         .await;
     let (scope, key) = (Scope::new("test/scope").unwrap(), Key::new("k").unwrap());
     let mut tx = db.pool.begin().await.unwrap();
-    let (seen, _) = db.once.inspect(&mut tx, &scope, &key).await.unwrap().unwrap();
+    let seen = db.once.inspect(&mut tx, &scope, &key).await.unwrap().unwrap().record;
     let claim = db.once.take_over_claim(&mut tx, &scope, &key, &seen).await.unwrap();
     claim.release(&mut tx).await.unwrap();
     tx.commit().await.unwrap();

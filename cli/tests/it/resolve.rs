@@ -199,7 +199,7 @@ async fn an_operator_who_saw_another_attempt_decides_nothing() {
     let op = op("k");
     let (scope, key) = (op.scope().clone(), op.key().clone());
     let seen =
-        async || db.once.inspect(&mut db.conn().await, &scope, &key).await.unwrap().unwrap().0;
+        async || db.once.inspect(&mut db.conn().await, &scope, &key).await.unwrap().unwrap().record;
     let refused = async |seen: &pgonce::Record, words: &str| {
         let mut conn = db.conn().await;
         let error = db.once.take_over_claim(&mut conn, &scope, &key, seen).await.unwrap_err();
@@ -238,7 +238,7 @@ async fn the_last_holder_writes_nothing_after_an_operators_decision() {
     db.advance(MINUTE).await;
     let mut conn = db.conn().await;
     let mut tx = conn.begin().await.unwrap();
-    let (seen, _) = db.once.inspect(&mut tx, op.scope(), op.key()).await.unwrap().unwrap();
+    let seen = db.once.inspect(&mut tx, op.scope(), op.key()).await.unwrap().unwrap().record;
     let claim = db.once.take_over_claim(&mut tx, op.scope(), op.key(), &seen).await.unwrap();
     assert_eq!(claim.attempt(), 1);
     claim.complete(&mut tx, Response::bytes("the operator's")).await.unwrap();

@@ -202,7 +202,7 @@ impl TestDb {
     /// What is to be seen of a key now.
     pub async fn seen(&self, op: &Operation) -> pgonce::Record {
         let row = self.once.inspect(&mut self.conn().await, op.scope(), op.key()).await;
-        row.expect("inspect").expect("the key is there").0
+        row.expect("inspect").expect("the key is there").record
     }
 
     /// Completes the operation with this body, in a transaction of its own.

@@ -26,7 +26,7 @@ async fn lapse(db: &TestDb) {
 async fn release(db: &TestDb) {
     let mut conn = db.conn().await;
     let (scope, key) = (pgonce::Scope::new("acme/test").unwrap(), Key::new("k").unwrap());
-    let (record, _) = db.once.inspect(&mut conn, &scope, &key).await.unwrap().unwrap();
+    let record = db.once.inspect(&mut conn, &scope, &key).await.unwrap().unwrap().record;
     db.once.revoke_claim(&mut conn, &scope, &key, &record).await.unwrap();
 }
 

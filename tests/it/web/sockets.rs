@@ -252,7 +252,7 @@ async fn drain_waits_for_handlers_whose_clients_have_gone() {
 
 async fn is_completed(once: &PgOnce, db: &TestDb, op: &Operation) -> bool {
     let found = once.inspect(&mut db.conn().await, op.scope(), op.key()).await.unwrap();
-    found.is_some_and(|(record, _)| record.status == pgonce::Status::Completed)
+    found.is_some_and(|found| found.record.status == pgonce::Status::Completed)
 }
 
 #[tokio::test]
