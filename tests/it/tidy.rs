@@ -10,7 +10,7 @@ fn files(folder: &str, extensions: &[&str]) -> Vec<(PathBuf, String)> {
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() {
+            if path.is_dir() && !path.ends_with("target") {
                 folders.push(path);
             } else if path.extension().is_some_and(|e| extensions.iter().any(|x| e == *x)) {
                 let text = std::fs::read_to_string(&path).unwrap();
@@ -85,6 +85,49 @@ fn only_some_files_touch_the_database() {
         }
         assert!(seen, "nothing says {words:?} any more");
     }
+}
+
+#[test]
+fn no_link_of_a_page_leads_nowhere() {
+    let mut pages = files("src/docs", &["md"]);
+    pages.extend(files("examples", &["md"]));
+    for name in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "sql/README.md"] {
+        pages.push((name.into(), std::fs::read_to_string(name).unwrap()));
+    }
+    for (path, text) in &pages {
+        for link in text.split("](").skip(1) {
+            let link = link.split([')', ' ']).next().unwrap();
+            let (page, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let ours = page
+                .strip_prefix("crate::_docs::")
+                .or_else(|| page.strip_prefix("https://docs.rs/pgonce/latest/pgonce/_docs/"))
+                .map(|page| page.trim_end_matches("/index.html").replace('_', "-"));
+            let target = match &ours {
+                Some(page) if page == "changes" => PathBuf::from("CHANGELOG.md"),
+                Some(page) => Path::new("src/docs").join(page).with_extension("md"),
+                None if page.is_empty() => path.clone(),
+                None if page.contains(':') => continue, // rustdoc checks the items; others are not ours
+                None => path.parent().unwrap().join(page),
+            };
+            assert!(target.exists(), "{}: {link}", path.display());
+            if !anchor.is_empty() && target.extension().is_some_and(|end| end == "md") {
+                let there = anchors(&std::fs::read_to_string(&target).unwrap());
+                assert!(there.iter().any(|one| one == anchor), "{}: {link}", path.display());
+            }
+        }
+    }
+}
+
+/// The headings of a page as rustdoc names them, and the names that it gives itself.
+fn anchors(page: &str) -> Vec<String> {
+    let is_kept = |c: char| c.is_alphanumeric() || c == '-' || c == '_' || c == ' ';
+    let headings = page.lines().filter(|line| line.starts_with('#'));
+    let headings = headings.map(|line| {
+        let title = line.trim_start_matches('#').trim().to_lowercase();
+        title.chars().filter(|c| is_kept(*c)).collect::<String>().replace(' ', "-")
+    });
+    let ids = page.split("id=\"").skip(1).map(|id| id.split('"').next().unwrap().to_owned());
+    headings.chain(ids).collect()
 }
 
 fn file_name(path: &Path) -> String {
