@@ -1,20 +1,23 @@
-//! The closure form: it cannot be forgotten half way. For a key without a row it sends
+//! The closure form: its steps cannot be forgotten. For a key without a row it sends
 //!
-//! 1. `begin deferrable`, by itself;
-//! 2. the look (`sql/statements/look.sql`), which tries the key's lock where it sees no row. A finished row is replayed.
-//!    Another transaction has the lock: the call rolls back and is *in progress*, or waits if its caller allows that, and
-//!    begins again;
-//! 3. the work. When it fails everything is rolled back, and the call looks once more before it believes the error: the
-//!    work may have failed because it is a duplicate;
-//! 4. the INSERT of the finished row (`sql/statements/insert_finished.sql`). It returns no row when another call has
-//!    written one since the look, and fails (`IK004`) when another transaction has the key's lock, which only an optimistic
-//!    call meets: everything is rolled back, and the call begins again;
+//! 1. `begin deferrable`, by itself. DEFERRABLE marks the transaction as ours: step 4 refuses if the work has ended it;
+//! 2. the look (`sql/statements/look.sql`), which tries the key's advisory lock where it sees no row. A finished row is
+//!    replayed. If another transaction has the lock, the call rolls back and is *in progress*, or waits if its caller
+//!    allows that, and begins again. (At SERIALIZABLE a savepoint follows, for a failure that is kept.);
+//! 3. the work. If it fails, everything is rolled back, and the call looks once more, in a new transaction and without
+//!    the lock, before it believes the error: the work may have failed because it is a duplicate;
+//! 4. the INSERT of the finished row (`sql/statements/insert_finished.sql`). It tries the lock again. If another call
+//!    has written a row since the look, no row comes back. If another transaction has the lock, it fails (`IK004`). In
+//!    both cases everything is rolled back, and the call begins again;
 //! 5. `COMMIT`, by itself.
 //!
-//! A row that may be overwritten (a lapsed claim, a forgotten key) goes to `begin_operation` after the look, and to
-//! `complete` or `fail` in place of the INSERT. A failure that is kept takes steps 1, 2, 4 and 5 anew, without the work;
-//! at SERIALIZABLE it goes back to a savepoint before the work instead. An [optimistic](Operation::optimistic) call
-//! leaves out the look. `call.rs` has the steps.
+//! An [optimistic](Operation::optimistic) call leaves out step 2 at its first start: for a finished key its work runs
+//! and is rolled back in step 4, and the next start looks. Only such a call meets `IK004`.
+//!
+//! A row that may be overwritten (its claim has lapsed, or its retention is over) goes to `begin_operation` after the
+//! look, and to `complete` or `fail` in place of the INSERT. A failure that is kept takes steps 1, 2, 4 and 5 anew,
+//! without the work; at SERIALIZABLE it goes back to the savepoint instead. Contention starts a call again, up to 20
+//! starts in all (`restarts.rs`). `call.rs` has the steps.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -35,8 +38,8 @@ impl PgOnce {
     /// Takes a connection, opens a transaction, begins, runs `work` on it, completes with the
     /// returned value as JSON, commits. A retry of a finished key gets the stored value and does not
     /// run `work`. Serialization failures and deadlocks (40001, 40P01) run the whole transaction
-    /// again, so `work` may be called several times; only one call's writes are ever committed. Compiler errors about the
-    /// closure: [compile errors](crate::_docs::compile_errors).
+    /// again, so `work` may be called several times; only one call's writes are ever committed.
+    /// [Compile errors](crate::_docs::compile_errors) has those that a closure leads to.
     ///
     /// When `work` fails, everything is rolled back and nothing is remembered, unless it returns
     /// [`Failure::keep`]: then its writes are undone, and the failure is stored and replayed. Should another call have
