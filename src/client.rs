@@ -99,7 +99,7 @@ impl PgOnce {
     }
 
     /// Begins in the caller's open transaction: claim, effects and response commit together or
-    /// vanish together. Outside a transaction this would be a commit of its own, and a crash before
+    /// vanish together. Outside a transaction the claim would be committed at once, and a crash before
     /// complete would block the key for its whole retention: use [`begin_leased`](PgOnce::begin_leased).
     ///
     /// `Started` inserts one row and holds the key's lock until the transaction ends. Every other

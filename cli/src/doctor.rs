@@ -14,7 +14,7 @@ use crate::session::Global;
 /// Check what could let something happen twice; exits with 1 when it finds something
 #[derive(clap::Args)]
 #[command(after_help = "\
-A broker's horizon is the longest time after which it, or somebody with a dead-letter queue, may deliver a
+A broker's horizon is the longest time after which it, or a person with a dead-letter queue, may deliver a
 message again. An inbox must remember for longer. What it remembers is read from its newest message.
 
 Example:

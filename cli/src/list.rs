@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Only unfinished keys whose claim is in this state
     #[arg(long)]
     claim: Option<ClaimWord>,
-    /// Only leased keys that nobody works on, those first whose claim lapsed first; does not read the others
+    /// Only leased keys without a live holder, the claim that lapsed first at the top; does not read the others
     #[arg(long, conflicts_with_all = ["scope", "status", "claim"])]
     abandoned: bool,
     /// How many at most

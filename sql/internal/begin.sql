@@ -2,8 +2,8 @@
 -- p_lease_ms null: transactional, and p_token is null too. p_token: a new random one, from the caller.
 --
 -- The order of locks, in every function that takes several: the key's advisory lock, the key's row, its row in
--- unfinished; several keys in the order of their ids. complete, fail, release, extend, reap and receive take no advisory
--- lock, so they never wait for a caller that only asks. Whoever holds a key's row may delete its steps.
+-- unfinished; several keys in the order of their ids. complete, fail, release, extend, reap and receive take no
+-- advisory lock, so they never wait for a caller that only asks. A transaction that has locked a key's row may delete its steps.
 create or replace function :"schema"._begin(
   p_scope text, p_key text, p_fingerprint bytea, p_retention_ms bigint, p_token uuid, p_lease_ms bigint,
   p_wait_ms bigint, p_on_lapse text, p_max_attempts integer, p_lock_replay boolean,

@@ -13,7 +13,7 @@ select k.scope, k.key, k.status, k.claim, k.attempt, k.seen, k.fingerprinted, k.
  where :"schema"._is_abandoned(r.status, r.token, r.lease_expires_at, r.steps, r.attempts_uncounted,
                                r.expires_at, r.at);
 comment on view :"schema".abandoned is
-  'Leased operations that nobody works on.';
+  'Leased operations without a live holder.';
 
 -- Views with the rights of their reader: PostgreSQL 15 and newer.
 do $pgonce$

@@ -1,5 +1,5 @@
 -- The steps that earlier attempts have recorded, in their order, for the holder of the claim. Raises IK002 when the
--- claim is lost. Locks the claim's row, so call it in a transaction of its own and end that.
+-- claim is lost. Locks the claim's row, so call it in a separate transaction and end that.
 create or replace function :"schema".recorded_steps(p_scope text, p_key text, p_token uuid)
 returns table (name text, definition bytea, output bytea)
 language plpgsql volatile

@@ -1,8 +1,8 @@
--- Gives an operator the claim on a key that nobody works on, and returns its token: one that has lapsed, or was released,
--- or a transactional one that was committed without complete, whose holder ended with its transaction. The token is to be
--- used with complete, fail or release in the same transaction. The last holder, should it still live, is fenced off. The
--- attempts so far no longer count against a cap, so that a release lets the key run again. p_seen: what the operator
--- was shown in `keys`. Raises IK002, in words, when it is not so, and does not wait for another transaction.
+-- Gives an operator the claim on a key without a live holder, and returns its token: a claim that has lapsed or was
+-- released, or a transactional one that was committed without complete. Use the token with complete, fail or release in
+-- the same transaction. The last holder, if it still lives, is fenced off. Earlier attempts no longer count against a
+-- cap, so that a release lets the key run again. p_seen: what the operator was shown in `keys`. Raises IK002, in words,
+-- if the key has changed, and does not wait for another transaction.
 create or replace function :"schema".take_over_claim(p_scope text, p_key text, p_seen text) returns uuid
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -28,4 +28,4 @@ begin
 end
 $pgonce$;
 comment on function :"schema".take_over_claim is
-  'Gives an operator the claim on a key that nobody works on. Returns its token.';
+  'Gives an operator the claim on a key without a live holder. Returns its token.';

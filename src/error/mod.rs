@@ -70,9 +70,9 @@ pub enum ErrorKind {
     Environment,
     /// A stored row holds what pgonce never writes. It is neither replayed nor run again.
     Corrupt,
-    /// A step of leased work does not fit what is recorded: it is new and comes before recorded ones that have not
-    /// been come by (was one renamed or left out?), has the name of another one, is made from something
-    /// else, or has another type. Nothing of it was done.
+    /// A step of leased work does not fit what is recorded: it is new and comes before recorded steps that this attempt
+    /// has not reached (was one renamed or left out?), has the name of another step, is made from another input, or has
+    /// another type. It was not done.
     StepChanged,
     /// A value could not be turned into a response, or a stored response not into the wanted type.
     Encoding,

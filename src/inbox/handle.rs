@@ -36,9 +36,9 @@ impl Message {
         Self { id: id.into(), redelivered: None }
     }
 
-    /// Whether the broker says that it has delivered this message before. What it has may have killed its
-    /// consumer, so it is claimed, and the attempt counted, in a commit of its own before it is handled. What it
-    /// has not delivered before needs no such commit. Unless this is called, nobody knows, and it is claimed.
+    /// Whether the broker says that it has delivered this message before. A redelivered message may have crashed its
+    /// consumer, so pgonce first commits a claim, which counts the attempt. A first delivery needs no such commit. If
+    /// this is not called, the message is taken for a redelivered one.
     #[must_use]
     pub fn redelivered(mut self, redelivered: bool) -> Self {
         self.redelivered = Some(redelivered);
@@ -77,12 +77,12 @@ impl Inbox {
     /// | `work` returns a value, and its transaction is committed | `Ack` |
     /// | the message is done already | `Ack`; `work` does not run |
     /// | another consumer handles it, and the wait is over | `Retry` |
-    /// | `work` fails: everything is rolled back, and the attempt is counted in a commit of its own | `Retry`, or `DeadLetter` when the attempts are used up |
+    /// | `work` fails: everything is rolled back, and the attempt is counted | `Retry`, or `DeadLetter` when the attempts are used up |
     /// | `work` returns [`Failure::keep`] | `DeadLetter`, now and whenever it comes again |
     /// | `work` returns [`Failure::later`] | `Retry` with its pause; everything is rolled back, and nothing is counted |
     /// | the connection breaks or the server ends the session while `work` runs, or COMMIT gets no answer | as a failure of `work`, unless it turns out to be committed |
     /// | the database is away before `work` begins, or is read-only, or has no schema | `Retry`, and nothing is counted |
-    /// | the id is none, or the database's encoding cannot hold it | `DeadLetter` |
+    /// | the id is invalid, or the database's encoding cannot hold it | `DeadLetter` |
     ///
     /// ```no_run
     /// # use pgonce::{Inbox, Message, Verdict};

@@ -80,8 +80,8 @@ impl Receipt {
         self.attempt
     }
 
-    /// A key for what is sent on because of this message: the same in every attempt, so that whoever
-    /// receives it can see that it is the same. See [`Operation::derived_key`].
+    /// A key for what is sent on because of this message: the same in every attempt, so that the receiver recognizes a
+    /// repetition. See [`Operation::derived_key`].
     #[must_use]
     pub fn derived_key(&self, name: &str) -> Key {
         self.op.derived_key(name)
@@ -114,8 +114,8 @@ impl Inbox {
         self
     }
 
-    /// Refuses a retention that is shorter than the longest time after which the broker, or somebody with a
-    /// dead-letter queue, may deliver a message again.
+    /// Refuses a retention that is shorter than the longest time after which the broker, or a person with a dead-letter
+    /// queue, may deliver a message again.
     ///
     /// # Errors
     /// [`InvalidInput`](ErrorKind::InvalidInput).
@@ -183,7 +183,7 @@ impl Inbox {
     /// [`failed`](Inbox::failed) so that the attempt counts; [`handle`](Inbox::handle) does all of that.
     ///
     /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for an id that is none, and as
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for an invalid id, and as
     /// [`begin`](PgOnce::begin). Roll back on any.
     ///
     /// # Cancel safety
@@ -237,11 +237,11 @@ impl Inbox {
         ops.into_iter().map(received).collect()
     }
 
-    /// A key for what is sent on because of a message: the same in every attempt and every process, so that
-    /// whoever receives it can see that it is the same. See [`Operation::derived_key`].
+    /// A key for what is sent on because of a message: the same in every attempt and every process, so that the
+    /// receiver recognizes a repetition. See [`Operation::derived_key`].
     ///
     /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for an id that is none.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for an invalid id.
     pub fn derived_key(&self, id: &str, name: &str) -> Result<Key> {
         Ok(Operation::new(&self.consumer, id)?.derived_key(name))
     }

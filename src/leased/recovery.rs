@@ -73,9 +73,8 @@ const LOOK_MAX: Duration = Duration::from_secs(60);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 impl PgOnce {
-    /// Leased operations that nobody works on, those first whose claim lapsed first: their holder has died,
-    /// has failed, or has given them back. Held ones are among them, because the policy that holds a key comes
-    /// with each begin.
+    /// Leased operations without a live holder: it has died, has failed, or has given them back. The claim that lapsed
+    /// first comes first. Held keys are among them, because the policy that holds a key comes with each begin.
     ///
     /// Reads the keys that are not finished, and no others; locks nothing.
     ///
@@ -182,16 +181,15 @@ impl Recovery {
 
     /// Runs abandoned operations until `shutdown` completes, and returns how many handlers ended well.
     ///
-    /// `handler` is called for each in a task of its own; a panic in it ends that task only. Errors are
-    /// logged, with a hash in place of the key and without what they were about. Takes a connection for each
-    /// look and gives it back; what handlers take is theirs.
+    /// Each call of `handler` has a task; a panic ends that task only. Errors are logged, with a hash in place of the
+    /// key and without their text. Takes a connection for each look and gives it back; handlers take their own.
     ///
     /// After `shutdown` it picks no more, and waits for the handlers that run. To wait for a bounded time,
     /// drop it then.
     ///
     /// # Cancel safety
     /// Cancel safe: dropped, the handlers are dropped at their next await, as in a crash. Their claims lapse
-    /// with their leases, and somebody else goes on with them.
+    /// with their leases, and another process continues them.
     pub async fn run_until<F, Fut, T, E>(
         &self,
         pool: PgPool,

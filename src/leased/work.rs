@@ -33,8 +33,8 @@ pub struct Step {
 }
 
 impl Step {
-    /// A step of this name: 1 to 255 bytes, like a key. Names are for ever: a recorded step is found by its
-    /// name, wherever it comes, and a step with another name is another step.
+    /// A step of this name: 1 to 255 bytes, like a key. Names are permanent: a recorded step is found by its name,
+    /// wherever it stands, and a step with another name is another step.
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), definition: None }
     }
@@ -75,7 +75,7 @@ pub struct Work {
 struct Recorded {
     definition: Option<Vec<u8>>,
     output: Vec<u8>,
-    /// Whether this attempt has come by it.
+    /// Whether this attempt has reached it.
     passed: bool,
 }
 
@@ -103,8 +103,8 @@ impl Work {
         self.op.derived_key(name)
     }
 
-    /// Does `work` once per operation and records its output, in a commit of its own. In a later attempt
-    /// it is not done again: the recorded output is returned.
+    /// Does `work` once per operation, and commits its output. A later attempt does not do it again: it gets the
+    /// recorded output.
     ///
     /// A crash between `work` and the record does it again. If it calls a remote, hand that a
     /// [`derived_key`](Work::derived_key); if it writes to this database, use
@@ -316,7 +316,7 @@ fn output<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
     })
 }
 
-// By hand: outputs are nobody's business.
+// By hand: outputs are private.
 impl fmt::Debug for Work {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Work")

@@ -246,8 +246,8 @@ impl PgOnce {
             .map_err(database)
     }
 
-    /// Gives an operator the claim on a key that nobody works on: lapsed, released, or
-    /// [held](crate::Begin::Held) for whatever reason. To be called in a transaction, and finished in it:
+    /// Gives an operator the claim on a key without a live holder: lapsed, released, or
+    /// [held](crate::Begin::Held). To be called in a transaction, and finished in it:
     /// [`complete`](Claim::complete) or [`fail`](Claim::fail) with what has become of it, or
     /// [`release`](Claim::release) to let it run again, for which the attempts so far no longer count
     /// against [`max_attempts`](crate::Operation::max_attempts).
@@ -270,7 +270,7 @@ impl PgOnce {
     ///
     /// # Errors
     /// [`ClaimLost`](ErrorKind::ClaimLost), in words, when the key is not, or no longer, as it was seen: its
-    /// claim is live, it is finished or forgotten, or somebody works on it. Roll back.
+    /// claim is live, it is finished or forgotten, or another session works on it. Roll back.
     ///
     /// # Cancel safety
     /// Dropped before it returns, the claim may or may not be in the transaction: roll it back.

@@ -49,7 +49,7 @@ impl PgOnce {
     /// How far an operation is, without locking it. `None`: the key is unknown or forgotten, or its first
     /// claim is in a transaction that is still open.
     ///
-    /// Whoever may ask is for the caller to decide: build the scope from who they are, as for begin.
+    /// The caller decides who may ask: build the scope from the tenant or user, as for begin.
     ///
     /// ```no_run
     /// # use pgonce::{Key, PgOnce, Scope};

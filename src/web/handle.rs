@@ -22,7 +22,7 @@ use crate::transactional::OwnedTransaction;
 /// transactions (`tx.begin()`) are savepoints; never send `COMMIT` or `ROLLBACK` yourself: what was
 /// written before would be committed without its key.
 ///
-/// On a leased route there is none to begin with; [`OnceClaim::begin`] opens it.
+/// On a leased route there is none at first; [`OnceClaim::begin`] opens it.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] mod example {
@@ -211,7 +211,7 @@ impl OnceTx {
     /// Takes the transaction out of a request's extensions.
     ///
     /// # Errors
-    /// [`OnceRejection`]: the request did not go through a layer that opens one, or somebody holds it.
+    /// [`OnceRejection`]: the request did not go through a layer that opens one, or another extractor has it.
     pub fn of(extensions: &Extensions) -> Result<Self, OnceRejection> {
         let handle = extensions.get::<Handle>().ok_or(OnceRejection::NoLayer)?;
         if handle.0.leased {

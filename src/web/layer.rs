@@ -102,8 +102,8 @@ impl Idempotency {
     /// Build it with [`Scope::of`] from the tenant and the operation's name or the matched route, never from the
     /// client's word alone, nor from the request's path: a client can write one path in several ways.
     ///
-    /// `None` means that the request belongs to nobody. It is answered with 500, because authentication has to come
-    /// first: put this layer inside of it.
+    /// `None`: the request has no known sender. It is answered with 500, because authentication has to come first: put
+    /// this layer inside of it.
     #[must_use]
     pub fn new<F>(once: PgOnce, pool: PgPool, scope: F) -> Self
     where
@@ -142,8 +142,8 @@ impl Idempotency {
     }
 
     /// For handlers that call other services: the claim is committed before the handler runs, and
-    /// completed after it. The handler runs in a task of its own, which survives a client that hangs up,
-    /// and no connection is held meanwhile.
+    /// completed after it. The handler runs in a task, which survives a client that hangs up, and
+    /// takes no connection of the layer's.
     ///
     /// The claim is renewed while the handler runs, for up to ten minutes unless
     /// [`renewed_for`](Lease::renewed_for) is set. A lease above the retention is refused with 500.
@@ -234,7 +234,7 @@ impl Idempotency {
     }
 
     /// How long a duplicate of a request in progress waits for its answer: zero (the default, 409 at once) to one
-    /// hour. Of those that wait for one key in this process at most one holds a connection.
+    /// hour. Of the requests that wait for one key in this process at most one uses a connection.
     #[must_use]
     pub fn wait(mut self, bound: Duration) -> Self {
         self.wait = bound;

@@ -1,4 +1,4 @@
-//! Leased routes: the claim is committed first, and the handler runs in a task of its own that
+//! Leased routes: the claim is committed first, and the handler runs in a task that
 //! survives its client.
 
 use std::panic::resume_unwind;

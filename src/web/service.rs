@@ -253,7 +253,7 @@ async fn tell<R, E>(config: &Idempotency, begin: Begin, asked_by: Option<Parts>)
         }
         Begin::Mismatch(_) => Refusal::new(
             answer,
-            "The key was first sent with another request. Send that one, or this one with a key of its own.",
+            "The key was first sent with another request. Send that request, or this one with another key.",
         ),
         Begin::Held(_) | Begin::Started(_) => Refusal::new(
             answer,

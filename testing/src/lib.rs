@@ -49,7 +49,7 @@ const PORT: u16 = 5432;
 /// The superuser that `initdb` makes, and the database that comes with it.
 const SUPERUSER: &str = "postgres";
 
-/// A running PostgreSQL that nobody will miss. Stops and removes itself when dropped.
+/// A running, temporary PostgreSQL. Stops and removes itself when dropped.
 ///
 /// Dropping waits for the server to stop, a fraction of a second; in async code prefer
 /// [`stop`](Throwaway::stop). When the server ends for another reason (`pg_ctl stop`), its

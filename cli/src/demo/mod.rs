@@ -26,7 +26,7 @@ use storm::storm;
 /// Charge payments through clients that lose answers and retry, without and with pgonce
 #[derive(clap::Args)]
 #[command(after_help = "\
-With DATABASE_URL or --database-url it works in a schema of its own in that database and drops it
+With DATABASE_URL or --database-url it works in a new schema of that database and drops it
 at the end. Otherwise it starts a throw-away PostgreSQL from the programs on this machine.
 Exits with 1 if the protected half charged a payment twice or lost one.
 

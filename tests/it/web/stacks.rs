@@ -93,6 +93,7 @@ async fn limits_and_buffers_inside_are_asked_first() {
     }
 }
 
+// Trap 37.
 #[tokio::test]
 async fn an_error_of_the_service_is_passed_on_and_frees_the_key() {
     let db = TestDb::with_connections(1).await;
