@@ -42,7 +42,7 @@ pub enum RunError {
     /// remembered: the same key runs again. The error is the closure's own; downcast it to get its type back (one that came in an
     /// `anyhow::Error` shows only its text and its sources, and a pool's time-out in it is not recognised
     /// as retryable).
-    #[error("the work failed: {0}")]
+    #[error("the work failed; nothing was kept")]
     Work(#[source] BoxError),
     /// The work ended in a failure that was meant to be final ([`Failure::keep`]), now or in an
     /// earlier attempt. Its writes were undone; every retry gets this response.
