@@ -29,7 +29,8 @@ const STATEMENTS: [&str; 2] = [
     "select 2, $1::pg_catalog.int2, $2::pg_catalog.float4, $3::pg_catalog.bool",
 ];
 /// How often to ask. Between two questions a pooler that is busy gives the server's session to others.
-const QUESTIONS: usize = 6;
+const ROUNDS: usize = 4;
+const QUESTIONS: usize = 2;
 /// How long a pooler may take to find a second session. One that has no other waits for the first.
 const SECOND_SESSION_WITHIN: Duration = Duration::from_secs(1);
 
@@ -67,31 +68,34 @@ async fn settings(conn: &mut PgConnection) -> Result<Vec<&'static str>> {
 
 /// Whether a pooler runs one client's prepared statement for another, or loses it. The driver counts its statements,
 /// so that two connections give the same name to different ones. While the other one has a transaction open, such a
-/// pooler gives it alone the server's session in which the first has prepared its statement.
+/// pooler gives it alone the server's session in which the first has prepared its statement. It may have given it another
+/// session: the first gets that session when the transaction is over, since poolers take the session that was used last.
 async fn swaps(conn: &mut PgConnection, mut other: Holder) -> Result<bool> {
-    if is_swapped(conn, 0).await? {
-        return Ok(true);
-    }
-    other.send("begin").await?;
-    if is_swapped(&mut other.conn, 1).await? {
-        return Ok(true);
-    }
-    for _ in 0..QUESTIONS {
-        let mut asked = pin!(is_swapped(conn, 0));
-        let answer = match tokio::time::timeout(SECOND_SESSION_WITHIN, &mut asked).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                other.send("rollback").await?;
-                asked.await
-            }
-        };
-        if answer? {
+    for _ in 0..ROUNDS {
+        if is_swapped(conn, 0).await? {
             return Ok(true);
         }
+        other.send("begin").await?;
+        if is_swapped(&mut other.conn, 1).await? {
+            return Ok(true);
+        }
+        for _ in 0..QUESTIONS {
+            let mut asked = pin!(is_swapped(conn, 0));
+            let answer = match tokio::time::timeout(SECOND_SESSION_WITHIN, &mut asked).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    other.send("rollback").await?;
+                    asked.await
+                }
+            };
+            if answer? {
+                return Ok(true);
+            }
+        }
+        other.send("rollback").await?;
+        other.is_open = false;
     }
-    other.send("rollback").await?;
-    other.is_open = false;
-    Ok(false)
+    is_swapped(conn, 0).await
 }
 
 /// Whether another statement answers than this one.
