@@ -86,7 +86,6 @@ async fn handle(
             published.await?.await?; // the second wait is for the stream
             AckKind::Term
         }
-        verdict => anyhow::bail!("unknown verdict {verdict:?}"),
     };
     delivery.ack_with(answer).await.map_err(|error| anyhow!(error))
 }

@@ -74,7 +74,6 @@ async fn handle(
         Verdict::DeadLetter(reason) => {
             copy(channel, dead_letters(queue), &delivery, Some(reason)).await?;
         }
-        verdict => anyhow::bail!("unknown verdict {verdict:?}"),
     }
     // A copy of what could not be handled is in another queue by now. Who dies before this line leaves both:
     // the inbox takes them for one.
