@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::operation::limits::{outside, spelled};
+use crate::operation::limits::{SHORTEST, outside, spelled};
 
 /// How long a claim outlives its holder, how often its holder says that it lives, and for how long at most.
 ///
@@ -24,7 +24,6 @@ pub struct Lease {
     pub(crate) silent_for: Duration,
 }
 
-const LENGTH_MIN: Duration = Duration::from_millis(1);
 const SILENT_FOR_MAX: Duration = Duration::from_secs(315_576_000);
 
 impl Lease {
@@ -35,7 +34,7 @@ impl Lease {
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for less than 1 ms. Begin refuses one above the
     /// operation's retention.
     pub fn new(length: Duration) -> Result<Self> {
-        if length < LENGTH_MIN {
+        if length < SHORTEST {
             return Err(outside("lease", &spelled(length), "1 ms up to the retention"));
         }
         let silent_for = length.saturating_mul(10);

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result, database};
 use crate::leased::before::before;
 use crate::leased::run::redacted;
 use crate::operation::key::{checked, log_hash};
-use crate::operation::limits::{PAUSE_MIN, check_pause, outside, spelled};
+use crate::operation::limits::{SHORTEST, check_pause, outside, spelled};
 use crate::operation::millis;
 use crate::protocol::inspection::{Listed, listed};
 use crate::protocol::procedure;
@@ -172,7 +172,7 @@ impl Recovery {
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) below this limit.
     pub fn time_limit(mut self, limit: Duration) -> Result<Self> {
-        if limit < PAUSE_MIN {
+        if limit < SHORTEST {
             return Err(outside("time limit", &spelled(limit), "1 ms or more"));
         }
         self.time_limit = limit;

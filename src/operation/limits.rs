@@ -6,11 +6,10 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::operation::millis;
 
-const SHORTEST: Duration = Duration::from_millis(1);
+pub(crate) const SHORTEST: Duration = Duration::from_millis(1);
 const RETENTION_MAX: Duration = Duration::from_secs(315_576_000);
 const WAIT_MAX: Duration = Duration::from_secs(3600);
-/// Of what a background task does from time to time.
-pub(crate) const PAUSE_MIN: Duration = SHORTEST;
+/// Between two turns of a background task.
 const PAUSE_MAX: Duration = Duration::from_secs(86_400);
 
 /// Checks how long a key is remembered, how long its callers wait, and how often it may be claimed.
@@ -38,7 +37,7 @@ pub(crate) fn check_lease(lease: Duration, retention: Duration) -> Result<()> {
 
 /// Checks how often a background task does something.
 pub(crate) fn check_pause(field: &str, pause: Duration) -> Result<()> {
-    if pause < PAUSE_MIN || pause > PAUSE_MAX {
+    if pause < SHORTEST || pause > PAUSE_MAX {
         return Err(outside(field, &spelled(pause), "1 ms to one day"));
     }
     Ok(())

@@ -1,11 +1,14 @@
-//! Waiting for others at work on the same key: `run`, `run_leased` and routes alike.
+//! Waiting for another call that works on the same key: `run`, `run_leased` and routes alike.
 //!
-//! Every call looks for itself first. Of those that then have to wait for one key, through clones of one `PgOnce` and
-//! on one pool, one leads: it waits in the database, if not too many leaders of other keys do, and else looks again and
-//! again. The rest wait for the leader, without a connection. A replay that the leader finds is the answer of the rest
-//! too, if their requests have its fingerprint. After any other answer they look again, and when the leader gets the key,
-//! the next one leads. Should a leader hang, the rest look for themselves from time to time. This is about waiting only:
-//! the database says who performs.
+//! 1. Every call looks for itself first. A call that has to wait joins the line of its request: the same scope, key and
+//!    fingerprint, on the same pool, through clones of one `PgOnce`.
+//! 2. One call of a line leads. It waits in the database, unless too many leaders do; then it looks again and again. The
+//!    rest wait for the leader, without a connection.
+//! 3. The leader finds a replay: the rest take it, except calls that must lock the row (`lock_replay`). It finds another
+//!    answer: the rest look again. It gets the key: the next call leads.
+//! 4. If the leader hangs, the rest look for themselves from time to time.
+//!
+//! This is about waiting only: the database says who performs.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -33,7 +36,7 @@ const BOUND_MAX: Duration = Duration::from_secs(86_400);
 const LOOK_AFTER: Duration = Duration::from_millis(100);
 const LOOK_AFTER_MAX: Duration = Duration::from_secs(1);
 
-/// The lines of callers, one for each key that is waited for.
+/// The lines of calls, one for each request that is waited for.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Lines(Arc<Shared>);
 
@@ -137,7 +140,7 @@ impl Lines {
 }
 
 impl Line {
-    /// New callers make a line of their own.
+    /// Takes the line out of the map: later calls start another one.
     fn leave(&self, lines: &mut HashMap<Request, Arc<Self>>) {
         if lines.get(&self.request).is_some_and(|line| std::ptr::eq(&**line, self)) {
             lines.remove(&self.request);
