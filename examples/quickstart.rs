@@ -35,7 +35,7 @@ pub async fn pay(
     once: &PgOnce,
     key: &str,
     request: &Request,
-) -> Result<Payment, RunError> {
+) -> Result<Payment, RunError<sqlx::Error>> {
     let scope = Scope::of(["acme", "payments.create"]); // tenant, operation
     let op = Operation::new(scope, key)?.fingerprint(Fingerprint::of_json(request)?);
     let payment = once.run(pool, &op, async |tx| charge(tx, request).await).await?;

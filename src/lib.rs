@@ -24,7 +24,7 @@ pub use protocol::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Rep
 pub use protocol::{
     Claim, ClaimState, Filter, Inspected, Listed, Progress, Record, SchemaName, Stats, Status,
 };
-pub use transactional::{Done, Failure, RunError, commit};
+pub use transactional::{Done, Failure, RunError, WorkError, commit};
 
 /// sqlx's types are part of this API; use the same version.
 pub use sqlx;

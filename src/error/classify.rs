@@ -93,7 +93,7 @@ fn took_the_key(raised: &PgDatabaseError) -> bool {
     raised.code() == "23505" && raised.constraint() == Some("idempotency_keys_pkey")
 }
 
-const UNREACHED: &str = "the database could not be reached or hung up";
+pub(super) const UNREACHED: &str = "the database could not be reached or hung up";
 
 /// What the server's error is, in words. Never its own text, which may quote a row, unless that can only name objects.
 fn of_raised(kind: ErrorKind, raised: &PgDatabaseError) -> String {
@@ -226,8 +226,11 @@ pub(crate) fn commit(error: sqlx::Error) -> Error {
             {
                 let message =
                     format!("COMMIT was refused, and nothing was committed ({})", objects(raised));
-                let is_works = code.starts_with("23") || code == "P0001";
-                Error { is_works, ..Error::with_source(ErrorKind::Database, message, error) }
+                let kind = match code.starts_with("23") || code == "P0001" {
+                    true => ErrorKind::CommitRefused,
+                    false => ErrorKind::Database,
+                };
+                Error::with_source(kind, message, error)
             }
             _ => database(error),
         },
@@ -294,7 +297,7 @@ pub(crate) fn is_retryable(error: &(dyn StdError + 'static)) -> bool {
 
 /// Whether a connection broke, or was not to be had. An `anyhow::Error` hides the driver's error and
 /// shows only the I/O error in it; a work's other I/O errors are none of ours.
-fn is_disconnection(error: &(dyn StdError + 'static)) -> bool {
+pub(super) fn is_disconnection(error: &(dyn StdError + 'static)) -> bool {
     use std::io::ErrorKind as Io;
     causes(error).any(|error| {
         let kind = error.downcast_ref::<sqlx::Error>().map(ErrorKind::of);

@@ -2,6 +2,7 @@
 
 mod classify;
 mod encoding;
+mod redacted;
 
 use std::convert::Infallible;
 use std::error::Error as StdError;
@@ -13,6 +14,7 @@ pub(crate) use classify::{
     causes, commit, database, is_retryable, of_claim, of_claims_call, sqlstate_in,
 };
 pub(crate) use encoding::cannot_hold;
+pub(crate) use redacted::{OPAQUE, redacted};
 
 /// The result of a pgonce call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -32,8 +34,6 @@ pub struct Error {
     kind: ErrorKind,
     message: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
-    /// Whether a constraint or trigger of the work's refused the COMMIT.
-    is_works: bool,
 }
 
 /// What an [`Error`] is about.
@@ -53,6 +53,9 @@ pub enum ErrorKind {
     /// The connection or the server broke while COMMIT was on its way: the transaction may or may not be there.
     /// Beginning again with the same key finds out.
     CommitUnknown,
+    /// A deferred constraint or trigger of the work's refused the COMMIT. Nothing was committed. Not retryable: look at
+    /// the work's code.
+    CommitRefused,
     /// The work given to `run` ended or left open a transaction that was not its own to end. The
     /// message says whether anything it wrote may be committed. Not retryable: look at the work's code.
     TransactionLost,
@@ -86,7 +89,7 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None, is_works: false }
+        Self { kind, message: message.into(), source: None }
     }
 
     pub(crate) fn with_source(
@@ -94,12 +97,7 @@ impl Error {
         message: impl Into<String>,
         source: impl Into<Box<dyn StdError + Send + Sync>>,
     ) -> Self {
-        Self::new(kind, message).caused_by(source)
-    }
-
-    pub(crate) fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
-        self
+        Self { source: Some(source.into()), ..Self::new(kind, message) }
     }
 
     /// Says in which schema what is missing was looked for.
@@ -107,6 +105,12 @@ impl Error {
         if self.kind == ErrorKind::SchemaOutdated || sqlstate_in(&self) == Some("42501") {
             self.message.push_str(&format!("; pgonce's schema here is {}", schema.as_str()));
         }
+        self
+    }
+
+    /// Says how the work had failed before this.
+    pub(crate) fn after(mut self, failed: &str) -> Self {
+        self.message.push_str(&format!("; before that, the work had failed: {failed}"));
         self
     }
 
@@ -120,12 +124,10 @@ impl Error {
         self
     }
 
-    /// What refused a COMMIT, when that was a constraint or a trigger of the work's.
-    pub(crate) fn into_works_own(self) -> Result<Box<dyn StdError + Send + Sync>> {
-        match self.source {
-            Some(source) if self.is_works => Ok(source),
-            source => Err(Self { source, ..self }),
-        }
+    /// Whether a key broke its limits.
+    #[cfg(feature = "axum")]
+    pub(crate) fn is_of_key(&self) -> bool {
+        self.kind == ErrorKind::InvalidInput && self.message.starts_with("key ")
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Self {

@@ -11,13 +11,11 @@ use sqlx::{PgConnection, PgPool};
 use super::{FAILED, Inbox, USED_UP, reason};
 use crate::client::get;
 use crate::error::{Error, ErrorKind, Result};
-use crate::leased::run::redacted;
 use crate::leased::work::Work;
 use crate::operation::{Operation, millis};
 use crate::protocol::procedure;
 use crate::transactional::OwnedTransaction;
-use crate::transactional::later::Later;
-use crate::transactional::{Done, Failure, Restarts, RunError, is_contention, jitter};
+use crate::transactional::{Done, Ending, Restarts, RunError, WorkError, jitter};
 
 /// What a delivery says about its message.
 // No Debug: it would show the id.
@@ -49,11 +47,11 @@ impl Message {
 /// What became of a message.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Handled<T> {
+pub struct Handled<T, E> {
     /// What to tell the broker.
     pub verdict: Verdict,
     /// What the work returned, now or [in an earlier delivery](Done::is_replay), or why there is nothing.
-    pub result: Result<Done<T>, RunError>,
+    pub result: Result<Done<T>, RunError<E>>,
 }
 
 /// What to tell the broker about a message.
@@ -78,8 +76,8 @@ impl Inbox {
     /// | the message is done already | `Ack`; `work` does not run |
     /// | another consumer handles it, and the wait is over | `Retry` |
     /// | `work` fails: everything is rolled back, and the attempt is counted | `Retry`, or `DeadLetter` when the attempts are used up |
-    /// | `work` returns [`Failure::keep`] | `DeadLetter`, now and whenever it comes again |
-    /// | `work` returns [`Failure::later`] | `Retry` with its pause; everything is rolled back, and nothing is counted |
+    /// | `work` returns [`Failure::keep`](crate::Failure::keep) | `DeadLetter`, now and whenever it comes again |
+    /// | `work` returns [`Failure::later`](crate::Failure::later) | `Retry` with its pause; everything is rolled back, and nothing is counted |
     /// | the connection breaks or the server ends the session while `work` runs, or COMMIT gets no answer | as a failure of `work`, unless it turns out to be committed |
     /// | the database is away before `work` begins, or is read-only, or has no schema | `Retry`, and nothing is counted |
     /// | the id is invalid, or the database's encoding cannot hold it | `DeadLetter` |
@@ -101,10 +99,15 @@ impl Inbox {
     ///
     /// # Cancel safety
     /// Cancel safe: dropped at any point, the message is handled whole or not at all. Do not acknowledge it.
-    pub async fn handle<T, E, F>(&self, pool: &PgPool, message: &Message, work: F) -> Handled<T>
+    pub async fn handle<T, E, Kind, F>(
+        &self,
+        pool: &PgPool,
+        message: &Message,
+        work: F,
+    ) -> Handled<T, E>
     where
         T: Serialize + DeserializeOwned,
-        E: Into<Failure>,
+        E: WorkError<Kind>,
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
     {
         let op = match self.operation(&message.id) {
@@ -128,18 +131,22 @@ impl Inbox {
                 // Transactions that lost against another one, as in `run`.
                 let mut restarts = Restarts::default();
                 loop {
-                    match work.clone()(held.last_tx().await?).await.map_err(Into::into) {
-                        Err(failure) if failure.error().is_some_and(|e| is_contention(e)) => {
+                    let tx = match held.last_tx().await {
+                        Ok(tx) => tx,
+                        Err(error) => return Err(Ending::Undo(error.into())),
+                    };
+                    match work.clone()(tx).await.map_err(E::into_ending) {
+                        Err(Ending::Undo(error)) if error.is_contention() => {
                             held.undo_last_tx().await;
                             if !restarts.pause().await {
-                                return Err(failure);
+                                return Err(Ending::Undo(error));
                             }
                         }
                         ended => return ended,
                     }
                 }
             };
-            self.once.run_leased::<_, Failure, _>(pool, &op, self.lease, work).await
+            self.once.perform_leased(pool, &op, self.lease, work).await
         };
         let began = began.load(Ordering::Relaxed);
         let verdict = self.verdict(pool, &op, Attempt { counted: !first, began }, &result).await;
@@ -161,12 +168,12 @@ impl Inbox {
         self.after(&row)
     }
 
-    async fn verdict<T>(
+    async fn verdict<T, E>(
         &self,
         pool: &PgPool,
         op: &Operation,
         attempt: Attempt,
-        result: &Result<Done<T>, RunError>,
+        result: &Result<Done<T>, RunError<E>>,
     ) -> Verdict {
         let problem = match result {
             Ok(_) | Err(RunError::Omitted(_)) => return Verdict::Ack,
@@ -180,9 +187,9 @@ impl Inbox {
                 return told.ok().flatten().map_or_else(|| self.retry(1), Verdict::DeadLetter);
             }
             Err(RunError::Protocol(error)) if is_elsewhere(error, attempt) => return self.retry(1),
-            Err(RunError::Work(error)) => match Later::in_causes(error.as_ref()) {
+            Err(error @ RunError::Work { .. }) => match error.retry_after() {
                 Some(pause) => return Verdict::Retry(pause),
-                None => redacted(error.as_ref()),
+                None => error.redacted(),
             },
             Err(RunError::Protocol(error)) => error.to_string(),
             Err(answer) => answer.to_string(),

@@ -9,9 +9,8 @@ use sqlx::{PgConnection, PgPool};
 use tokio::task::{Id, JoinSet};
 
 use crate::client::{PgOnce, get};
-use crate::error::{Error, ErrorKind, Result, database};
+use crate::error::{Error, ErrorKind, Result, database, redacted};
 use crate::leased::before::before;
-use crate::leased::run::redacted;
 use crate::operation::key::{checked, log_hash};
 use crate::operation::limits::{SHORTEST, check_pause, outside, spelled};
 use crate::operation::millis;
@@ -33,7 +32,7 @@ use crate::transactional::{BoxError, jitter};
 ///
 /// ```no_run
 /// # use pgonce::{Failure, Lease, Listed, Operation, PgOnce, Recovery, RunError, Work};
-/// # async fn checkout(once: &PgOnce, pool: &sqlx::PgPool, scope: &str, order: &str) -> Result<(), RunError> { Ok(()) }
+/// # async fn checkout(once: &PgOnce, pool: &sqlx::PgPool, scope: &str, order: &str) -> Result<(), RunError<Failure>> { Ok(()) }
 /// # async fn example(pool: sqlx::PgPool, once: PgOnce) -> Result<(), Box<dyn std::error::Error>> {
 /// let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
 /// let recovery = Recovery::new(&once, "%/orders.checkout")?;

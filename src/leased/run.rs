@@ -1,6 +1,5 @@
 //! The closure form for work that leaves the database.
 
-use std::error::Error as StdError;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use serde::de::DeserializeOwned;
 use sqlx::PgPool;
 
 use crate::client::PgOnce;
-use crate::error::{Error, ErrorKind, Result, of_claims_call, sqlstate_in};
+use crate::error::{Error, ErrorKind, Result, of_claims_call, redacted};
 use crate::leased::before::before;
 use crate::leased::heartbeat::{Heartbeat, Stopped};
 use crate::leased::lease::Lease;
@@ -20,8 +19,7 @@ use crate::protocol::answer::{Begin, Finished};
 use crate::protocol::claim::{Claim, ClaimId};
 use crate::protocol::procedure;
 use crate::transactional::OwnedTransaction;
-use crate::transactional::later::Later;
-use crate::transactional::{BoxError, Done, Ending, Failure, Next, RunError, answered};
+use crate::transactional::{Done, Ending, Next, RunError, WorkError, answered};
 
 /// How long it is tried to give up a claim whose work has met silence.
 const GIVE_UP_MAX: Duration = Duration::from_secs(5);
@@ -68,17 +66,32 @@ impl PgOnce {
     ///
     /// # Cancel safety
     /// Dropped, `work` is dropped too, and the claim lapses with its lease; what was recorded stays.
-    pub async fn run_leased<T, E, F>(
+    pub async fn run_leased<T, E, Kind, F>(
         &self,
         pool: &PgPool,
         op: &Operation,
         lease: Lease,
         work: F,
-    ) -> Result<Done<T>, RunError>
+    ) -> Result<Done<T>, RunError<E>>
     where
         T: Serialize + DeserializeOwned,
-        E: Into<Failure>,
+        E: WorkError<Kind>,
         F: AsyncFnOnce(&mut Work) -> Result<T, E>,
+    {
+        let work = async |held: &mut Work| work(held).await.map_err(E::into_ending);
+        self.perform_leased(pool, op, lease, work).await
+    }
+
+    pub(crate) async fn perform_leased<T, E, F>(
+        &self,
+        pool: &PgPool,
+        op: &Operation,
+        lease: Lease,
+        work: F,
+    ) -> Result<Done<T>, RunError<E>>
+    where
+        T: Serialize + DeserializeOwned,
+        F: AsyncFnOnce(&mut Work) -> Result<T, Ending<E>>,
     {
         let mut claim = match self.begin_patiently(pool, op, lease).await? {
             Begin::Started(claim) => claim,
@@ -94,15 +107,12 @@ impl PgOnce {
             before(&mut stopped, work(&mut held)).await
         };
         let tx = held.tx.take();
-        let ending = match ended {
-            Some(ended) => ended.map_err(|error| error.into().0),
-            None => {
-                drop((tx, heartbeat)); // the connection of `tx` is closed
-                return Err(stopped(pool, op, &claim.id(), why).await.into());
-            }
+        let Some(ending) = ended else {
+            drop((tx, heartbeat)); // the connection of `tx` is closed
+            return Err(stopped(pool, op, &claim.id(), why).await.into());
         };
         let id = claim.id();
-        let error = match ending {
+        let error: RunError<E> = match ending {
             Ok(value) => match self.end_leased(pool, op, claim, tx, &value).await {
                 Ok(()) => return Ok(Done::new(value)),
                 // Nobody knows whether it is completed.
@@ -119,18 +129,15 @@ impl PgOnce {
             }
             Err(Ending::Undo(error)) => {
                 if let Some(tx) = tx {
-                    tx.rollback_after(error.as_ref()).await;
+                    tx.rollback_after(error.sqlstate().as_deref()).await;
                 }
                 error
             }
         };
         drop(heartbeat); // a late beat would bring the lapsed claim back to life
-        let noted = match Later::in_causes(error.as_ref()) {
-            Some(_) => None,
-            None => Some(redacted(error.as_ref())),
-        };
+        let noted = error.retry_after().is_none().then(|| error.redacted());
         give_up(pool, op, &id, noted.as_deref()).await;
-        Err(told(error))
+        Err(error)
     }
 
     /// Completes the operation with the returned value, and commits it with the last writes if there are some.
@@ -221,14 +228,6 @@ async fn rollback(tx: Option<OwnedTransaction>) {
     }
 }
 
-/// An error of ours that the work handed on, or its own.
-fn told(error: BoxError) -> RunError {
-    match error.downcast::<Error>() {
-        Ok(error) => RunError::of_end(*error),
-        Err(error) => RunError::Work(error),
-    }
-}
-
 /// The error of work that was stopped. When its connection is silent, it is still the holder, and gives its claim up.
 pub(crate) async fn stopped(pool: &PgPool, op: &Operation, id: &ClaimId, why: Stopped) -> Error {
     let (kind, message) = match why {
@@ -248,23 +247,4 @@ pub(crate) async fn stopped(pool: &PgPool, op: &Operation, id: &ClaimId, why: St
         let _ = tokio::time::timeout(GIVE_UP_MAX, given_up).await;
     }
     error
-}
-
-/// What is kept of an error, and shown in logs: its SQLSTATE, what an error of ours says, or that there was one.
-/// Its text could quote what the work was about. Errors that wrap others are looked into.
-pub(crate) fn redacted(error: &(dyn StdError + 'static)) -> String {
-    if let Some(code) = sqlstate_in(error) {
-        return format!("a database error (SQLSTATE {code})");
-    }
-    let mut says = None;
-    let mut next = Some(error);
-    while let Some(cause) = next {
-        match cause.downcast_ref::<RunError>() {
-            Some(RunError::Work(_) | RunError::Protocol(_)) => {} // what it wraps comes next, and says more
-            Some(answer) => says = Some(answer.to_string()),
-            None => says = cause.downcast_ref::<Error>().map(Error::to_string).or(says),
-        }
-        next = cause.source();
-    }
-    says.unwrap_or_else(|| "the work returned an error".to_owned())
 }

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use sqlx::{PgConnection, PgPool};
 
 use crate::client::get;
-use crate::error::{Error, ErrorKind, Result, database};
+use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
 use crate::leased::loans::Loans;
 use crate::operation::Operation;
 use crate::operation::fingerprint::Fingerprint;
@@ -178,7 +178,7 @@ impl Work {
             Ok(done) => done,
             Err(failure) => {
                 match failure.error() {
-                    Some(error) => tx.rollback_after(error).await,
+                    Some(error) => tx.rollback_after(sqlstate_in(error)).await,
                     None => tx.rollback().await,
                 }
                 return Err(failure);

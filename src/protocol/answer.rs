@@ -1,5 +1,7 @@
 //! What begin answers.
 
+use std::error::Error as StdError;
+use std::fmt;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -151,5 +153,36 @@ impl Held {
     #[must_use]
     pub fn because(&self) -> HeldBecause {
         self.because
+    }
+}
+
+// What `RunError` has as its source.
+impl StdError for InProgress {}
+impl StdError for Mismatch {}
+impl StdError for Held {}
+
+impl fmt::Display for InProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.lease_remaining {
+            Some(_) => "another claim is live",
+            None => "another transaction has the key's lock",
+        })
+    }
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the request's fingerprint is not the one that is stored with the key")
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.because {
+            HeldBecause::Lapsed => {
+                "the claim lapsed, and the operation is not taken over by itself"
+            }
+            HeldBecause::Attempts => "the attempts are used up",
+        })
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::error::causes;
-use crate::transactional::{Failure, RunError};
+use crate::transactional::Failure;
 
 /// What is in a [`Failure::later`].
 #[derive(Debug)]
@@ -31,8 +31,8 @@ impl Failure {
     /// nothing is kept; the attempt does not count against a cap.
     ///
     /// [`Inbox::handle`](crate::Inbox::handle) answers `Retry` with this pause. [`run`](crate::PgOnce::run) and
-    /// [`run_leased`](crate::PgOnce::run_leased) return [`RunError::Work`], which is retryable;
-    /// [`RunError::retry_after`] tells the pause. Steps that are recorded stay. With
+    /// [`run_leased`](crate::PgOnce::run_leased) return [`RunError::Work`](crate::RunError::Work), which is retryable;
+    /// [`RunError::retry_after`](crate::RunError::retry_after) tells the pause. Steps that are recorded stay. With
     /// [`OnLapse::Hold`](crate::OnLapse::Hold) an operator decides, as after any failure.
     ///
     /// ```
@@ -49,18 +49,5 @@ impl Failure {
     #[must_use]
     pub fn later(pause: Duration) -> Self {
         Self::from(Later(pause))
-    }
-}
-
-impl RunError {
-    /// When to try again, where that is known: the pause of a [`Failure::later`], or how long another claim may
-    /// still take.
-    #[must_use]
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Work(error) => Later::in_causes(error.as_ref()),
-            Self::InProgress(wait) => Some(wait.retry_after()),
-            _ => None,
-        }
     }
 }

@@ -7,19 +7,23 @@ mod outcome;
 mod performing;
 mod restarts;
 mod run;
+mod run_error;
 mod transaction;
 mod waiting;
+mod work_error;
 
 #[cfg(feature = "tower")]
 pub(crate) use call::Call;
 pub(crate) use key::Plans;
 pub(crate) use outcome::{BoxError, Ending, answered};
-pub use outcome::{Done, Failure, RunError};
+pub use outcome::{Done, Failure};
 #[cfg(feature = "tower")]
 pub(crate) use performing::{Begun, Ended, Performing};
 pub(crate) use restarts::{Restarts, is_contention, jitter};
+pub use run_error::RunError;
 pub(crate) use transaction::OwnedTransaction;
 pub use transaction::commit;
 #[cfg(feature = "tower")]
 pub(crate) use waiting::Waiting;
 pub(crate) use waiting::{Lines, Next};
+pub use work_error::WorkError;

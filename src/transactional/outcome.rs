@@ -1,4 +1,4 @@
-//! What `run` and `run_leased` return.
+//! What work returns to `run` and `run_leased`, and what these return.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -6,9 +6,11 @@ use std::ops::Deref;
 
 use serde::de::DeserializeOwned;
 
-use crate::error::{Error, ErrorKind, is_retryable};
+use super::run_error::RunError;
+use super::work_error::WorkError;
+use crate::error::Error;
 use crate::operation::response::Response;
-use crate::protocol::answer::{Begin, Finished, Held, InProgress, Mismatch, Replay};
+use crate::protocol::answer::{Begin, Finished, Replay};
 
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -19,60 +21,35 @@ pub struct Done<T> {
     replayed: bool,
 }
 
-/// How work ends without success. Any error becomes one that undoes everything, so `?` works;
-/// [`Failure::keep`] makes a failure final.
+/// How work ends without success, for work that fails in more than one way. Any error becomes one that undoes
+/// everything, so `?` works; [`Failure::keep`] makes a failure final.
+///
+/// A pgonce [`Error`](crate::Error) in it comes back as [`RunError::Protocol`], any other error as
+/// [`RunError::Work`].
 ///
 /// ```
 /// use pgonce::{Failure, Response};
 /// let undone: Failure = std::io::Error::other("try again later").into();
 /// let kept = Failure::keep(Response::bytes("card declined").with_code(402));
 /// ```
-pub struct Failure(pub(crate) Ending);
+pub struct Failure(Kind);
 
-pub(crate) enum Ending {
+enum Kind {
     Undo(BoxError),
     Keep(Response),
 }
 
-/// Why [`PgOnce::run`](crate::PgOnce::run) has no value to return.
-#[derive(thiserror::Error)]
-#[non_exhaustive]
-pub enum RunError {
-    /// The work failed, or a deferred constraint of it refused the COMMIT. Everything was rolled back and nothing is
-    /// remembered: the same key runs again. The error is the closure's own; downcast it to get its type back (one that came in an
-    /// `anyhow::Error` shows only its text and its sources, and a pool's time-out in it is not recognised
-    /// as retryable).
-    #[error("the work failed; nothing was kept")]
-    Work(#[source] BoxError),
-    /// The work ended in a failure that was meant to be final ([`Failure::keep`]), now or in an
-    /// earlier attempt. Its writes were undone; every retry gets this response.
-    #[error("the operation failed for good")]
-    #[non_exhaustive]
-    Failed {
-        /// The response that was kept.
-        response: Response,
-        /// Whether an earlier attempt kept it.
-        replayed: bool,
-    },
-    /// The operation was done before, but its response was not kept (too large, or secret).
-    #[error("the operation is done; its response was not kept")]
-    Omitted(Response),
-    /// Another claim on the key is alive, and the operation's wait is over.
-    #[error("the operation is in progress elsewhere")]
-    InProgress(InProgress),
-    /// The key belongs to a request with another fingerprint.
-    #[error("the key belongs to another request")]
-    Mismatch(Mismatch),
-    /// The key waits for an operator.
-    #[error("the operation is held for an operator")]
-    Held(Held),
-    /// pgonce or the database failed. [`Error::kind`] tells an unknown COMMIT from the rest.
-    #[error("the operation could not be protected: {0}")]
-    Protocol(#[from] Error),
+/// What becomes of the work's writes and of its key when the work fails.
+#[allow(missing_debug_implementations, reason = "cannot be named outside")]
+pub enum Ending<E> {
+    /// Everything is undone, and the caller gets this error.
+    Undo(RunError<E>),
+    /// The writes are undone, and the failure is stored.
+    Keep(Response),
 }
 
 /// What to return for an answer other than *started*.
-pub(crate) fn answered<T: DeserializeOwned>(answer: Begin) -> Result<Done<T>, RunError> {
+pub(crate) fn answered<T: DeserializeOwned, E>(answer: Begin) -> Result<Done<T>, RunError<E>> {
     match answer {
         Begin::Started(_) => unreachable!("work is run for a started claim"),
         Begin::Replay(replay) => replayed(replay),
@@ -82,7 +59,7 @@ pub(crate) fn answered<T: DeserializeOwned>(answer: Begin) -> Result<Done<T>, Ru
     }
 }
 
-fn replayed<T: DeserializeOwned>(replay: Replay) -> Result<Done<T>, RunError> {
+fn replayed<T: DeserializeOwned, E>(replay: Replay) -> Result<Done<T>, RunError<E>> {
     match replay.status {
         Finished::Failed => Err(RunError::Failed { response: replay.response, replayed: true }),
         Finished::Completed if replay.response.is_omitted() => {
@@ -124,7 +101,7 @@ impl Failure {
     /// replayed to every retry.
     #[must_use]
     pub fn keep(response: Response) -> Self {
-        Self(Ending::Keep(response))
+        Self(Kind::Keep(response))
     }
 
     /// The error that undoes the work, for those who handle one kind of it; `None` for a failure that is kept.
@@ -140,60 +117,40 @@ impl Failure {
     #[must_use]
     pub fn error(&self) -> Option<&(dyn StdError + Send + Sync + 'static)> {
         match &self.0 {
-            Ending::Undo(error) => Some(error.as_ref()),
-            Ending::Keep(_) => None,
+            Kind::Undo(error) => Some(error.as_ref()),
+            Kind::Keep(_) => None,
         }
     }
 }
 
 impl<E: Into<BoxError>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self(Ending::Undo(error.into()))
+        Self(Kind::Undo(error.into()))
     }
 }
 
-// By hand, both: the derived ones would print the DETAIL of a database error, which can quote a row.
-impl fmt::Debug for RunError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Work(error) => write!(f, "Work({error})"),
-            Self::Failed { response, replayed } => {
-                write!(f, "Failed {{ response: {response:?}, replayed: {replayed} }}")
-            }
-            Self::Omitted(response) => write!(f, "Omitted({response:?})"),
-            Self::InProgress(wait) => write!(f, "{wait:?}"),
-            Self::Mismatch(mismatch) => write!(f, "{mismatch:?}"),
-            Self::Held(held) => write!(f, "{held:?}"),
-            Self::Protocol(error) => write!(f, "Protocol({error:?})"),
-        }
-    }
-}
-
+// By hand: the derived one would print the DETAIL of a database error, which can quote a row.
 impl fmt::Debug for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Ending::Undo(error) => write!(f, "Failure({error})"),
-            Ending::Keep(response) => write!(f, "Failure::keep({response:?})"),
+            Kind::Undo(error) => write!(f, "Failure({error})"),
+            Kind::Keep(response) => write!(f, "Failure::keep({response:?})"),
         }
     }
 }
 
-impl RunError {
-    /// What an error at the end of the work's transaction is: its own failure, when a constraint of it refused.
-    pub(crate) fn of_end(error: Error) -> Self {
-        error.into_works_own().map_or_else(Self::Protocol, Self::Work)
+impl WorkError for Failure {
+    fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        self.error().map(|error| error as _)
     }
 
-    /// Whether the same call with the same key may succeed later. A lost claim is among them
-    /// ([`ClaimLost`](ErrorKind::ClaimLost)): the next call gets the new holder's response, or is told that it is
-    /// in progress. For the work's own errors: whether a database error that may pass is among their causes.
-    #[must_use]
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::InProgress(_) => true,
-            Self::Protocol(error) => error.is_retryable() || error.kind() == ErrorKind::ClaimLost,
-            Self::Work(error) => is_retryable(error.as_ref()),
-            _ => false,
+    fn into_ending(self) -> Ending<Self> {
+        match self.0 {
+            Kind::Keep(response) => Ending::Keep(response),
+            Kind::Undo(error) => match error.downcast::<Error>() {
+                Ok(ours) => Ending::Undo((*ours).into()),
+                Err(works) => Ending::Undo(RunError::work(Self(Kind::Undo(works)))),
+            },
         }
     }
 }

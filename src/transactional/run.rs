@@ -24,9 +24,10 @@ use serde::de::DeserializeOwned;
 use sqlx::{PgConnection, PgPool};
 
 use super::call::Call;
-use super::outcome::{Done, Ending, Failure, RunError, answered};
+use super::outcome::{Done, Ending, answered};
 use super::performing::{Begun, Ended};
-use super::restarts::is_contention;
+use super::run_error::RunError;
+use super::work_error::WorkError;
 use crate::client::PgOnce;
 use crate::operation::Operation;
 use crate::operation::response::Response;
@@ -80,15 +81,15 @@ impl PgOnce {
     /// Cancel safe. Dropped at any point, the transaction is rolled back by closing its connection,
     /// never left open in the pool; dropped during COMMIT, it may have been committed. Calling it
     /// again with the same key is right in both cases.
-    pub async fn run<T, E, F>(
+    pub async fn run<T, E, Kind, F>(
         &self,
         pool: &PgPool,
         op: &Operation,
         work: F,
-    ) -> Result<Done<T>, RunError>
+    ) -> Result<Done<T>, RunError<E>>
     where
         T: Serialize + DeserializeOwned,
-        E: Into<Failure>,
+        E: WorkError<Kind>,
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
     {
         let mut call = Call::new(self, pool, op, self.lines.wait(pool, op.wait))?;
@@ -97,8 +98,7 @@ impl PgOnce {
                 Begun::Started(tx) => tx,
                 Begun::Answered(answer) => return answered(answer),
             };
-            let (outcome, ended) = match work.clone()(&mut tx).await.map_err(|error| error.into().0)
-            {
+            let (outcome, ended) = match work.clone()(&mut tx).await.map_err(E::into_ending) {
                 Ok(value) => {
                     let response = match Response::json(&value) {
                         Ok(response) => Response { omitted: op.secret, ..response },
@@ -116,12 +116,10 @@ impl PgOnce {
                 }
                 Err(Ending::Undo(error)) => match call.undo(tx).await {
                     // Not retryable, whatever the error: what the work wrote may be committed.
-                    Err(lost) => return Err(lost.caused_by(error).into()),
+                    Err(lost) => return Err(lost.after(&error.redacted()).into()),
                     Ok(Some(answer)) => return answered(answer),
-                    Ok(None) if is_contention(error.as_ref()) && call.lost_to_another().await => {
-                        continue;
-                    }
-                    Ok(None) => return Err(RunError::Work(error)),
+                    Ok(None) if error.is_contention() && call.lost_to_another().await => continue,
+                    Ok(None) => return Err(error),
                 },
             };
             match ended {
@@ -129,7 +127,7 @@ impl PgOnce {
                 Ok(Ended::Answered(answer)) => return answered(answer),
                 Ok(Ended::Lost) => {} // to another call: begin again
                 Err(error) if call.starts_again(&error).await => {}
-                Err(error) => return Err(RunError::of_end(error)),
+                Err(error) => return Err(error.into()),
             }
         }
     }

@@ -1,6 +1,5 @@
 //! A pooled connection with a transaction of ours open on it.
 
-use std::error::Error as StdError;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
@@ -225,7 +224,7 @@ impl OwnedTransaction {
         match result {
             Ok(value) => Ok((self, value)),
             Err(error) => {
-                self.rollback_after(&error).await;
+                self.rollback_after(sqlstate_in(&error)).await;
                 Err(error)
             }
         }
@@ -238,8 +237,8 @@ impl OwnedTransaction {
 
     /// Rolls back after this error. A connection that has lost its prepared statements is closed: whatever was
     /// prepared on it would fail in the same way.
-    pub(crate) async fn rollback_after(mut self, error: &(dyn StdError + Send + Sync + 'static)) {
-        self.settled = self.is_rolled_back().await && sqlstate_in(error) != Some("26000");
+    pub(crate) async fn rollback_after(mut self, sqlstate: Option<&str>) {
+        self.settled = self.is_rolled_back().await && sqlstate != Some("26000");
     }
 
     /// Gives back a connection whose transaction holds no lock: the pool sends the ROLLBACK.

@@ -232,6 +232,32 @@ impl Refusal {
         self
     }
 
+    pub(crate) fn in_progress(pause: Duration) -> Self {
+        let detail = "Its response is not there yet; wait a moment.";
+        Self::new(Answer::InProgress, detail).retry_after(pause)
+    }
+
+    pub(crate) fn mismatch() -> Self {
+        Self::new(
+            Answer::Mismatch,
+            "The key was first sent with another request. Send that request, or this one with another key.",
+        )
+    }
+
+    pub(crate) fn held() -> Self {
+        Self::new(
+            Answer::Held,
+            "It is not known whether the operation took effect; the service's operators decide. Do not \
+             send it under another key.",
+        )
+    }
+
+    pub(crate) fn omitted(status: StatusCode) -> Self {
+        let detail =
+            "The operation took effect when it was first sent. Do not send it under another key.";
+        Self::new(Answer::Omitted, detail).status(status)
+    }
+
     /// Begin failed: nothing ran.
     pub(crate) fn unasked(error: &Error) -> Self {
         if error.is_retryable() {

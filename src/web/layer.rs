@@ -92,8 +92,8 @@ const RENEWED_FOR_DEFAULT: Duration = Duration::from_secs(600);
 const REQUEST_BYTES_MAX_DEFAULT: usize = 1024 * 1024;
 const WAITERS_MAX_DEFAULT: usize = 16;
 const KEY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
-const REPLAY_MARKER: HeaderName = HeaderName::from_static("idempotent-replayed");
-const DOCS: &str = "https://docs.rs/pgonce/latest/pgonce/_docs/http/index.html";
+pub(crate) const REPLAY_MARKER: HeaderName = HeaderName::from_static("idempotent-replayed");
+pub(crate) const DOCS: &str = "https://docs.rs/pgonce/latest/pgonce/_docs/http/index.html";
 
 impl Idempotency {
     /// A layer over this pool, for the scope that `scope` finds in a request: its authenticated tenant or

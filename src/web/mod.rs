@@ -44,6 +44,8 @@ mod leased;
 mod perform;
 mod policy;
 mod replay;
+#[cfg(feature = "axum")]
+mod run_error;
 mod service;
 mod settle;
 mod transactional;

@@ -244,24 +244,13 @@ pub(crate) fn answer_to(begin: &Begin) -> Answer {
 
 /// Puts an answer to begin into words.
 async fn tell<R, E>(config: &Idempotency, begin: Begin, asked_by: Option<Parts>) -> Ended<R, E> {
-    let answer = answer_to(&begin);
-    let refusal = match begin {
+    Ended::Refused(match begin {
         Begin::Replay(replay) => return replay_to(config, replay.into_response(), asked_by).await,
-        Begin::InProgress(wait) => {
-            let detail = "Its response is not there yet; wait a moment.";
-            Refusal::new(answer, detail).retry_after(config.pause_for(&wait))
-        }
-        Begin::Mismatch(_) => Refusal::new(
-            answer,
-            "The key was first sent with another request. Send that request, or this one with another key.",
-        ),
-        Begin::Held(_) | Begin::Started(_) => Refusal::new(
-            answer,
-            "It is not known whether the operation took effect; the service's operators decide. Do not \
-             send it under another key.",
-        ),
-    };
-    Ended::Refused(refusal)
+        Begin::InProgress(wait) => Refusal::in_progress(config.pause_for(&wait)),
+        Begin::Mismatch(_) => Refusal::mismatch(),
+        Begin::Held(_) => Refusal::held(),
+        Begin::Started(_) => unreachable!("BUG: what has started is run"),
+    })
 }
 
 async fn replay_to<R, E>(
@@ -276,10 +265,7 @@ async fn replay_to<R, E>(
         return Ended::Refused(Refusal::new(Answer::ReplayRefused, detail).status(status));
     }
     let replayed = if stored.is_omitted() {
-        replay::status(&stored).map(|status| {
-            let detail = "The operation took effect when it was first sent. Do not send it under another key.";
-            Ended::Refused(Refusal::new(Answer::Omitted, detail).status(status))
-        })
+        replay::status(&stored).map(|status| Ended::Refused(Refusal::omitted(status)))
     } else {
         replay::replayed(stored).map(Ended::Replayed)
     };

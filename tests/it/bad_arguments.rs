@@ -35,7 +35,7 @@ fn is_refused(error: &Error, words: &str, way: &str) {
     assert!(error.to_string().ends_with(words), "{way}: {error}");
 }
 
-fn protocol<T: std::fmt::Debug>(result: Result<T, RunError>) -> Error {
+fn protocol<T: std::fmt::Debug, E>(result: Result<T, RunError<E>>) -> Error {
     match result {
         Err(RunError::Protocol(error)) => error,
         other => panic!("it was let through: {other:?}"),

@@ -58,7 +58,7 @@ async fn a_commit_that_the_works_own_constraint_refuses_is_the_works_failure() {
     fails_at_commit(&db).await;
     for sqlstate in ["23505", "23503", "23514", "23P01", "P0001"] {
         let error = commit_fails(&db, sqlstate).await;
-        assert_eq!(error.kind(), ErrorKind::Database, "{sqlstate}: {error:?}");
+        assert_eq!(error.kind(), ErrorKind::CommitRefused, "{sqlstate}: {error:?}");
         assert!(!error.is_retryable(), "{sqlstate}");
         let says = error.to_string();
         assert!(says.contains("COMMIT") && says.contains(sqlstate), "{says}");
@@ -67,9 +67,9 @@ async fn a_commit_that_the_works_own_constraint_refuses_is_the_works_failure() {
             .run(&db.pool, &op("run"), async |tx| effect(tx, &db.schema, sqlstate).await)
             .await;
         let error = run.unwrap_err();
-        let RunError::Work(cause) = &error else { panic!("{sqlstate}: {error:?}") };
-        let cause = cause.downcast_ref::<sqlx::Error>().expect("the driver's own error");
-        assert_eq!(cause.as_database_error().unwrap().code().unwrap(), sqlstate);
+        assert_eq!(error.sqlstate().as_deref(), Some(sqlstate));
+        let RunError::Protocol(cause) = &error else { panic!("{sqlstate}: {error:?}") };
+        assert_eq!(cause.kind(), ErrorKind::CommitRefused);
         assert!(!error.is_retryable(), "{sqlstate}");
     }
     // What says less is at least not promised to pass, and not called a fault of pgonce's schema.
@@ -89,7 +89,9 @@ async fn a_commit_that_the_works_own_constraint_refuses_is_the_works_failure() {
         })
         .await;
     let error = run.unwrap_err();
-    assert!(matches!(error, RunError::Work(_)) && !error.is_retryable(), "{error:?}");
+    assert!(!error.is_retryable(), "{error:?}");
+    let RunError::Protocol(error) = error else { panic!("{error:?}") };
+    assert_eq!(error.kind(), ErrorKind::CommitRefused);
     assert_eq!(db.effects().await, 0);
 }
 
@@ -213,7 +215,7 @@ async fn a_connection_that_was_dead_before_the_commit_has_committed_nothing() {
     assert_eq!(db.effects().await, 0);
 }
 
-fn db_error<T: std::fmt::Debug>(result: Result<T, RunError>) -> Error {
+fn db_error<T: std::fmt::Debug, E>(result: Result<T, RunError<E>>) -> Error {
     match result {
         Err(RunError::Protocol(error)) => error,
         other => panic!("expected an error of pgonce's: {other:?}"),

@@ -141,8 +141,8 @@ async fn a_message_that_is_put_off_keeps_all_its_attempts() {
 #[tokio::test]
 async fn work_that_is_put_off_is_undone_and_retryable() {
     let db = TestDb::new().await;
-    let put_off = |error: RunError| {
-        assert!(matches!(error, RunError::Work(_)) && error.is_retryable(), "{error:?}");
+    let put_off = |error: RunError<Failure>| {
+        assert!(matches!(error, RunError::Work { .. }) && error.is_retryable(), "{error:?}");
         assert_eq!(error.retry_after(), Some(HOUR));
     };
     let op = Operation::new("acme", "k").unwrap().max_attempts(1);
@@ -169,7 +169,7 @@ async fn work_that_is_put_off_is_undone_and_retryable() {
     }
     let fails = async |_: &mut Work| Err::<(), _>("no");
     let failed = db.once.run_leased(&db.pool, &op, lease, fails).await.unwrap_err();
-    assert!(matches!(failed, RunError::Work(_)) && failed.retry_after().is_none());
+    assert!(matches!(failed, RunError::Work { .. }) && failed.retry_after().is_none());
     let again = db.once.run_leased(&db.pool, &op, lease, fails).await.unwrap_err();
     assert!(matches!(again, RunError::Held(_)), "{again:?}");
     assert_eq!(db.effects().await, 0);

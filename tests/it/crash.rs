@@ -28,7 +28,12 @@ pub enum Work {
 }
 
 /// Runs the key's operation: it writes one row in `effect`, whose id is the value, and ends so.
-pub async fn run(db: &TestDb, pool: &PgPool, key: &str, work: Work) -> Result<Done<i64>, RunError> {
+pub async fn run(
+    db: &TestDb,
+    pool: &PgPool,
+    key: &str,
+    work: Work,
+) -> Result<Done<i64>, RunError<Failure>> {
     let work = async |tx: &mut PgConnection| {
         let id = effect(tx, &db.schema, key).await?;
         match work {
@@ -41,7 +46,7 @@ pub async fn run(db: &TestDb, pool: &PgPool, key: &str, work: Work) -> Result<Do
     db.once.run(pool, &op(key).wait(LONG), work).await
 }
 
-pub async fn pay(db: &TestDb, pool: &PgPool, key: &str) -> Result<Done<i64>, RunError> {
+pub async fn pay(db: &TestDb, pool: &PgPool, key: &str) -> Result<Done<i64>, RunError<Failure>> {
     run(db, pool, key, Work::Succeeds).await
 }
 
@@ -78,7 +83,7 @@ async fn cut_everywhere(
     db: &TestDb,
     cut_at: fn(usize) -> Cut,
     commits_expected: usize,
-    run: impl AsyncFn(&PgPool, &str) -> Result<Done<i64>, RunError>,
+    run: impl AsyncFn(&PgPool, &str) -> Result<Done<i64>, RunError<Failure>>,
     settle: impl AsyncFn(&str, bool),
 ) {
     let mut commits = 0;
@@ -263,7 +268,7 @@ async fn a_session_terminated_inside_the_work_is_settled_by_a_retry() {
         db.once.run(&db.pool, &op(key), work).await.unwrap_err()
     };
     let noticed = run("noticed", true).await;
-    assert!(matches!(noticed, RunError::Work(_)), "{noticed:?}");
+    assert!(matches!(noticed, RunError::Work { .. }), "{noticed:?}");
     let unnoticed = run("unnoticed", false).await;
     // It was terminated before it got the COMMIT, which its client knows only if the socket did not take it any more.
     assert!(

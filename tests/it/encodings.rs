@@ -86,7 +86,7 @@ async fn every_way_to_begin_names_what_cannot_be_held() {
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert_eq!(error.to_string(), format!("{field} {CANNOT}"));
     };
-    let protocol = |error: RunError| match error {
+    let protocol = |error: RunError<Failure>| match error {
         RunError::Protocol(error) => error,
         other => panic!("{other:?}"),
     };

@@ -105,7 +105,7 @@ fn work_key(key: &pgonce::Key) -> String {
 }
 
 /// What a second attempt does after a first that recorded one step, made from `1`, with output 7.
-async fn after_one_step<F>(second: F) -> (RunError, TestDb)
+async fn after_one_step<F>(second: F) -> (RunError<Failure>, TestDb)
 where
     F: AsyncFnOnce(&mut Work, &AtomicU32) -> Result<(), Failure>,
 {
@@ -235,10 +235,10 @@ async fn a_holder_that_lost_its_claim_can_write_nothing_while_the_next_one_works
             Ok("the loser's".to_owned())
         });
         match (act, run.await.unwrap_err()) {
-            ("fail", RunError::Work(_)) => {}
+            ("fail", RunError::Work { .. }) => {}
             (_, RunError::Protocol(error)) => {
                 assert_eq!(error.kind(), ErrorKind::ClaimLost, "{act}");
-                assert!(!error.is_retryable() && RunError::from(error).is_retryable());
+                assert!(!error.is_retryable() && RunError::<Failure>::from(error).is_retryable());
             }
             (_, error) => panic!("{act}: {error:?}"),
         }

@@ -216,7 +216,7 @@ async fn late(once: PgOnce, pool: PgPool, schema: String, act: Late, gate: Gate)
     });
     let outcome = match run.await {
         Err(RunError::Protocol(error)) => format!("{:?}", error.kind()),
-        Err(RunError::Work(error)) => format!("failed: {error}"),
+        Err(RunError::Work { error, .. }) => format!("failed: {error:?}"),
         other => format!("{other:?}"),
     };
     format!("{act:?}: {outcome}")
@@ -299,7 +299,7 @@ async fn a_process_stopped_past_its_lease_can_write_nothing_when_it_wakes_up() {
     assert!(worker.ended().await.success());
     for (number, key) in keys.iter().enumerate() {
         let refused = match key.as_str() {
-            "GiveBack" => "failed: late".to_owned(),
+            "GiveBack" => "failed: Failure(late)".to_owned(),
             _ if number < LATE.len() => format!("{:?}", ErrorKind::ClaimLost),
             _ => format!("Err({:?})", ErrorKind::ClaimLost),
         };

@@ -167,7 +167,7 @@ async fn failed_work_is_given_up_though_the_connection_breaks() {
             counted.call(proxy);
             Err::<(), _>(Failure::from("no"))
         });
-        assert!(matches!(run.await.unwrap_err(), RunError::Work(_)));
+        assert!(matches!(run.await.unwrap_err(), RunError::Work { .. }));
         counted.asked.into_inner()
     };
     let clear = Proxy::start(&db, None);

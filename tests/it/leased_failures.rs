@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use pgonce::{Failure, Fingerprint, Lease, OnLapse, Response, RunError, Work};
+use pgonce::{ErrorKind, Failure, Fingerprint, Lease, OnLapse, Response, RunError, Work};
 
 use crate::support::db::{TestDb, effect, op};
 
@@ -22,7 +22,7 @@ async fn failed_work_may_run_again_and_keeps_its_steps() {
         effect(work.last_tx().await?, &db.schema, "undone").await?;
         Err::<(), _>(Failure::from("card number 4242"))
     });
-    assert!(matches!(failing.await.unwrap_err(), RunError::Work(_)));
+    assert!(matches!(failing.await.unwrap_err(), RunError::Work { .. }));
     assert_eq!(db.effects().await, 0);
     let told: String = db.ask("select last_error from {}.idempotency_keys").await;
     assert_eq!(told, "the work returned an error", "and not what it was about");
@@ -45,7 +45,7 @@ async fn failed_work_is_held_where_an_operator_decides() {
         sqlx::query("select 1/0").execute(&mut db.conn().await).await?;
         Ok::<_, Failure>(())
     });
-    assert!(matches!(run.await.unwrap_err(), RunError::Work(_)));
+    assert!(matches!(run.await.unwrap_err(), RunError::Work { .. }));
     db.advance(Duration::from_secs(60)).await;
     let again =
         db.once.run_leased(&db.pool, &op, lease(), async |_: &mut Work| Ok::<_, Failure>(()));
@@ -86,7 +86,7 @@ async fn work_that_always_fails_is_held_when_its_attempts_are_used_up() {
             .unwrap_err()
     };
     for _ in 0..2 {
-        assert!(matches!(fails().await, RunError::Work(_)));
+        assert!(matches!(fails().await, RunError::Work { .. }));
     }
     assert!(matches!(fails().await, RunError::Held(_)));
     let told: String = db.ask("select last_error from {}.idempotency_keys").await;
@@ -133,9 +133,9 @@ async fn a_claim_whose_end_is_refused_is_given_up_at_once() {
                 .cloned()
             });
             let error = run.await.unwrap_err();
-            // What COMMIT checks is the work's own.
-            let is_works = case == "COMMIT refused";
-            assert_eq!(matches!(error, RunError::Work(_)), is_works, "{case}: {error:?}");
+            let RunError::Protocol(error) = error else { panic!("{case}: {error:?}") };
+            let is_works = error.kind() == ErrorKind::CommitRefused;
+            assert_eq!(is_works, case == "COMMIT refused", "{case}: {error:?}");
             db.execute("alter table {}.idempotency_keys drop constraint if exists refused").await;
             assert_eq!(db.effects().await, 1, "{case}");
             let found =
@@ -161,10 +161,7 @@ async fn an_error_that_wraps_one_of_ours_is_told_in_words() {
     };
     let asked = sqlx::query("select 1/0").execute(&db.pool).await.unwrap_err();
     let wrapped: [(anyhow::Error, &str); 3] = [
-        (
-            anyhow::Error::new(inner().await).context("order 4242"),
-            "the operation is in progress elsewhere",
-        ),
+        (anyhow::Error::new(inner().await).context("order 4242"), "another claim is live"),
         (anyhow::Error::new(asked).context("order 4242"), "a database error (SQLSTATE 22012)"),
         (anyhow::anyhow!("order 4242"), "the work returned an error"),
     ];

@@ -18,6 +18,7 @@ mod decision;
 mod dump;
 mod encodings;
 mod environment;
+mod error_types;
 mod heartbeat;
 mod inbox;
 mod interleavings;

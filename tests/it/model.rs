@@ -278,7 +278,7 @@ impl History<'_> {
             Ok(done) if done.is_replay() => "replay",
             Ok(_) => "performed",
             Err(RunError::Failed { .. }) => "failed",
-            Err(RunError::Work(_)) => "undone",
+            Err(RunError::Work { .. }) => "undone",
             Err(RunError::InProgress(_)) => "in progress",
             Err(RunError::Mismatch(_)) => "mismatch",
             Err(error) => panic!("{error:?}"),

@@ -142,7 +142,7 @@ async fn a_server_without_a_free_connection_is_worth_a_retry() {
     let connect =
         async |_: &mut PgConnection| PgConnection::connect_with(&db.options).await.map(drop);
     let error = db.once.run(&pool, &op("work"), connect).await.unwrap_err();
-    assert!(matches!(error, RunError::Work(_)) && error.is_retryable(), "{error:?}");
+    assert!(matches!(error, RunError::Work { .. }) && error.is_retryable(), "{error:?}");
     drop(crowd);
     db.until("select count(*) < 5 from pg_stat_activity where backend_type = 'client backend'")
         .await;

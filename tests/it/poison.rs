@@ -207,7 +207,7 @@ async fn what_is_not_the_messages_fault_is_not_counted_against_it() {
                 assert_eq!(verdict, Verdict::Ack, "{id}");
             }
             // Whatever goes wrong once the work has begun counts: it may be the message that breaks connections.
-            (Verdict::DeadLetter(_), Err(RunError::Work(_) | RunError::Protocol(_))) => {
+            (Verdict::DeadLetter(_), Err(RunError::Work { .. } | RunError::Protocol(_))) => {
                 assert_eq!(began.load(Ordering::Relaxed), 1, "{id}");
                 dead += 1;
             }
@@ -231,8 +231,11 @@ async fn work_that_fails_at_its_commit_is_counted() {
     db.execute("insert into {}.effect (key) values ('m')").await;
     let inbox = inbox(&db, 2);
     assert!(matches!(works(&db, &inbox).await, Verdict::Retry(_)));
-    let dead = Verdict::DeadLetter("a database error (SQLSTATE 23505)".to_owned());
-    assert_eq!(works(&db, &inbox).await, dead);
+    let told = format!(
+        "COMMIT was refused, and nothing was committed (SQLSTATE 23505, constraint late, table {}.effect)",
+        db.schema
+    );
+    assert_eq!(works(&db, &inbox).await, Verdict::DeadLetter(told));
 }
 
 #[tokio::test]

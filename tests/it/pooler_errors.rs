@@ -51,7 +51,7 @@ async fn a_pooler_that_mixes_up_prepared_statements_is_named() {
         })
         .await
         .unwrap_err();
-    assert!(matches!(&error, RunError::Work(_)) && !error.is_retryable(), "{error:?}");
+    assert!(matches!(&error, RunError::Work { .. }) && !error.is_retryable(), "{error:?}");
 }
 
 #[tokio::test]

@@ -203,7 +203,7 @@ async fn sixteen_tasks_on_eight_keys_in_random_order_double_nothing() {
             for key in keys {
                 let mut ends = || if random.u8(..3) == 0 { Work::Fails } else { Work::Succeeds };
                 while let Err(error) = run(&db, &db.pool, key, ends()).await {
-                    assert!(matches!(error, RunError::Work(_)), "{error:?}");
+                    assert!(matches!(error, RunError::Work { .. }), "{error:?}");
                 }
             }
         });

@@ -43,7 +43,7 @@ impl Calls {
 }
 
 /// Finishes the operation that was found with its key as the value.
-async fn finish(once: PgOnce, pool: PgPool, found: Listed) -> Result<String, RunError> {
+async fn finish(once: PgOnce, pool: PgPool, found: Listed) -> Result<String, RunError<Failure>> {
     let op = Operation::new(found.scope, found.key.as_str())?;
     let key = found.key;
     let done = once.run_leased(&pool, &op, lease(), async |work: &mut Work| {

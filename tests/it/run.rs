@@ -53,8 +53,10 @@ async fn a_failure_undoes_everything_and_the_same_key_runs_again() {
         })
         .await
         .unwrap_err();
-    let RunError::Work(source) = &error else { panic!("expected the work's error, got {error:?}") };
-    assert!(matches!(source.downcast_ref(), Some(PaymentError::Declined)));
+    let RunError::Work { error: source, .. } = &error else {
+        panic!("expected the work's error, got {error:?}")
+    };
+    assert!(matches!(source, PaymentError::Declined));
     assert!(!error.is_retryable());
     assert_eq!(db.effects().await, 0);
     let rows: i64 = db.ask("select count(*) from {}.idempotency_keys").await;
@@ -104,12 +106,12 @@ async fn a_kept_failure_is_stored_even_when_the_work_broke_its_transaction() {
 async fn any_error_type_can_be_returned() {
     let db = TestDb::new().await;
     let run = db.once.run(&db.pool, &op("a"), async |_| Err::<(), _>(anyhow::anyhow!("no"))).await;
-    assert!(matches!(run, Err(RunError::Work(_))));
+    assert!(matches!(run, Err(RunError::Work { .. })));
     let run = db.once.run(&db.pool, &op("b"), async |_| Err::<(), _>("no")).await;
-    assert!(matches!(run, Err(RunError::Work(_))));
+    assert!(matches!(run, Err(RunError::Work { .. })));
     let run =
         db.once.run(&db.pool, &op("c"), async |_| Err::<(), _>(sqlx::Error::RowNotFound)).await;
-    assert!(matches!(run, Err(RunError::Work(_))));
+    assert!(matches!(run, Err(RunError::Work { .. })));
 }
 
 #[tokio::test]
@@ -184,9 +186,9 @@ async fn a_commit_that_the_server_refuses_is_not_unknown() {
         })
         .await
         .unwrap_err();
-    let RunError::Work(error) = error else { panic!("{error:?}") };
-    let error = error.downcast_ref::<sqlx::Error>().unwrap().as_database_error().unwrap();
-    assert_eq!(error.code().unwrap(), "23505");
+    let RunError::Protocol(error) = error else { panic!("{error:?}") };
+    assert_eq!(error.kind(), ErrorKind::CommitRefused);
+    assert_eq!(error.sqlstate().as_deref(), Some("23505"));
     assert_eq!(db.effects().await, 0);
     // The same key is free, and the pool's connection is fine.
     db.once.run(&db.pool, &op("k"), async |tx| effect(tx, &db.schema, "once").await).await.unwrap();

@@ -17,7 +17,7 @@ fn both(key: &str) -> [Operation; 2] {
     [op(key), op(key).optimistic()]
 }
 
-fn kind(error: &RunError) -> Option<ErrorKind> {
+fn kind<E>(error: &RunError<E>) -> Option<ErrorKind> {
     match error {
         RunError::Protocol(error) => Some(error.kind()),
         _ => None,
@@ -312,7 +312,7 @@ async fn failed_work_is_believed_when_the_winners_answer_cannot_be_committed() {
     let op = op("k").optimistic().lock_replay();
     let error = db.once.run(&pool_of_one(proxy.options()), &op, work).await.unwrap_err();
     assert!(
-        matches!(&error, RunError::Work(own) if own.to_string() == "the work's own"),
+        matches!(&error, RunError::Work { error: own, .. } if *own == "the work's own"),
         "{error:?}"
     );
     assert!(proxy.commit_was_sent());

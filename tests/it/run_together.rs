@@ -18,7 +18,8 @@ use crate::support::proxy::Proxy;
 const LONG: Duration = Duration::from_secs(30);
 const BEGIN: &str = "begin deferrable";
 
-type Answer = Result<String, RunError>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Answer = Result<String, RunError<BoxError>>;
 
 /// A call that leaves an effect. Its work says that it has begun, and then succeeds or fails as it is told.
 struct Call {
@@ -141,7 +142,7 @@ async fn a_crowd_leaves_the_pool_to_others_whoever_it_waits_for() {
             others_find_a_connection(&once, &pool, &context).await;
         }
         first.end.send(false).unwrap();
-        assert!(matches!(first.answer.await.unwrap(), Err(RunError::Work(_))), "{context}");
+        assert!(matches!(first.answer.await.unwrap(), Err(RunError::Work { .. })), "{context}");
         // One of them is at work now.
         let mut begun = JoinSet::new();
         for (number, call) in crowd.iter_mut().enumerate() {

@@ -43,7 +43,7 @@ async fn misled(db: &TestDb) -> TestDb {
     TestDb::open(&db.schema, db.options.clone().options([("search_path", path)]), 4).await
 }
 
-async fn run(db: &TestDb, op: &Operation) -> Result<Done<()>, RunError> {
+async fn run(db: &TestDb, op: &Operation) -> Result<Done<()>, RunError<sqlx::Error>> {
     db.once.run(&db.pool, op, async |tx| effect(tx, &db.schema, "k").await.map(drop)).await
 }
 

@@ -130,7 +130,7 @@ async fn show_failing_work(db: &TestDb, show: &mut impl FnMut(&dyn std::fmt::Deb
     // The text is the caller's: `Debug` may show it, our `Display` and our log may not.
     let telling = op("telling").unwrap();
     let error = db.once.run(&db.pool, &telling, async |_| Err::<u32, _>(CANARY)).await.unwrap_err();
-    assert!(matches!(&error, RunError::Work(text) if text.to_string() == CANARY));
+    assert!(matches!(&error, RunError::Work { error: text, .. } if *text == CANARY));
     show(&format!("{error}"));
     // The driver's error, whose DETAIL quotes the row.
     db.execute("create unique index on {}.effect (key)").await;
@@ -143,11 +143,11 @@ async fn show_failing_work(db: &TestDb, show: &mut impl FnMut(&dyn std::fmt::Deb
         })
         .await
         .unwrap_err();
-    let RunError::Work(cause) = &error else { panic!("{error}") };
+    let RunError::Work { error: cause, .. } = &error else { panic!("{error}") };
     assert!(format!("{cause:?}").contains(&twice), "there is something to hide");
     show(&error);
     show(&format!("{error}"));
-    let RunError::Work(cause) = error else { unreachable!() };
+    let RunError::Work { error: cause, .. } = error else { unreachable!() };
     show(&Failure::from(cause));
     // A failure that is kept, and then replayed.
     show(&Failure::keep(Response::bytes(CANARY).with_headers(CANARY)));

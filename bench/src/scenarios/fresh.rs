@@ -64,7 +64,7 @@ impl Work for Failing {
         let op = Operation::new(SCOPE, format!("failing {}", key(number)))?;
         let work = async |_: &mut PgConnection| Err::<(), Fault>(anyhow::anyhow!("no"));
         match self.once.run(&self.pool, &op, work).await {
-            Err(RunError::Work(_)) => Ok(()),
+            Err(RunError::Work { .. }) => Ok(()),
             Err(error) => Err(error.into()),
             Ok(_) => Err(anyhow::anyhow!("failing work was stored")),
         }

@@ -40,7 +40,7 @@ async fn resolve(db: &TestDb, args: &[&str], input: &str) -> (i32, String) {
 }
 
 /// An attempt that does the step `charge` and then fails with an error.
-async fn attempt(db: &TestDb, op: &Operation) -> Result<u32, RunError> {
+async fn attempt(db: &TestDb, op: &Operation) -> Result<u32, RunError<Failure>> {
     let run = db.once.run_leased(&db.pool, op, lease(), async |work: &mut Work| {
         let number = work.attempt();
         work.step("charge", async || Ok::<_, Failure>(number)).await?;
@@ -51,7 +51,7 @@ async fn attempt(db: &TestDb, op: &Operation) -> Result<u32, RunError> {
 }
 
 /// What a retry answers, which must not run the work.
-async fn retry(db: &TestDb, op: &Operation) -> Result<String, RunError> {
+async fn retry(db: &TestDb, op: &Operation) -> Result<String, RunError<Failure>> {
     let run =
         db.once.run_leased(&db.pool, op, lease(), async |_: &mut Work| -> Result<_, Failure> {
             panic!("it ran again")
@@ -63,7 +63,7 @@ async fn retry(db: &TestDb, op: &Operation) -> Result<String, RunError> {
 async fn held(db: &TestDb) -> Operation {
     db.stop_clock().await;
     let op = op("k").on_lapse(OnLapse::Hold).fingerprint(Fingerprint::of_bytes("100"));
-    assert!(matches!(attempt(db, &op).await, Err(RunError::Work(_))));
+    assert!(matches!(attempt(db, &op).await, Err(RunError::Work { .. })));
     db.advance(MINUTE).await;
     assert!(matches!(retry(db, &op).await, Err(RunError::Held(_))));
     op
@@ -128,7 +128,7 @@ async fn a_key_whose_attempts_are_used_up_gets_as_many_again() {
     for round in 0..2 {
         for _ in 0..2 {
             let failed = attempt(&db, &op).await;
-            assert!(matches!(failed, Err(RunError::Work(_))), "{round}: {failed:?}");
+            assert!(matches!(failed, Err(RunError::Work { .. })), "{round}: {failed:?}");
         }
         assert!(matches!(retry(&db, &op).await, Err(RunError::Held(_))), "{round}");
         // Released, so there is no token to go by.

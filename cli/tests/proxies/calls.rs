@@ -85,7 +85,7 @@ async fn two_attempts(
     pool: &PgPool,
     op: &Operation,
     steps: &AtomicU32,
-) -> Result<bool, RunError> {
+) -> Result<bool, RunError<Failure>> {
     let work = async |work: &mut Work| {
         let attempt = work.attempt();
         let step = async || {

@@ -87,7 +87,7 @@ async fn work(conn: &mut PgConnection, key: &str, client: usize) -> sqlx::Result
 }
 
 impl Ends {
-    fn count(&mut self, ended: Result<Done<String>, RunError>) {
+    fn count<E>(&mut self, ended: Result<Done<String>, RunError<E>>) {
         match ended {
             Ok(done) if done.is_replay() => self.replayed += 1,
             Ok(_) => self.performed += 1,

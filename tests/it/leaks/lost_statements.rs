@@ -57,7 +57,12 @@ async fn run_goes_on_with_another_connection() {
 }
 
 /// Runs both kinds of writes, and prepares what they need.
-async fn write(db: &TestDb, pool: &PgPool, key: &str, lost: &str) -> Result<u32, RunError> {
+async fn write(
+    db: &TestDb,
+    pool: &PgPool,
+    key: &str,
+    lost: &str,
+) -> Result<u32, RunError<Failure>> {
     let op = op(key);
     let run = db.once.run_leased(pool, &op, lease(), async |work: &mut Work| {
         let write = async |tx: &mut sqlx::PgConnection| {
@@ -95,7 +100,7 @@ async fn a_transaction_on_such_a_connection_fails_whole_and_the_next_one_is_on_a
         // The step was tried twice in the first attempt, the last writes in two attempts.
         assert_eq!(write(&db, &pool, &format!("{lost} twice"), "").await.unwrap(), 1);
         let error = write(&db, &pool, lost, lost).await.unwrap_err();
-        assert!(matches!(&error, RunError::Work(_)), "{lost}: {error:?}");
+        assert!(matches!(&error, RunError::Work { .. }), "{lost}: {error:?}");
         assert_eq!(effects_of(&db, lost).await, 0, "{lost}");
         assert_eq!(effects_of(&db, &format!("{lost} step")).await, 1, "{lost}: its second try");
         assert_eq!(write(&db, &pool, lost, "").await.unwrap(), 2);
@@ -148,7 +153,7 @@ async fn the_steps_of_an_earlier_attempt_and_the_state_of_a_message_are_read_on_
                 assert_eq!(value, 1, "{lost}: done once");
                 Err::<(), _>(Failure::from("it failed"))
             });
-            assert!(matches!(run.await, Err(RunError::Work(_))), "{lost}");
+            assert!(matches!(run.await, Err(RunError::Work { .. })), "{lost}");
         }
         let message = Message::new(format!("m{round}"));
         let handled = inbox.handle(&pool, &message, async |tx: &mut sqlx::PgConnection| {

@@ -26,7 +26,7 @@ async fn run(
     key: &str,
     end: End,
     leave: impl AsyncFn(),
-) -> Result<Done<u32>, RunError> {
+) -> Result<Done<u32>, RunError<Failure>> {
     let lease = Lease::new(Duration::from_secs(60)).unwrap();
     leave().await;
     let op = op(key);
@@ -85,7 +85,7 @@ async fn every_end(db: &TestDb, pool: &PgPool, how: &str, leave: impl AsyncFn() 
                 assert_eq!(state, "failed", "{key}");
             }
             End::GivenUp => {
-                assert!(matches!(told, Err(RunError::Work(_))), "{key}: {told:?}");
+                assert!(matches!(told, Err(RunError::Work { .. })), "{key}: {told:?}");
                 assert_eq!(state, "lapsed", "{key}");
                 // It goes on, and does neither step again.
                 let again = run(db, pool, &key, End::WithLastWrites, leave).await;

@@ -24,6 +24,7 @@ mod policy;
 mod replays;
 mod retryable;
 mod round_trip;
+mod run_errors;
 mod scopes;
 pub mod secrets;
 mod single_packet;

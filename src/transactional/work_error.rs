@@ -1,0 +1,81 @@
+//! What pgonce has to see of an error that the work fails with.
+
+use std::error::Error as StdError;
+
+use super::outcome::Ending;
+use super::run_error::RunError;
+
+/// An error that work may fail with. pgonce looks for the database's error in it, to start again after a serialization
+/// failure or a deadlock, and gives it back as [`RunError::Work`](crate::RunError::Work).
+///
+/// Every [`std::error::Error`] is one, and so are `anyhow::Error`, `Box<dyn std::error::Error + Send + Sync>`,
+/// [`Failure`](crate::Failure) and text. Another type, such as an HTTP error that only implements `IntoResponse`, needs
+/// this:
+///
+/// ```
+/// enum ApiError {
+///     NotFound,
+///     Database(sqlx::Error),
+/// }
+///
+/// impl pgonce::WorkError for ApiError {
+///     fn cause(&self) -> Option<&(dyn std::error::Error + 'static)> {
+///         match self {
+///             Self::Database(error) => Some(error),
+///             Self::NotFound => None,
+///         }
+///     }
+/// }
+/// ```
+///
+/// `Kind` tells these families apart. It is inferred.
+#[diagnostic::on_unimplemented(
+    message = "pgonce cannot look for the database's error in `{Self}`",
+    label = "the work fails with `{Self}`",
+    note = "derive `std::error::Error` for `{Self}`, or add:\n\
+            impl pgonce::WorkError for {Self} {{\n    \
+            fn cause(&self) -> Option<&(dyn std::error::Error + 'static)> {{ /* the sqlx::Error in it */ }}\n}}"
+)]
+pub trait WorkError<Kind = kind::Explicit>: Sized {
+    /// The error itself, or the one in it that may come from the database. Its
+    /// [sources](std::error::Error::source) are looked at, too.
+    fn cause(&self) -> Option<&(dyn StdError + 'static)>;
+
+    #[doc(hidden)]
+    fn into_ending(self) -> Ending<Self> {
+        Ending::Undo(RunError::work(self))
+    }
+}
+
+/// The families of [`WorkError`], so that their implementations do not overlap.
+#[allow(missing_debug_implementations, unreachable_pub, reason = "cannot be named outside")]
+pub mod kind {
+    pub struct Explicit;
+    pub struct StdError;
+    pub struct AsStdError;
+}
+
+impl<E: StdError + 'static> WorkError<kind::StdError> for E {
+    fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(self)
+    }
+}
+
+/// `anyhow::Error` and boxed errors.
+impl<E: AsRef<dyn StdError + Send + Sync>> WorkError<kind::AsStdError> for E {
+    fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(self.as_ref())
+    }
+}
+
+impl WorkError for String {
+    fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        None
+    }
+}
+
+impl WorkError for &'static str {
+    fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        None
+    }
+}

@@ -1,0 +1,88 @@
+//! axum: what `run` and `run_leased` did not return, as a response.
+
+use axum_core::body::Body;
+use axum_core::response::{IntoResponse, Response};
+use http::header::{CONTENT_TYPE, HeaderValue};
+
+use super::answer::{Answer, Refusal};
+use super::layer::{DOCS, REPLAY_MARKER};
+use super::replay;
+use crate::error::{Error, ErrorKind};
+use crate::operation::response::Response as Stored;
+use crate::transactional::RunError;
+
+/// The work's own error as its own response; the rest with the statuses and problem documents of the
+/// [layer](crate::web::Idempotency). A kept failure is sent as it is stored: with its code as the status (422 without
+/// one), and as JSON if it is JSON.
+///
+/// A key that breaks the limits of a [`Key`](crate::Key) is the client's fault (400). Whatever else is wrong with an
+/// operation is the program's (500).
+///
+/// ```
+/// use axum::{Json, response::IntoResponse, http::StatusCode};
+/// use pgonce::{Operation, PgOnce, RunError};
+/// # struct ApiError;
+/// # impl From<sqlx::Error> for ApiError { fn from(_: sqlx::Error) -> Self { Self } }
+/// # impl IntoResponse for ApiError { fn into_response(self) -> axum::response::Response { StatusCode::PAYMENT_REQUIRED.into_response() } }
+/// # impl pgonce::WorkError for ApiError { fn cause(&self) -> Option<&(dyn std::error::Error + 'static)> { None } }
+/// # async fn charge(tx: &mut sqlx::PgConnection) -> Result<i64, ApiError> { Ok(1) }
+///
+/// async fn pay(once: PgOnce, pool: sqlx::PgPool, key: String) -> Result<Json<i64>, RunError<ApiError>> {
+///     let op = Operation::new("acme/payments.create", key)?;
+///     let payment = once.run(&pool, &op, async |tx| charge(tx).await).await?;
+///     Ok(Json(*payment))
+/// }
+/// ```
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+impl<E: IntoResponse> IntoResponse for RunError<E> {
+    fn into_response(self) -> Response {
+        let refusal = match self {
+            Self::Work { error, .. } => return error.into_response(),
+            Self::Failed { response, replayed } => return kept(response, replayed),
+            Self::Omitted(stored) => match replay::status(&stored) {
+                Ok(status) => Refusal::omitted(status),
+                Err(error) => Refusal::unasked(&error),
+            },
+            Self::InProgress(wait) => Refusal::in_progress(wait.retry_after()),
+            Self::Mismatch(_) => Refusal::mismatch(),
+            Self::Held(_) => Refusal::held(),
+            Self::Protocol(error) => of_protocol(&error),
+        };
+        refusal.into_response(DOCS, true).map(Body::from)
+    }
+}
+
+fn of_protocol(error: &Error) -> Refusal {
+    tracing::warn!(%error, sqlstate = error.sqlstate(), "an operation could not be protected");
+    if error.is_of_key() {
+        return Refusal::new(Answer::KeyMalformed, format!("{error}."));
+    }
+    match error.kind() {
+        ErrorKind::InvalidInput | ErrorKind::Corrupt => Refusal::unasked(error),
+        _ => Refusal::uncommitted(error),
+    }
+}
+
+/// A failure that was kept.
+fn kept(stored: Stored, replayed: bool) -> Response {
+    let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(stored.body()).is_ok();
+    let stored = match stored.code() {
+        None => stored.with_code(422),
+        Some(_) => stored,
+    };
+    let mut response = match replay::replayed(stored) {
+        Ok(response) => response.map(Body::from),
+        Err(error) => {
+            tracing::error!(%error, "a kept failure cannot be sent");
+            return Refusal::unasked(&error).into_response(DOCS, true).map(Body::from);
+        }
+    };
+    let headers = response.headers_mut();
+    if is_json && !headers.contains_key(CONTENT_TYPE) {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    if replayed {
+        headers.insert(REPLAY_MARKER, HeaderValue::from_static("true"));
+    }
+    response
+}
