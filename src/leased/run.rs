@@ -39,7 +39,7 @@ impl PgOnce {
     /// When `work` fails or its end is refused, its last transaction is rolled back and the claim lapses at once:
     /// the same key and request run again, without the steps that are done, up to
     /// [`max_attempts`](Operation::max_attempts). With [`OnLapse::Hold`] it is left to lapse and then held for an
-    /// operator, because nobody knows what the remote has done. [`Failure::keep`] ends the operation for good.
+    /// operator, because nobody knows what the remote has done. [`Failure::keep`](crate::Failure::keep) ends the operation for good.
     ///
     /// ```no_run
     /// # use pgonce::{Lease, Operation, PgOnce, Work};

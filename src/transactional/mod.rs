@@ -19,7 +19,9 @@ pub(crate) use outcome::{BoxError, Ending, answered};
 pub use outcome::{Done, Failure};
 #[cfg(feature = "tower")]
 pub(crate) use performing::{Begun, Ended, Performing};
-pub(crate) use restarts::{Restarts, is_contention, jitter};
+#[cfg(feature = "tower")]
+pub(crate) use restarts::is_contention;
+pub(crate) use restarts::{Restarts, jitter};
 pub use run_error::RunError;
 pub(crate) use transaction::OwnedTransaction;
 pub use transaction::commit;

@@ -43,7 +43,7 @@ impl PgOnce {
     /// [Compile errors](crate::_docs::compile_errors) has those that a closure leads to.
     ///
     /// When `work` fails, everything is rolled back and nothing is remembered, unless it returns
-    /// [`Failure::keep`]: then its writes are undone, and the failure is stored and replayed. Should another call have
+    /// [`Failure::keep`](crate::Failure::keep): then its writes are undone, and the failure is stored and replayed. Should another call have
     /// finished the key meanwhile, its response is the answer in both cases.
     ///
     /// Inside `work`, nested transactions (`tx.begin()`) are savepoints. Let each of them end, and do not
