@@ -10,7 +10,7 @@
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use pgonce::{Failure, Key, Lease, Operation, PgOnce, Work};
+use pgonce::{Failure, Key, Lease, Operation, PgOnce, Policy, Work};
 use pgonce_testing::{Database, Options};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgConnectOptions;
@@ -31,7 +31,7 @@ struct Receipt {
 
 /// The order, start to end. Whatever happens in between, call it again with the same key.
 async fn checkout(pool: &PgPool, order: &str, dies: bool) -> Result<Receipt> {
-    let op = Operation::new("acme/orders.checkout", order)?.wait(WAIT);
+    let op = Operation::new("acme/orders.checkout", order)?.policy(Policy::new().wait(WAIT)?);
     let lease = Lease::new(LEASE)?;
     let done = PgOnce::new()
         .run_leased(pool, &op, lease, async |work: &mut Work| {

@@ -80,7 +80,7 @@ async fn consume(side: &str, options: PgConnectOptions) -> Result<()> {
     let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await?;
     // Not longer than the queue waits for a consumer that may be dead.
     let lease = Lease::new(Duration::from_secs(1))?;
-    let inbox = Inbox::new(&PgOnce::new(), "consumers_example")?.lease(lease);
+    let inbox = Inbox::new(&PgOnce::new(), "consumers_example")?.lease(lease)?;
     loop {
         let Some(delivery) = broker.deliver(side).await? else {
             if broker.left(side).await? == 0 {

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pgonce::{Failure, Lease, Operation, PgOnce, Work};
+use pgonce::{Failure, Lease, Operation, PgOnce, Policy, Work};
 use pgonce_testing::{Options, Throwaway};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgConnection, PgPool};
@@ -55,8 +55,9 @@ async fn holds(pool: &PgPool, server: &mut PgConnection, count: usize) -> sqlx::
     for number in 0..count {
         let (once, pool) = (once.clone(), pool.clone());
         works.spawn(async move {
-            let op = Operation::new("acme/orders.checkout", format!("order-{number}"))?
-                .wait(Duration::from_secs(10)); // many begin at once
+            let patient = Policy::new().wait(Duration::from_secs(10))?; // many begin at once
+            let op =
+                Operation::new("acme/orders.checkout", format!("order-{number}"))?.policy(patient);
             let work = async |_: &mut Work| std::future::pending::<Result<(), Failure>>().await;
             once.run_leased(&pool, &op, Lease::new(LEASE)?, work).await.map(drop)
         });

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result, database};
 use crate::leased::heartbeat::Beside;
 use crate::operation::key::{Key, Scope};
 use crate::operation::response::Response;
-use crate::operation::{Operation, attempts, millis};
+use crate::operation::{Operation, Policy, attempts, millis};
 use crate::protocol::answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
 use crate::protocol::claim::Claim;
 use crate::protocol::procedure::ANSWER_MAX;
@@ -23,15 +23,15 @@ use crate::transactional::OwnedTransaction;
 use crate::transactional::{Lines, Plans};
 
 /// The entry point: which schema to use, and the defaults. Cheap to clone; holds no connection. Make one per process
-/// and clone it: clones know of each other's calls, and [wait](Operation::wait) for them at less cost.
+/// and clone it: clones know of each other's calls, and [wait](Policy::wait) for them at less cost.
 ///
 /// ```
 /// use std::time::Duration;
-/// use pgonce::{PgOnce, SchemaName};
+/// use pgonce::{PgOnce, Policy, SchemaName};
 ///
 /// let once = PgOnce::new()
 ///     .schema(SchemaName::new("billing_once")?)
-///     .retention(Duration::from_secs(7 * 86_400))
+///     .policy(Policy::new().retention(Duration::from_secs(7 * 86_400))?)
 ///     .response_bytes_max(64 * 1024);
 /// # Ok::<(), pgonce::Error>(())
 /// ```
@@ -42,12 +42,10 @@ pub struct PgOnce {
     pub(crate) beside: Beside,
     pub(crate) lines: Lines,
     pub(crate) plans: Plans,
-    pub(crate) retention: Duration,
+    pub(crate) policy: Policy,
     pub(crate) response_bytes_max: u32,
 }
 
-/// How long keys are remembered unless told otherwise.
-const RETENTION_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 /// How large a stored response may be unless told otherwise.
 const RESPONSE_BYTES_MAX_DEFAULT: u32 = 1024 * 1024;
 
@@ -58,7 +56,7 @@ impl Default for PgOnce {
 }
 
 impl PgOnce {
-    /// Schema `pgonce`, retention 24 hours, responses up to 1 MiB.
+    /// Schema `pgonce`, [`Policy::new`], responses up to 1 MiB.
     #[must_use]
     pub fn new() -> Self {
         let schema = SchemaName::default();
@@ -68,7 +66,7 @@ impl PgOnce {
             lines: Lines::default(),
             plans: Plans::default(),
             schema,
-            retention: RETENTION_DEFAULT,
+            policy: Policy::new(),
             response_bytes_max: RESPONSE_BYTES_MAX_DEFAULT,
         }
     }
@@ -82,12 +80,15 @@ impl PgOnce {
         self
     }
 
-    /// How long keys are remembered, counted from their first begin: 1 ms to ten years. It must
-    /// outlast the last retry of any client. [`Operation::retention`] overrides it.
+    /// The policy of operations that have none of their own.
     #[must_use]
-    pub fn retention(mut self, retention: Duration) -> Self {
-        self.retention = retention;
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
         self
+    }
+
+    pub(crate) fn policy_of(&self, op: &Operation) -> Policy {
+        op.policy.unwrap_or(self.policy)
     }
 
     /// The longest header block and body, together, that are stored. What is longer is stored as
@@ -133,7 +134,7 @@ impl PgOnce {
     /// # Cancel safety
     /// Dropped before it returns, the claim may or may not be in the transaction: roll it back.
     pub async fn begin(&self, conn: &mut PgConnection, op: &Operation) -> Result<Begin> {
-        self.ask(conn, op, op.wait).await
+        self.ask(conn, op, self.policy_of(op).wait).await
     }
 
     pub(crate) async fn ask(
@@ -142,7 +143,6 @@ impl PgOnce {
         op: &Operation,
         wait: Duration,
     ) -> Result<Begin> {
-        op.check(self.retention)?;
         let asked = self.query(op, wait).fetch_one(conn).await;
         let row = asked.map_err(|error| database(error).in_schema(&self.schema).naming(op))?;
         self.answer(op, &row, None)
@@ -151,7 +151,6 @@ impl PgOnce {
     /// What [`ask`](PgOnce::ask) would be told at once, in a transaction that is rolled back.
     #[cfg(feature = "tower")]
     pub(crate) async fn ask_pool(&self, pool: &sqlx::PgPool, op: &Operation) -> Result<Begin> {
-        op.check(self.retention)?;
         let rows = OwnedTransaction::look(pool, || self.query(op, Duration::ZERO)).await;
         let none = || Error::new(ErrorKind::SchemaTooNew, "begin gave no answer");
         let row = rows
@@ -162,14 +161,15 @@ impl PgOnce {
     }
 
     fn query<'q>(&self, op: &'q Operation, wait: Duration) -> Query<'q, Postgres, PgArguments> {
+        let policy = self.policy_of(op);
         sqlx::query(self.statements.begin.clone())
             .bind(op.scope.as_str())
             .bind(op.key.as_str())
             .bind(op.fingerprint.as_ref().map(|fingerprint| fingerprint.as_bytes()))
-            .bind(millis(op.retention.unwrap_or(self.retention)))
+            .bind(millis(policy.retention))
             .bind(millis(wait))
-            .bind(op.on_lapse.as_str())
-            .bind(op.max_attempts.map(attempts))
+            .bind(policy.on_lapse.as_str())
+            .bind(policy.max_attempts.map(attempts))
             .bind(op.lock_replay)
     }
 

@@ -19,7 +19,9 @@ pub use error::{Error, ErrorKind, Result};
 pub use inbox::{Handled, Inbox, Message, Receipt, Received, Verdict};
 pub use leased::{Lease, Recovery, Step, Work};
 pub use maintenance::{Migrated, Reaped, Reaper};
-pub use operation::{Fingerprint, FingerprintSecret, Key, OnLapse, Operation, Response, Scope};
+pub use operation::{
+    Fingerprint, FingerprintSecret, Key, OnLapse, Operation, Policy, Response, Scope,
+};
 pub use protocol::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
 pub use protocol::{
     Claim, ClaimState, Filter, Inspected, Listed, Progress, Record, SchemaName, Stats, Status,

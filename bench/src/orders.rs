@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgonce::sqlx::{self, PgConnection, PgPool, SqlStr};
-use pgonce::{Begin, Fingerprint, Lease, Operation, PgOnce, Response, Work as LeasedWork};
+use pgonce::{Begin, Fingerprint, Lease, Operation, PgOnce, Policy, Response, Work as LeasedWork};
 use sha2::{Digest, Sha256};
 
 use crate::arena::Stage;
@@ -166,7 +166,8 @@ impl Shop {
     }
 
     fn operation(&self, key: &str) -> Result<Operation, Fault> {
-        let op = Operation::new(self.way.scope(), key)?.fingerprint(fingerprint()).wait(self.wait);
+        let policy = Policy::new().wait(self.wait)?;
+        let op = Operation::new(self.way.scope(), key)?.fingerprint(fingerprint()).policy(policy);
         Ok(if self.way == Way::Optimistic { op.optimistic() } else { op })
     }
 

@@ -87,7 +87,7 @@ async fn inbox(
         ),
         false => format!(
             "inbox {consumer}: forgets a message after {remembers}, but the broker may deliver it again for \
-             {may}. It would then take effect twice. Raise Inbox::retention to {may} or more"
+             {may}. It would then take effect twice. Raise the retention of its Policy to {may} or more"
         ),
     };
     Ok(Finding { check: "inbox", ok, says })

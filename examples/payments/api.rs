@@ -31,7 +31,7 @@ pub struct App {
 const LEASE: Duration = Duration::from_secs(3);
 
 pub fn router(app: App, idempotency: &Idempotency) -> pgonce::Result<Router> {
-    let leased = idempotency.clone().leased(Lease::new(LEASE)?);
+    let leased = idempotency.clone().leased(Lease::new(LEASE)?)?;
     let tenants = Router::new()
         .route("/payments", get(payments::list).post(payments::create).layer(idempotency.clone()))
         .route("/payments/{id}", get(payments::show))

@@ -205,14 +205,13 @@ impl Inbox {
     }
 
     async fn count(&self, pool: &PgPool, op: &Operation, error: &str) -> Result<PgRow> {
-        self.check()?;
         let count = |text: Option<String>| async move {
-            procedure::ask(pool, self.wait + procedure::ANSWER_MAX, || {
+            procedure::ask(pool, self.policy.wait + procedure::ANSWER_MAX, || {
                 sqlx::query(self.once.statements.count_attempt.clone())
                     .bind(self.consumer.as_str())
                     .bind(op.key().as_str())
-                    .bind(millis(self.retention))
-                    .bind(millis(self.wait))
+                    .bind(millis(self.policy.retention))
+                    .bind(millis(self.policy.wait))
                     .bind(self.cap())
                     .bind(text.clone())
             })

@@ -12,9 +12,9 @@ use crate::client::{PgOnce, get, response};
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::leased::lease::Lease;
 use crate::operation::key::{Key, Scope};
-use crate::operation::limits;
+use crate::operation::limits::{check_lease, check_pauses};
 use crate::operation::response::Response;
-use crate::operation::{Operation, millis};
+use crate::operation::{Operation, Policy, attempts, millis};
 use crate::protocol::inspection::Record;
 
 pub use handle::{Handled, Message, Verdict};
@@ -25,27 +25,22 @@ pub use handle::{Handled, Message, Verdict};
 /// of each other.
 ///
 /// ```
-/// # use pgonce::{Inbox, PgOnce};
+/// # use pgonce::{Inbox, PgOnce, Policy};
+/// let month = std::time::Duration::from_secs(30 * 86_400);
 /// let inbox = Inbox::new(&PgOnce::new(), "orders")?
-///     .retention(std::time::Duration::from_secs(30 * 86_400))
-///     .max_attempts(5);
+///     .policy(Policy::inbox().retention(month)?.max_attempts(5)?)?;
 /// # Ok::<(), pgonce::Error>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct Inbox {
     once: PgOnce,
     consumer: Scope,
-    retention: Duration,
-    wait: Duration,
-    max_attempts: u32,
+    policy: Policy,
     first_pause: Duration,
     longest_pause: Duration,
     lease: Lease,
 }
 
-const RETENTION_DEFAULT: Duration = Duration::from_secs(7 * 86_400);
-const WAIT_DEFAULT: Duration = Duration::from_secs(1);
-const MAX_ATTEMPTS_DEFAULT: u32 = 10;
 const LEASE_DEFAULT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE_DEFAULT: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE_DEFAULT: Duration = Duration::from_secs(300);
@@ -89,7 +84,7 @@ impl Receipt {
 }
 
 impl Inbox {
-    /// The inbox of a consumer: retention seven days, ten attempts.
+    /// The inbox of a consumer, with [`Policy::inbox`].
     ///
     /// # Errors
     /// [`InvalidInput`](ErrorKind::InvalidInput) when the name breaks the limits of a [`Scope`].
@@ -97,21 +92,23 @@ impl Inbox {
         Ok(Self {
             once: once.clone(),
             consumer: consumer.try_into().map_err(Into::into)?,
-            retention: RETENTION_DEFAULT,
-            wait: WAIT_DEFAULT,
-            max_attempts: MAX_ATTEMPTS_DEFAULT,
+            policy: Policy::inbox(),
             first_pause: FIRST_PAUSE_DEFAULT,
             longest_pause: LONGEST_PAUSE_DEFAULT,
             lease: Lease::new(LEASE_DEFAULT)?,
         })
     }
 
-    /// How long ids are remembered, counted from the first attempt: 1 ms to ten years. It must outlast the
-    /// last redelivery, also from a dead-letter queue and by people; see [`outlasts`](Inbox::outlasts).
-    #[must_use]
-    pub fn retention(mut self, retention: Duration) -> Self {
-        self.retention = retention;
-        self
+    /// How long ids are remembered, how long to wait while another consumer handles the same message, and after how many
+    /// attempts a message is dead; [`Policy::inbox`] unless set. The retention must outlast the last redelivery, also
+    /// from a dead-letter queue and by people; see [`outlasts`](Inbox::outlasts).
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) when the retention is shorter than the [lease](Inbox::lease).
+    pub fn policy(mut self, policy: Policy) -> Result<Self> {
+        check_lease(self.lease.length, policy.retention)?;
+        self.policy = policy;
+        Ok(self)
     }
 
     /// Refuses a retention that is shorter than the longest time after which the broker, or a person with a dead-letter
@@ -120,47 +117,38 @@ impl Inbox {
     /// # Errors
     /// [`InvalidInput`](ErrorKind::InvalidInput).
     pub fn outlasts(self, horizon: Duration) -> Result<Self> {
-        if self.retention < horizon {
+        if self.policy.retention < horizon {
             return Err(Error::invalid(format!(
                 "the inbox forgets after {} s what the broker may deliver again for {} s: a message could \
                  take effect twice",
-                self.retention.as_secs(),
+                self.policy.retention.as_secs(),
                 horizon.as_secs()
             )));
         }
         Ok(self)
     }
 
-    /// How long to wait while another consumer handles the same message: zero to one hour; the default is a
-    /// second. It holds a connection.
-    #[must_use]
-    pub fn wait(mut self, bound: Duration) -> Self {
-        self.wait = bound;
-        self
-    }
-
     /// How [`handle`](Inbox::handle) holds a message that was delivered before; the default is ten seconds,
     /// renewed while the work runs. So long it is *in progress* after its consumer was killed.
-    #[must_use]
-    pub fn lease(mut self, lease: Lease) -> Self {
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) when it is longer than the retention.
+    pub fn lease(mut self, lease: Lease) -> Result<Self> {
+        check_lease(lease.length, self.policy.retention)?;
         self.lease = lease;
-        self
-    }
-
-    /// After how many attempts a message is dead; the default is 10.
-    #[must_use]
-    pub fn max_attempts(mut self, attempts: u32) -> Self {
-        self.max_attempts = attempts;
-        self
+        Ok(self)
     }
 
     /// How long to wait before a message that has failed is delivered again: after its first attempt, and at
-    /// most. From attempt to attempt it doubles; the defaults are a second and five minutes.
-    #[must_use]
-    pub fn pauses(mut self, first: Duration, longest: Duration) -> Self {
-        self.first_pause = first;
-        self.longest_pause = longest;
-        self
+    /// most. From attempt to attempt it doubles; the defaults are a second and five minutes. 1 ms to one day, and the
+    /// first is not above the longest.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) outside these limits.
+    pub fn pauses(mut self, first: Duration, longest: Duration) -> Result<Self> {
+        check_pauses(first, longest)?;
+        (self.first_pause, self.longest_pause) = (first, longest);
+        Ok(self)
     }
 
     /// Asks whether a message is new, in the caller's open transaction. `New` has recorded it as done there:
@@ -213,15 +201,14 @@ impl Inbox {
         conn: &mut PgConnection,
         ids: &[S],
     ) -> Result<Vec<Received>> {
-        self.check()?;
         let mut ops: Vec<_> = ids.iter().map(|id| self.operation(id.as_ref())).collect();
         self.refuse_untranslatable(conn, &mut ops).await?;
         let asked: Vec<&str> = ops.iter().flatten().map(|op| op.key.as_str()).collect();
         let rows = sqlx::query(self.once.statements.receive.clone())
             .bind(self.consumer.as_str())
             .bind(asked)
-            .bind(millis(self.retention))
-            .bind(millis(self.wait))
+            .bind(millis(self.policy.retention))
+            .bind(millis(self.policy.wait))
             .bind(self.cap())
             .fetch_all(conn)
             .await
@@ -285,17 +272,11 @@ impl Inbox {
 
     /// What handling this message is to pgonce.
     fn operation(&self, id: &str) -> Result<Operation> {
-        let op = Operation::new(&self.consumer, id)?;
-        Ok(op.retention(self.retention).wait(self.wait).max_attempts(self.max_attempts))
-    }
-
-    /// Refuses what is outside the limits: for all messages, none of which is to blame.
-    fn check(&self) -> Result<()> {
-        limits::check(self.retention, self.wait, Some(self.max_attempts))
+        Ok(Operation::new(&self.consumer, id)?.policy(self.policy))
     }
 
     fn cap(&self) -> i32 {
-        i32::try_from(self.max_attempts).unwrap_or(i32::MAX)
+        self.policy.max_attempts.map_or(i32::MAX, attempts)
     }
 }
 

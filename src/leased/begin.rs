@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::client::PgOnce;
 use crate::error::Result;
+use crate::leased::lease::Lease;
 use crate::operation::limits::check_lease;
 use crate::operation::{Operation, attempts, millis};
 use crate::protocol::answer::Begin;
@@ -16,16 +17,18 @@ impl PgOnce {
     /// Begins with a lease, for work that leaves the database: the claim is committed when this returns. Takes a
     /// connection of the pool for a moment; the work holds none.
     ///
-    /// The claim lapses `lease` after this call, on the database's clock, unless it is
-    /// [extended](crate::Claim::extend). The lease takes 1 ms up to the retention. `Started` writes two rows.
+    /// The claim lapses when the [length](Lease::new) of `lease` is over, on the database's clock, unless it is
+    /// [extended](crate::Claim::extend): only `run_leased` and HTTP routes have a heartbeat. The length is at most the
+    /// retention. `Started` writes two rows.
     ///
     /// ```no_run
     /// # use std::time::Duration;
-    /// # use pgonce::{Begin, Operation, PgOnce, Response};
+    /// # use pgonce::{Begin, Lease, Operation, PgOnce, Response};
     /// # async fn example(pool: sqlx::PgPool, once: PgOnce) -> Result<(), Box<dyn std::error::Error>> {
     /// # async fn call_the_provider() -> Vec<u8> { vec![] }
     /// let op = Operation::new("acme/charges.create", "order-17")?;
-    /// if let Begin::Started(claim) = once.begin_leased(&pool, &op, Duration::from_secs(30)).await? {
+    /// let lease = Lease::new(Duration::from_secs(30))?;
+    /// if let Begin::Started(claim) = once.begin_leased(&pool, &op, lease).await? {
     ///     let answer = call_the_provider().await;
     ///     claim.complete_leased(&pool, Response::bytes(answer)).await?;
     /// }
@@ -38,36 +41,31 @@ impl PgOnce {
     ///
     /// # Cancel safety
     /// Dropped before it returns, the claim may have been committed; it then lapses with its lease.
-    pub async fn begin_leased(
-        &self,
-        pool: &PgPool,
-        op: &Operation,
-        lease: Duration,
-    ) -> Result<Begin> {
-        self.ask_leased(pool, op, lease, op.wait).await
+    pub async fn begin_leased(&self, pool: &PgPool, op: &Operation, lease: Lease) -> Result<Begin> {
+        self.ask_leased(pool, op, lease, self.policy_of(op).wait).await
     }
 
     pub(crate) async fn ask_leased(
         &self,
         pool: &PgPool,
         op: &Operation,
-        lease: Duration,
+        lease: Lease,
         wait: Duration,
     ) -> Result<Begin> {
-        op.check(self.retention)?;
-        check_lease(lease, op.retention.unwrap_or(self.retention))?;
+        let policy = self.policy_of(op);
+        check_lease(lease.length, policy.retention)?;
         let token = Uuid::new_v4();
         let row = procedure::ask_again(pool, wait + procedure::ANSWER_MAX, || {
             sqlx::query(self.statements.begin_leased.clone())
                 .bind(op.scope.as_str())
                 .bind(op.key.as_str())
                 .bind(token)
-                .bind(millis(lease))
+                .bind(millis(lease.length))
                 .bind(op.fingerprint.as_ref().map(|fingerprint| fingerprint.as_bytes()))
-                .bind(millis(op.retention.unwrap_or(self.retention)))
+                .bind(millis(policy.retention))
                 .bind(millis(wait))
-                .bind(op.on_lapse.as_str())
-                .bind(op.max_attempts.map(attempts))
+                .bind(policy.on_lapse.as_str())
+                .bind(policy.max_attempts.map(attempts))
                 .bind(op.lock_replay)
         })
         .await

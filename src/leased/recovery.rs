@@ -12,7 +12,7 @@ use crate::client::{PgOnce, get};
 use crate::error::{Error, ErrorKind, Result, database, redacted};
 use crate::leased::before::before;
 use crate::operation::key::{checked, log_hash};
-use crate::operation::limits::{SHORTEST, check_pause, outside, spelled};
+use crate::operation::limits::{SHORTEST, check_pause, check_pauses, outside, spelled};
 use crate::operation::millis;
 use crate::protocol::inspection::{Listed, listed};
 use crate::protocol::procedure;
@@ -155,12 +155,7 @@ impl Recovery {
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside these limits.
     pub fn pauses(mut self, first: Duration, longest: Duration) -> Result<Self> {
-        check_pause("first pause", first)?;
-        check_pause("longest pause", longest)?;
-        if first > longest {
-            let takes = format!("up to the longest, {}", spelled(longest));
-            return Err(outside("first pause", &spelled(first), &takes));
-        }
+        check_pauses(first, longest)?;
         (self.first_pause, self.longest_pause) = (first, longest);
         Ok(self)
     }

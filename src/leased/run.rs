@@ -38,7 +38,7 @@ impl PgOnce {
     ///
     /// When `work` fails or its end is refused, its last transaction is rolled back and the claim lapses at once:
     /// the same key and request run again, without the steps that are done, up to
-    /// [`max_attempts`](Operation::max_attempts). With [`OnLapse::Hold`] it is left to lapse and then held for an
+    /// [`max_attempts`](crate::Policy::max_attempts). With [`OnLapse::Hold`] it is left to lapse and then held for an
     /// operator, because nobody knows what the remote has done. [`Failure::keep`](crate::Failure::keep) ends the operation for good.
     ///
     /// ```no_run
@@ -97,6 +97,7 @@ impl PgOnce {
             Begin::Started(claim) => claim,
             answer => return answered(answer),
         };
+        let on_lapse = self.policy_of(op).on_lapse;
         claim.settled = true; // from here on it ends or lapses, and both are said
         let mut heartbeat = Heartbeat::start(&self.beside, pool, &claim, lease);
         claim.answer_within = heartbeat.loans.answer_within();
@@ -109,7 +110,7 @@ impl PgOnce {
         let tx = held.tx.take();
         let Some(ending) = ended else {
             drop((tx, heartbeat)); // the connection of `tx` is closed
-            return Err(stopped(pool, op, &claim.id(), why).await.into());
+            return Err(stopped(pool, on_lapse, &claim.id(), why).await.into());
         };
         let id = claim.id();
         let error: RunError<E> = match ending {
@@ -136,7 +137,7 @@ impl PgOnce {
         };
         drop(heartbeat); // a late beat would bring the lapsed claim back to life
         let noted = error.retry_after().is_none().then(|| error.redacted());
-        give_up(pool, op, &id, noted.as_deref()).await;
+        give_up(pool, on_lapse, &id, noted.as_deref()).await;
         Err(error)
     }
 
@@ -168,10 +169,9 @@ impl PgOnce {
 
     /// Begins, and waits out a claim that another process holds, without a connection.
     async fn begin_patiently(&self, pool: &PgPool, op: &Operation, lease: Lease) -> Result<Begin> {
-        op.check(self.retention)?;
-        let mut waiting = self.lines.wait(pool, op.wait);
+        let mut waiting = self.lines.wait(pool, self.policy_of(op).wait);
         loop {
-            let begin = self.ask_leased(pool, op, lease.length, waiting.in_database()).await?;
+            let begin = self.ask_leased(pool, op, lease, waiting.in_database()).await?;
             match &begin {
                 Begin::InProgress(wait) => match waiting.again(op, wait).await {
                     Next::Look => {}
@@ -190,9 +190,9 @@ impl PgOnce {
 
 /// Lets the claim of failed work lapse at once, or leaves it to an operator, and notes how it ended; `None`: it was put
 /// off. Best effort: it lapses with its lease otherwise, and the attempt counts.
-pub(crate) async fn give_up(pool: &PgPool, op: &Operation, id: &ClaimId, told: Option<&str>) {
+pub(crate) async fn give_up(pool: &PgPool, on_lapse: OnLapse, id: &ClaimId, told: Option<&str>) {
     // Not released: a remote may have been called, so it stays the operation of this request.
-    let at_once = op.on_lapse == OnLapse::Retry;
+    let at_once = on_lapse == OnLapse::Retry;
     let given_up = id.lapse(pool, told, at_once).await;
     if let Err(error) = given_up
         && error.kind() != ErrorKind::ClaimLost
@@ -229,7 +229,7 @@ async fn rollback(tx: Option<OwnedTransaction>) {
 }
 
 /// The error of work that was stopped. When its connection is silent, it is still the holder, and gives its claim up.
-pub(crate) async fn stopped(pool: &PgPool, op: &Operation, id: &ClaimId, why: Stopped) -> Error {
+pub(crate) async fn stopped(pool: &PgPool, on_lapse: OnLapse, id: &ClaimId, why: Stopped) -> Error {
     let (kind, message) = match why {
         Stopped::Lost => {
             (ErrorKind::ClaimLost, "the claim was lost while its work ran; the work was stopped")
@@ -243,7 +243,7 @@ pub(crate) async fn stopped(pool: &PgPool, op: &Operation, id: &ClaimId, why: St
     if why == Stopped::Silent {
         // The database may be silent on every connection: the claim lapses by itself then.
         let told = redacted(&error);
-        let given_up = give_up(pool, op, id, Some(&told));
+        let given_up = give_up(pool, on_lapse, id, Some(&told));
         let _ = tokio::time::timeout(GIVE_UP_MAX, given_up).await;
     }
     error

@@ -1,5 +1,5 @@
-//! The limits of what a caller may ask for. Every way to begin checks them here before anything runs; the database
-//! checks them once more (`sql/internal/check_begin.sql`).
+//! The limits of what a caller may ask for. What takes a number checks it here; the database checks it once more
+//! (`sql/internal/check_begin.sql`).
 
 use std::time::Duration;
 
@@ -8,20 +8,13 @@ use crate::operation::millis;
 
 pub(crate) const SHORTEST: Duration = Duration::from_millis(1);
 const RETENTION_MAX: Duration = Duration::from_secs(315_576_000);
-const WAIT_MAX: Duration = Duration::from_secs(3600);
 /// Between two turns of a background task.
 const PAUSE_MAX: Duration = Duration::from_secs(86_400);
 
-/// Checks how long a key is remembered, how long its callers wait, and how often it may be claimed.
-pub(crate) fn check(retention: Duration, wait: Duration, max_attempts: Option<u32>) -> Result<()> {
+/// Checks how long a key is remembered.
+pub(crate) fn check_retention(retention: Duration) -> Result<()> {
     if retention < SHORTEST || retention > RETENTION_MAX {
         return Err(outside("retention", &spelled(retention), "1 ms to 10 years"));
-    }
-    if wait > WAIT_MAX {
-        return Err(outside("wait", &spelled(wait), "up to 1 h"));
-    }
-    if max_attempts == Some(0) {
-        return Err(outside("max_attempts", "0", "at least 1"));
     }
     Ok(())
 }
@@ -39,6 +32,17 @@ pub(crate) fn check_lease(lease: Duration, retention: Duration) -> Result<()> {
 pub(crate) fn check_pause(field: &str, pause: Duration) -> Result<()> {
     if pause < SHORTEST || pause > PAUSE_MAX {
         return Err(outside(field, &spelled(pause), "1 ms to one day"));
+    }
+    Ok(())
+}
+
+/// Checks the pauses of something that is tried again, which double from the first to the longest.
+pub(crate) fn check_pauses(first: Duration, longest: Duration) -> Result<()> {
+    check_pause("first pause", first)?;
+    check_pause("longest pause", longest)?;
+    if first > longest {
+        let takes = format!("up to the longest, {}", spelled(longest));
+        return Err(outside("first pause", &spelled(first), &takes));
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 pub(crate) mod fingerprint;
 pub(crate) mod key;
 pub(crate) mod limits;
+pub(crate) mod policy;
 pub(crate) mod response;
 pub(crate) mod scope;
 
@@ -12,21 +13,19 @@ use crate::error::Result;
 
 pub use fingerprint::{Fingerprint, FingerprintSecret};
 pub use key::Key;
+pub use policy::{OnLapse, Policy};
 pub use response::Response;
 pub use scope::Scope;
 
 /// An effect that must happen once: scope, key, fingerprint and policy.
 ///
-/// Whatever begins it refuses durations outside their limits, before anything runs.
-///
 /// ```
 /// use std::time::Duration;
-/// use pgonce::{Fingerprint, Operation};
+/// use pgonce::{Fingerprint, Operation, Policy};
 ///
 /// let op = Operation::new("acme/payments.create", "order-17")?
 ///     .fingerprint(Fingerprint::of_bytes(b"{\"amount\":100}"))
-///     .retention(Duration::from_secs(7 * 86_400))
-///     .wait(Duration::from_secs(2));
+///     .policy(Policy::new().wait(Duration::from_secs(2))?);
 /// # Ok::<(), pgonce::Error>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -34,32 +33,11 @@ pub struct Operation {
     pub(crate) scope: Scope,
     pub(crate) key: Key,
     pub(crate) fingerprint: Option<Fingerprint>,
-    pub(crate) retention: Option<Duration>,
-    pub(crate) wait: Duration,
-    pub(crate) on_lapse: OnLapse,
-    pub(crate) max_attempts: Option<u32>,
+    /// None: the client's.
+    pub(crate) policy: Option<Policy>,
     pub(crate) lock_replay: bool,
     pub(crate) secret: bool,
     pub(crate) optimistic: bool,
-}
-
-/// What begin does with a claim whose lease has lapsed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OnLapse {
-    /// Take it over with a new token.
-    #[default]
-    Retry,
-    /// Answer [`Held`](crate::Begin::Held): an operator decides.
-    Hold,
-}
-
-impl OnLapse {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Retry => "retry",
-            Self::Hold => "hold",
-        }
-    }
 }
 
 impl Operation {
@@ -76,10 +54,7 @@ impl Operation {
             scope: scope.try_into().map_err(Into::into)?,
             key: key.try_into().map_err(Into::into)?,
             fingerprint: None,
-            retention: None,
-            wait: Duration::ZERO,
-            on_lapse: OnLapse::default(),
-            max_attempts: None,
+            policy: None,
             lock_replay: false,
             secret: false,
             optimistic: false,
@@ -93,37 +68,11 @@ impl Operation {
         self
     }
 
-    /// How long the key is remembered, counted from the first begin: 1 ms to ten years.
-    /// The default is [`PgOnce::retention`](crate::PgOnce::retention)'s.
+    /// How long the key is remembered, how long callers wait, and what happens to a lapsed claim: in place of
+    /// [the client's](crate::PgOnce::policy) policy.
     #[must_use]
-    pub fn retention(mut self, retention: Duration) -> Self {
-        self.retention = Some(retention);
-        self
-    }
-
-    /// How long to wait when another caller works on the same key: zero (the default, answer at
-    /// once) to one hour.
-    ///
-    /// The verbs wait for another open transaction, on the caller's connection. `run` also waits
-    /// out a leased claim, without holding a connection; of its calls that wait for the same key, through clones of one
-    /// [`PgOnce`](crate::PgOnce) and on one pool, at most one holds a connection.
-    #[must_use]
-    pub fn wait(mut self, bound: Duration) -> Self {
-        self.wait = bound;
-        self
-    }
-
-    /// What to do with a lapsed lease; the default is to take it over.
-    #[must_use]
-    pub fn on_lapse(mut self, policy: OnLapse) -> Self {
-        self.on_lapse = policy;
-        self
-    }
-
-    /// After this many claims, at least one, a lapsed key is [`Held`](crate::Begin::Held) instead of taken over.
-    #[must_use]
-    pub fn max_attempts(mut self, attempts: u32) -> Self {
-        self.max_attempts = Some(attempts);
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = Some(policy);
         self
     }
 
@@ -177,11 +126,6 @@ impl Operation {
     #[must_use]
     pub fn derived_key(&self, name: &str) -> Key {
         Key::derive(["derived key", self.scope.as_str(), self.key.as_str(), name])
-    }
-
-    /// Refuses what is outside the limits. `retention` is the one of operations that have none of their own.
-    pub(crate) fn check(&self, retention: Duration) -> Result<()> {
-        limits::check(self.retention.unwrap_or(retention), self.wait, self.max_attempts)
     }
 
     /// The scope.

@@ -250,7 +250,7 @@ impl PgOnce {
     /// [held](crate::Begin::Held). To be called in a transaction, and finished in it:
     /// [`complete`](Claim::complete) or [`fail`](Claim::fail) with what has become of it, or
     /// [`release`](Claim::release) to let it run again, for which the attempts so far no longer count
-    /// against [`max_attempts`](crate::Operation::max_attempts).
+    /// against [`max_attempts`](crate::Policy::max_attempts).
     ///
     /// `seen` is what the decision was based on.
     ///

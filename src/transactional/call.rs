@@ -37,15 +37,13 @@ pub(crate) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// Checks the operation.
     pub(crate) fn new(
         once: &'a PgOnce,
         pool: &'a PgPool,
         op: &'a Operation,
         waiting: Waiting,
-    ) -> Result<Self> {
-        op.check(once.retention)?;
-        Ok(Self {
+    ) -> Self {
+        Self {
             once,
             pool,
             op,
@@ -56,7 +54,7 @@ impl<'a> Call<'a> {
             waits_apart: false,
             restarts: Restarts::default(),
             no_rows: 0,
-        })
+        }
     }
 
     /// Begins a transaction and looks for the key in it. Waits for others at work on the key, up to the call's bound.

@@ -134,7 +134,7 @@ impl PgOnce {
             .bind(op.scope.as_str())
             .bind(op.key.as_str())
             .bind(op.fingerprint.as_ref().map(Fingerprint::as_bytes))
-            .bind(millis(op.retention.unwrap_or(self.retention)))
+            .bind(millis(self.policy_of(op).retention))
             .bind(finished.code())
             .bind(response.code)
             .bind(response.headers)

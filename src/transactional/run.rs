@@ -53,7 +53,7 @@ impl PgOnce {
     /// `run` answers `TransactionLost` then, too.
     ///
     /// The connection is in use while `work` runs, and while this waits for an open transaction elsewhere. Of the calls
-    /// that [wait](Operation::wait) for one key, on one pool and through clones of one `PgOnce`, at most one holds a
+    /// that [wait](crate::Policy::wait) for one key, on one pool and through clones of one `PgOnce`, at most one holds a
     /// connection. Do not call other services from `work`: an open
     /// transaction blocks vacuum. That is what leased claims are for.
     ///
@@ -92,7 +92,8 @@ impl PgOnce {
         E: WorkError<Kind>,
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
     {
-        let mut call = Call::new(self, pool, op, self.lines.wait(pool, op.wait))?;
+        let waiting = self.lines.wait(pool, self.policy_of(op).wait);
+        let mut call = Call::new(self, pool, op, waiting);
         loop {
             let mut tx = match call.begin().await? {
                 Begun::Started(tx) => tx,

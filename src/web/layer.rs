@@ -20,8 +20,9 @@ use super::settle::{Classify, FinalStatuses};
 use crate::client::PgOnce;
 use crate::error::Result;
 use crate::leased::lease::Lease;
-use crate::operation::OnLapse;
+use crate::operation::Policy;
 use crate::operation::key::Scope;
+use crate::operation::limits::check_lease;
 
 type ScopeFn = Arc<dyn Fn(&Parts) -> Option<Scope> + Send + Sync>;
 type Authorized = Pin<Box<dyn Future<Output = Result<(), StatusCode>> + Send>>;
@@ -44,7 +45,7 @@ type AuthorizeFn = Arc<dyn Fn(Parts) -> Authorized + Send + Sync>;
 ///     let Tenant(name) = request.extensions.get()?; // put there by the authentication, outside
 ///     Some(Scope::of([name, "payments.create"]))
 /// });
-/// let leased = idempotency.clone().leased(Lease::new(Duration::from_secs(30))?);
+/// let leased = idempotency.clone().leased(Lease::new(Duration::from_secs(30))?)?;
 /// # Ok(())
 /// # }
 /// ```
@@ -67,11 +68,9 @@ pub struct Idempotency {
     pub(crate) fail_open: bool,
     pub(crate) key_rules: KeyRules,
     pub(crate) methods: Vec<Method>,
-    pub(crate) retention: Option<Duration>,
-    pub(crate) wait: Duration,
+    /// How its keys are treated.
+    pub(crate) policy: Policy,
     pub(crate) waiters: Arc<Semaphore>,
-    pub(crate) on_lapse: OnLapse,
-    pub(crate) max_attempts: Option<u32>,
     pub(crate) lock_replay: bool,
     pub(crate) optimistic: bool,
     pub(crate) fingerprint: RequestFingerprint,
@@ -110,6 +109,7 @@ impl Idempotency {
         F: Fn(&Parts) -> Option<Scope> + Send + Sync + 'static,
     {
         Self {
+            policy: once.policy,
             once,
             pool,
             scope: Arc::new(scope),
@@ -119,11 +119,7 @@ impl Idempotency {
             fail_open: false,
             key_rules: KeyRules { header: KEY_HEADER, strict: false, entropy_min: 0.0 },
             methods: vec![Method::POST, Method::PATCH],
-            retention: None,
-            wait: Duration::ZERO,
             waiters: Arc::new(Semaphore::new(WAITERS_MAX_DEFAULT)),
-            on_lapse: OnLapse::default(),
-            max_attempts: None,
             lock_replay: false,
             optimistic: false,
             fingerprint: RequestFingerprint::new(),
@@ -146,12 +142,15 @@ impl Idempotency {
     /// takes no connection of the layer's.
     ///
     /// The claim is renewed while the handler runs, for up to ten minutes unless
-    /// [`renewed_for`](Lease::renewed_for) is set. A lease above the retention is refused with 500.
-    #[must_use]
-    pub fn leased(mut self, mut lease: Lease) -> Self {
+    /// [`renewed_for`](Lease::renewed_for) is set.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) when the lease is longer than the retention.
+    pub fn leased(mut self, mut lease: Lease) -> Result<Self> {
+        check_lease(lease.length, self.policy.retention)?;
         lease.renewed_for.get_or_insert(RENEWED_FOR_DEFAULT);
         self.mode = Mode::Leased(lease);
-        self
+        Ok(self)
     }
 
     /// Requests without a key are refused with 400. The default.
@@ -226,19 +225,18 @@ impl Idempotency {
         self
     }
 
-    /// How long keys are remembered, as [`Operation::retention`](crate::Operation::retention).
-    #[must_use]
-    pub fn retention(mut self, retention: Duration) -> Self {
-        self.retention = Some(retention);
-        self
-    }
-
-    /// How long a duplicate of a request in progress waits for its answer: zero (the default, 409 at once) to one
-    /// hour. Of the requests that wait for one key in this process at most one uses a connection.
-    #[must_use]
-    pub fn wait(mut self, bound: Duration) -> Self {
-        self.wait = bound;
-        self
+    /// How long keys are remembered, how long a duplicate of a request in progress waits for its answer, and what happens
+    /// to a leased key whose holder is gone; [the client's](PgOnce::policy) policy unless set.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) when the retention is shorter than the lease of a
+    /// [leased](Idempotency::leased) route.
+    pub fn policy(mut self, policy: Policy) -> Result<Self> {
+        if let Mode::Leased(lease) = self.mode {
+            check_lease(lease.length, policy.retention)?;
+        }
+        self.policy = policy;
+        Ok(self)
     }
 
     /// How many requests may wait at the same time; 16 by default. Further ones get their 409 at once. The
@@ -246,20 +244,6 @@ impl Idempotency {
     #[must_use]
     pub fn waiters_max(mut self, waiters: usize) -> Self {
         self.waiters = Arc::new(Semaphore::new(waiters.min(Semaphore::MAX_PERMITS)));
-        self
-    }
-
-    /// What becomes of a leased key whose holder is gone, as [`Operation::on_lapse`](crate::Operation::on_lapse).
-    #[must_use]
-    pub fn on_lapse(mut self, policy: OnLapse) -> Self {
-        self.on_lapse = policy;
-        self
-    }
-
-    /// As [`Operation::max_attempts`](crate::Operation::max_attempts).
-    #[must_use]
-    pub fn max_attempts(mut self, attempts: u32) -> Self {
-        self.max_attempts = Some(attempts);
         self
     }
 

@@ -104,7 +104,7 @@ where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    match config.once.ask_leased(&config.pool, &op, lease.length, waiting.in_database()).await {
+    match config.once.ask_leased(&config.pool, &op, lease, waiting.in_database()).await {
         Ok(Begin::Started(claim)) => {
             waiting.leave();
             TaskEnd::Ended(run(&config, inner, request, op, lease, claim).await)
@@ -145,14 +145,14 @@ where
         claim.settled = true;
         if why == Stopped::Silent {
             drop((handle, heartbeat)); // the connection is closed
-            let error = stopped(&config.pool, &op, &claim.id(), why).await;
+            let error = stopped(&config.pool, config.policy.on_lapse, &claim.id(), why).await;
             return Ended::Refused(Refusal::uncommitted(&error));
         }
         // Another request holds the key now, so this handler was stopped.
         undo(handle.finish().checkout).await;
         return told_by_holder(config, &op).await;
     };
-    let given_up = GivenUp { config, op: &op, acted: left.used };
+    let given_up = GivenUp { config, acted: left.used };
     let ended_as = performed.ended_as();
     let Answered { response, settle, stored } = match performed.answered(left.kept) {
         Ok(answered) => answered,
@@ -235,14 +235,13 @@ async fn uncommitted<R, E>(
     }
     tracing::warn!(%error, sqlstate = error.sqlstate(), "a handler's work was not committed");
     // So that the retry need not wait for the lease. Refused if the commit got through after all.
-    give_up(&config.pool, op, id, Some(&redacted(error))).await;
+    give_up(&config.pool, config.policy.on_lapse, id, Some(&redacted(error))).await;
     Ended::Refused(Refusal::uncommitted(error))
 }
 
 /// How a claim ends whose handler came to nothing.
 struct GivenUp<'a> {
     config: &'a Idempotency,
-    op: &'a Operation,
     /// Whether the handler has asked for a derived key, or opened its last transaction.
     acted: bool,
 }
@@ -253,15 +252,15 @@ impl GivenUp<'_> {
     /// which may begin again at once; or, where it is `unknown` what has happened, when the lease has run out. Where
     /// an operator decides, the claim is left to lapse.
     async fn end(&self, mut claim: Claim, unknown: bool, told: &str) -> Answer {
-        let Self { config, op, .. } = self;
-        let hold = op.on_lapse == OnLapse::Hold;
+        let Self { config, .. } = self;
+        let hold = config.policy.on_lapse == OnLapse::Hold;
         if unknown && !hold {
             claim.settled = true;
             return Answer::Unknown;
         }
         if unknown || self.acted || claim.recovered {
             claim.settled = true;
-            give_up(&config.pool, op, &claim.id(), Some(told)).await;
+            give_up(&config.pool, config.policy.on_lapse, &claim.id(), Some(told)).await;
             return if hold { Answer::Unknown } else { Answer::Released };
         }
         if let Err(error) = claim.release_leased(&config.pool).await {

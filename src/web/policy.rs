@@ -96,7 +96,7 @@ impl Idempotency {
     /// Whether a handler that ended without an outcome leaves its key to an operator: its outside call
     /// may have been made.
     pub(crate) fn holds_unknown(&self) -> bool {
-        !self.is_transactional() && self.on_lapse == OnLapse::Hold
+        !self.is_transactional() && self.policy.on_lapse == OnLapse::Hold
     }
 
     /// When to ask again for the response of a request in progress. Soon at first; then after about as long as its
@@ -146,10 +146,7 @@ impl Idempotency {
             scope,
             key,
             fingerprint: None,
-            retention: self.retention,
-            wait: self.wait,
-            on_lapse: self.on_lapse,
-            max_attempts: self.max_attempts,
+            policy: Some(self.policy),
             lock_replay: self.lock_replay,
             secret: self.secret,
             optimistic: self.optimistic && !self.observe,
@@ -158,7 +155,7 @@ impl Idempotency {
 
     /// A request's wait for others with its key. A layer that only observes does not wait.
     pub(crate) fn waiting(&self) -> Waiting {
-        let bound = if self.observe { Duration::ZERO } else { self.wait };
+        let bound = if self.observe { Duration::ZERO } else { self.policy.wait };
         self.once.lines.wait(&self.pool, bound).with_places(&self.waiters)
     }
 
@@ -201,7 +198,7 @@ impl Idempotency {
             "key_syntax": if self.key_rules.strict { "RFC 9651 string" } else { "RFC 9651 string or bare text" },
             "key_bytes_max": 255,
             "methods": self.methods.iter().map(http::Method::as_str).collect::<Vec<_>>(),
-            "retention_seconds": self.retention.unwrap_or(self.once.retention).as_secs(),
+            "retention_seconds": self.policy.retention.as_secs(),
             "fingerprint": self.fingerprint.recipe(),
             "request_bytes_max": self.request_bytes_max,
             "replay_marker": self.replay_marker.as_str(),

@@ -30,7 +30,7 @@ pub enum Settle {
     /// with its request, which may begin again at once; with `OnLapse::Hold` it waits for an operator.
     Release,
     /// The handler does not know whether its outside work took effect. On a leased route the claim is
-    /// left to lapse, and then taken over or held, as [`on_lapse`](super::Idempotency::on_lapse)
+    /// left to lapse, and then taken over or held, as [`on_lapse`](crate::Policy::on_lapse)
     /// says. The rule for 5xx, 408 and panics where that is `OnLapse::Hold`. On a transactional route the same as `Release`: everything is undone.
     Lapse,
 }

@@ -32,14 +32,12 @@ where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    let begun = match Call::new(&config.once, &config.pool, &op, config.waiting()) {
-        Ok(mut call) => match call.begin().await {
-            Ok(Begun::Started(performing)) => {
-                return run(config, inner, request, &op, call, performing).await;
-            }
-            Ok(Begun::Answered(begin)) => Ok(begin),
-            Err(error) => Err(error),
-        },
+    let mut call = Call::new(&config.once, &config.pool, &op, config.waiting());
+    let begun = match call.begin().await {
+        Ok(Begun::Started(performing)) => {
+            return run(config, inner, request, &op, call, performing).await;
+        }
+        Ok(Begun::Answered(begin)) => Ok(begin),
         Err(error) => Err(error),
     };
     match not_begun(config, begun) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pgonce::{ErrorKind, Failure, Lease, Operation, Recovery, Response, Work};
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::support::db::{PATIENCE, TestDb, op, started};
+use crate::support::db::{PATIENCE, TestDb, kept_for, op, started};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -39,7 +39,7 @@ async fn abandoned_is_what_nobody_works_on() {
     done.complete(&mut conn, Response::empty()).await.unwrap();
     let done = db.lease(&op("failed"), Duration::from_secs(10)).await;
     done.fail(&mut conn, Response::empty()).await.unwrap();
-    let short = op("forgotten").retention(Duration::from_secs(30));
+    let short = op("forgotten").policy(kept_for(Duration::from_secs(30)));
     drop(db.lease(&short, Duration::from_secs(10)).await);
     // Committed and never completed: its effect is there, and it must not run again.
     let transactional = op("transactional");
@@ -91,7 +91,7 @@ async fn a_leased_key_is_unfinished_from_begin_to_its_end() {
     assert_eq!(unfinished().await, 0);
     claim.complete(&mut conn, Response::empty()).await.unwrap();
     // Forgotten, it goes with its key or with the key's next life.
-    let short = |key| op(key).retention(ten);
+    let short = |key| op(key).policy(kept_for(ten));
     for key in ["reaped", "again", "again in a transaction"] {
         drop(db.lease(&short(key), ten).await);
     }

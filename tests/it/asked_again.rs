@@ -6,7 +6,7 @@ use pgonce::{Begin, ErrorKind, Operation, Response};
 use sqlx::types::Uuid;
 
 use crate::crash::pool_of_one;
-use crate::support::db::{TestDb, op, started, word};
+use crate::support::db::{TestDb, kept_for, lasting, op, started, word};
 use crate::support::proxy::{Cut, Proxy};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -16,13 +16,14 @@ const HOUR: Duration = Duration::from_secs(3600);
 async fn a_begin_whose_answer_is_lost_starts_once() {
     let db = TestDb::new().await;
     let clear = Proxy::start(&db, None);
-    let begun = db.once.begin_leased(&pool_of_one(clear.options()), &op("clear"), MINUTE).await;
+    let begun =
+        db.once.begin_leased(&pool_of_one(clear.options()), &op("clear"), lasting(MINUTE)).await;
     drop(started(begun.unwrap()));
     let call = clear.requests().iter().position(|sent| sent == "execute").unwrap() + 1;
     for cut in [Cut::Before(call), Cut::After(call)] {
         let proxy = Proxy::start_once(&db, cut);
         let op = op(&format!("{cut:?}"));
-        let begun = db.once.begin_leased(&pool_of_one(proxy.options()), &op, MINUTE).await;
+        let begun = db.once.begin_leased(&pool_of_one(proxy.options()), &op, lasting(MINUTE)).await;
         let claim = started(begun.unwrap());
         let calls = proxy.requests().iter().filter(|sent| *sent == "execute").count();
         assert_eq!(calls, 2, "{cut:?}: it was asked again");
@@ -57,7 +58,7 @@ async fn a_begin_that_is_asked_again_late_is_the_same_claim_until_another_has_ta
         assert!(db.ask::<bool>(live).await, "the lease counts from the last asking");
         // Another caller is told so, and takes it over when it has lapsed again.
         assert_eq!(
-            word(&db.once.begin_leased(&db.pool, &op("k"), MINUTE).await.unwrap()),
+            word(&db.once.begin_leased(&db.pool, &op("k"), lasting(MINUTE)).await.unwrap()),
             "in progress"
         );
         db.advance(2 * MINUTE).await;
@@ -73,17 +74,17 @@ async fn a_begin_that_is_asked_again_late_is_the_same_claim_until_another_has_ta
 async fn a_claim_that_was_taken_over_after_the_retention_was_raised_is_extended_as_any_other() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    let before = op("k").retention(HOUR);
+    let before = op("k").policy(kept_for(HOUR));
     drop(db.lease(&before, MINUTE).await);
     db.advance(50 * MINUTE).await;
     // Longer than what is left of the row's retention, and within the caller's.
-    let raised = op("k").retention(24 * HOUR);
+    let raised = op("k").policy(kept_for(24 * HOUR));
     let mut claim = db.lease(&raised, 2 * HOUR).await;
     assert_eq!(claim.attempt(), 2);
     for _ in 0..3 {
         db.advance(HOUR).await;
         claim.extend(&db.pool, 2 * HOUR).await.expect("its lease may outlast the row's retention");
-        let begin = db.once.begin_leased(&db.pool, &raised, MINUTE).await.unwrap();
+        let begin = db.once.begin_leased(&db.pool, &raised, lasting(MINUTE)).await.unwrap();
         assert_eq!(word(&begin), "in progress", "a live claim is never forgotten");
         let mut conn = db.conn().await;
         assert_eq!(db.once.reap_once(&mut conn, 10).await.unwrap().deleted, 0);
@@ -91,7 +92,8 @@ async fn a_claim_that_was_taken_over_after_the_retention_was_raised_is_extended_
     claim.complete_leased(&db.pool, Response::empty()).await.unwrap();
     // What is refused is what was ever refused.
     let op = Operation::new("test/scope", "other").unwrap();
-    let Begin::Started(mut claim) = db.once.begin_leased(&db.pool, &op, MINUTE).await.unwrap()
+    let Begin::Started(mut claim) =
+        db.once.begin_leased(&db.pool, &op, lasting(MINUTE)).await.unwrap()
     else {
         panic!()
     };

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use pgonce::{Begin, Error, Inbox, Operation, Received, Verdict};
+use pgonce::{Begin, Error, Inbox, Operation, Policy, Received, Verdict};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgConnection, PgPool};
 
-use crate::support::db::{PATIENCE, TestDb, effect, started, word};
+use crate::support::db::{PATIENCE, TestDb, effect, kept_for, lasting, started, waits, word};
 
 const LONG: Duration = Duration::from_secs(3600);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -18,7 +18,7 @@ fn op() -> Operation {
 }
 
 fn inbox(db: &TestDb, wait: Duration) -> Inbox {
-    Inbox::new(&db.once, "orders").unwrap().wait(wait)
+    Inbox::new(&db.once, "orders").unwrap().policy(Policy::inbox().wait(wait).unwrap()).unwrap()
 }
 
 /// What stands in the way of the key.
@@ -37,7 +37,7 @@ async fn block(db: &TestDb, blocker: &str) -> PgConnection {
     let statement = match blocker {
         "an open begin" | "an open receive" => String::new(),
         "an open reap" => {
-            db.complete(&op().retention(MINUTE), "").await;
+            db.complete(&op().policy(kept_for(MINUTE)), "").await;
             db.advance(MINUTE).await;
             "select _reap_batch(10, null)".to_owned()
         }
@@ -73,7 +73,7 @@ async fn ask(db: &TestDb, way: &str, wait: Duration, settings: [(&str, &str); 2]
                     Received::InProgress => "in progress",
                     other => panic!("{other:?}"),
                 },
-                _ => word(&db.once.begin(&mut tx, &op().wait(wait)).await.unwrap()),
+                _ => word(&db.once.begin(&mut tx, &op().policy(waits(wait))).await.unwrap()),
             };
             // The caller's transaction goes on, with its settings.
             for (name, value) in settings {
@@ -87,9 +87,9 @@ async fn ask(db: &TestDb, way: &str, wait: Duration, settings: [(&str, &str); 2]
             tx.rollback().await.unwrap();
             answer
         }
-        "begin_leased" => {
-            word(&db.once.begin_leased(&pool, &op().wait(wait), MINUTE).await.unwrap())
-        }
+        "begin_leased" => word(
+            &db.once.begin_leased(&pool, &op().policy(waits(wait)), lasting(MINUTE)).await.unwrap(),
+        ),
         _ => match inbox(db, wait).failed(&pool, "k", "no").await.unwrap() {
             Verdict::Retry(_) => "in progress",
             other => panic!("{other:?}"),
@@ -156,7 +156,7 @@ async fn a_cancel_by_a_person_is_not_taken_for_the_end_of_a_wait() {
     let waiting = async {
         let mut conn = db.conn().await;
         sqlx::raw_sql("set statement_timeout = '1h'").execute(&mut conn).await.unwrap();
-        db.once.begin(&mut conn, &op().wait(LONG)).await.unwrap_err()
+        db.once.begin(&mut conn, &op().policy(waits(LONG))).await.unwrap_err()
     };
     let cancel = async {
         db.until_waiting(1).await;
@@ -200,7 +200,9 @@ async fn a_transaction_that_has_written_is_told_at_once_and_does_not_deadlock() 
                     Received::InProgress => "in progress",
                     other => panic!("{other:?}"),
                 },
-                _ => word(&db.once.begin(&mut duplicate, &op().wait(MINUTE)).await.unwrap()),
+                _ => {
+                    word(&db.once.begin(&mut duplicate, &op().policy(waits(MINUTE))).await.unwrap())
+                }
             };
             assert!(began.elapsed() < SOON);
             duplicate.rollback().await.unwrap();
@@ -366,7 +368,7 @@ async fn a_locking_replay_ends_its_wait_before_the_statement_ends() {
         .unwrap();
     let mut tx = db.pool.begin().await.unwrap();
     sqlx::raw_sql("set local statement_timeout = '300ms'").execute(&mut *tx).await.unwrap();
-    let answer = db.once.begin(&mut tx, &op().lock_replay().wait(LONG)).await.unwrap();
+    let answer = db.once.begin(&mut tx, &op().lock_replay().policy(waits(LONG))).await.unwrap();
     assert!(matches!(answer, Begin::InProgress(_)));
     drop(blocking);
 

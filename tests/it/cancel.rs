@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::crash::{Work, effects_of, gone, nothing_is_stuck, pid_of, pool_of_one, run};
-use crate::support::db::{TestDb, effect, op, started, word};
+use crate::support::db::{TestDb, effect, lasting, op, started, waits, word};
 use crate::support::proxy::Proxy;
 
 const LONG: Duration = Duration::from_secs(20);
@@ -125,7 +125,7 @@ async fn a_replaying_run_dropped_at_any_await_leaves_no_transaction_open() {
 
 /// The whole operation with the verbs, up to COMMIT.
 async fn verbs(db: &TestDb, tx: &mut PgConnection, key: &str) {
-    let claim = started(db.once.begin(tx, &op(key).wait(LONG)).await.unwrap());
+    let claim = started(db.once.begin(tx, &op(key).policy(waits(LONG))).await.unwrap());
     effect(tx, &db.schema, key).await.unwrap();
     claim.complete(tx, Response::bytes("done")).await.unwrap();
 }
@@ -162,7 +162,8 @@ async fn a_leased_begin_dropped_at_any_await_has_the_key_or_has_not() {
         let op = op(&format!("{moment:?}"));
         let pool = pool_of_one(proxy.options());
         let pid = pid_of(&mut pool.acquire().await.unwrap()).await;
-        let output = drop_at(moment, &proxy, db.once.begin_leased(&pool, &op, LEASE)).await;
+        let output =
+            drop_at(moment, &proxy, db.once.begin_leased(&pool, &op, lasting(LEASE))).await;
         let mut conn = pool.acquire().await.unwrap();
         // What was sent is done: on the same connection, or on one that was closed.
         if pid_of(&mut conn).await != pid {
@@ -170,7 +171,7 @@ async fn a_leased_begin_dropped_at_any_await_has_the_key_or_has_not() {
         }
         let row = db.once.inspect(&mut conn, op.scope(), op.key()).await.unwrap();
         let claim = row.map(|row| (row.record.claim, row.record.attempt));
-        let begin = db.once.begin_leased(&db.pool, &op, LEASE).await.unwrap();
+        let begin = db.once.begin_leased(&db.pool, &op, lasting(LEASE)).await.unwrap();
         match word(&begin) {
             "started" => assert_eq!(claim, None, "{moment:?}"),
             _ => assert_eq!(claim, Some((Some(ClaimState::Live), 1)), "{moment:?}"),
@@ -192,7 +193,7 @@ async fn a_complete_dropped_at_any_await_is_stored_or_is_not() {
         let complete = claim.complete(&mut conn, Response::bytes("done"));
         let output = drop_at(moment, &proxy, complete).await;
         conn.ping().await.unwrap();
-        let begin = db.once.begin_leased(&db.pool, &op, LEASE).await.unwrap();
+        let begin = db.once.begin_leased(&db.pool, &op, lasting(LEASE)).await.unwrap();
         (output.is_some(), word(&begin))
     })
     .await;
@@ -229,7 +230,7 @@ async fn a_migrate_dropped_at_any_await_is_applied_whole_or_not_at_all() {
             };
             once.migrate(&mut conn).await.unwrap();
             once.check(&db.pool).await.unwrap();
-            drop(started(once.begin_leased(&db.pool, &op("k"), LEASE).await.unwrap()));
+            drop(started(once.begin_leased(&db.pool, &op("k"), lasting(LEASE)).await.unwrap()));
             (output.is_some(), end)
         })
         .await;
@@ -277,10 +278,10 @@ async fn every_call_works_on_a_pool_of_one_connection() {
         }
     }
     let op = op("leased");
-    let mut claim = started(once.begin_leased(&pool, &op, LEASE).await.unwrap());
+    let mut claim = started(once.begin_leased(&pool, &op, lasting(LEASE)).await.unwrap());
     claim.extend(&pool, LEASE).await.unwrap();
     claim.release_leased(&pool).await.unwrap();
-    let claim = started(once.begin_leased(&pool, &op, LEASE).await.unwrap());
+    let claim = started(once.begin_leased(&pool, &op, lasting(LEASE)).await.unwrap());
     let seen = db.seen(&op).await;
     drop(claim);
     once.check(&pool).await.unwrap();
@@ -351,15 +352,15 @@ async fn every_future_can_be_spawned() {
         pgonce::commit(tx).await.unwrap();
 
         let op = op("leased");
-        let mut claim = started(once.begin_leased(&pool, &op, LEASE).await.unwrap());
+        let mut claim = started(once.begin_leased(&pool, &op, lasting(LEASE)).await.unwrap());
         claim.extend(&pool, LEASE).await.unwrap();
         claim.release_leased(&pool).await.unwrap();
-        let claim = started(once.begin_leased(&pool, &op, LEASE).await.unwrap());
+        let claim = started(once.begin_leased(&pool, &op, lasting(LEASE)).await.unwrap());
         let conn = &mut *pool.acquire().await.unwrap();
         let seen = once.inspect(conn, op.scope(), op.key()).await.unwrap().unwrap().record;
         drop(claim);
         once.revoke_claim(conn, op.scope(), op.key(), &seen).await.unwrap();
-        let claim = started(once.begin_leased(&pool, &op, LEASE).await.unwrap());
+        let claim = started(once.begin_leased(&pool, &op, lasting(LEASE)).await.unwrap());
         claim.fail_leased(&pool, Response::empty()).await
     });
     verbs.await.unwrap().unwrap();

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::abandoned::abandon;
-use crate::support::db::{TestDb, op};
+use crate::support::db::{TestDb, kept_for, op};
 
 const STAND_INS: &str = "
     create schema {}_citus;
@@ -54,7 +54,7 @@ async fn its_reaper_and_its_recovery_do_the_same() {
     db.execute("update {}.idempotency_keys set scope = 'tenant ' || length(key)").await;
     let minute = Duration::from_secs(60);
     db.complete(&op("kept"), "").await;
-    db.complete(&op("gone").retention(minute), "").await;
+    db.complete(&op("gone").policy(kept_for(minute)), "").await;
     abandon(&db, ["a", "b"].map(str::to_owned)).await;
     db.advance(minute).await;
     let picked = "select keys from {}._pick_abandoned('test/%', 10, 1000, 1000)";

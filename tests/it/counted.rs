@@ -3,17 +3,21 @@
 use std::time::Duration;
 
 use pgonce::{
-    Failure, Inbox, Lease, Message, OnLapse, Operation, PgOnce, RunError, SchemaName, Verdict, Work,
+    Failure, Inbox, Lease, Message, OnLapse, Operation, PgOnce, Policy, RunError, SchemaName,
+    Verdict, Work,
 };
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
 
-use crate::support::db::{TestDb, effect};
+use crate::support::db::{TestDb, effect, on_lapse, tried};
 
 const BRIEF: Duration = Duration::from_millis(50);
 
 fn inbox(once: &PgOnce) -> Inbox {
-    Inbox::new(once, "orders").unwrap().max_attempts(3).wait(Duration::ZERO)
+    Inbox::new(once, "orders")
+        .unwrap()
+        .policy(Policy::inbox().max_attempts(3).unwrap().wait(Duration::ZERO).unwrap())
+        .unwrap()
 }
 
 async fn used(db: &TestDb) -> Option<i32> {
@@ -145,7 +149,7 @@ async fn work_that_is_put_off_is_undone_and_retryable() {
         assert!(matches!(error, RunError::Work { .. }) && error.is_retryable(), "{error:?}");
         assert_eq!(error.retry_after(), Some(HOUR));
     };
-    let op = Operation::new("acme", "k").unwrap().max_attempts(1);
+    let op = Operation::new("acme", "k").unwrap().policy(tried(1));
     let work = async |tx: &mut PgConnection| {
         effect(tx, &db.schema, "undone").await?;
         Err::<(), _>(Failure::later(HOUR))
@@ -174,7 +178,7 @@ async fn work_that_is_put_off_is_undone_and_retryable() {
     assert!(matches!(again, RunError::Held(_)), "{again:?}");
     assert_eq!(db.effects().await, 0);
     // Whoever wants an operator to look after each failure gets one.
-    let op = Operation::new("acme", "held").unwrap().on_lapse(OnLapse::Hold);
+    let op = Operation::new("acme", "held").unwrap().policy(on_lapse(OnLapse::Hold));
     let later = async |_: &mut Work| Err::<(), _>(Failure::later(HOUR));
     let short = Lease::new(Duration::from_millis(100)).unwrap();
     put_off(db.once.run_leased(&db.pool, &op, short, later).await.unwrap_err());

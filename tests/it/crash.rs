@@ -8,7 +8,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::support::db::{TestDb, effect, op, started, word};
+use crate::support::db::{TestDb, effect, lasting, op, started, waits, word};
 use crate::support::proxy::{Cut, Proxy};
 use crate::support::worker::{Parent, Worker};
 
@@ -43,7 +43,7 @@ pub async fn run(
             Work::WritesTwice => Ok(effect(tx, &db.schema, key).await?),
         }
     };
-    db.once.run(pool, &op(key).wait(LONG), work).await
+    db.once.run(pool, &op(key).policy(waits(LONG)), work).await
 }
 
 pub async fn pay(db: &TestDb, pool: &PgPool, key: &str) -> Result<Done<i64>, RunError<Failure>> {
@@ -170,7 +170,7 @@ async fn pay_by_verbs(
     between(0).await;
     let mut tx = conn.begin().await?;
     between(1).await;
-    let begin = db.once.begin(&mut tx, &op(key).wait(LONG)).await?;
+    let begin = db.once.begin(&mut tx, &op(key).policy(waits(LONG))).await?;
     if let Begin::Replay(_) = begin {
         return Ok(true);
     }
@@ -381,7 +381,7 @@ async fn a_process_killed_with_a_lease_is_replaced_when_the_lease_lapses() {
 
     let mut conn = db.conn().await;
     let op = op("k");
-    let begin = async || db.once.begin_leased(&db.pool, &op, LEASE).await.unwrap();
+    let begin = async || db.once.begin_leased(&db.pool, &op, lasting(LEASE)).await.unwrap();
     let Begin::InProgress(wait) = begin().await else { panic!("the lease is live") };
     assert_eq!(wait.lease_remaining(), Some(LEASE));
     db.advance(LEASE - SECOND).await;

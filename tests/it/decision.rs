@@ -6,7 +6,7 @@ use pgonce::{
     Begin, Fingerprint, FingerprintSecret, Finished, HeldBecause, OnLapse, Operation, Response,
 };
 
-use crate::support::db::{TestDb, op, started, word};
+use crate::support::db::{TestDb, lasting, on_lapse, op, started, tried, word};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -113,10 +113,11 @@ async fn begin_answers_as_the_decision_table_says() {
                     Missing => plain,
                     OtherAlgorithm => plain.fingerprint(secret.of_bytes("another request")),
                 }
-                .on_lapse(policy);
+                .policy(on_lapse(policy));
                 let before: String = db.ask(&digest(n)).await;
                 let _conn = db.conn().await;
-                let answer = db.once.begin_leased(&db.pool, &second, MINUTE).await.unwrap();
+                let answer =
+                    db.once.begin_leased(&db.pool, &second, lasting(MINUTE)).await.unwrap();
                 assert_eq!(
                     word(&answer),
                     expected(row, print, policy),
@@ -195,13 +196,14 @@ async fn a_forgotten_key_starts_over_without_the_reaper() {
 async fn used_up_attempts_hold_the_key_until_an_operator_releases_it() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    let op = op("k").max_attempts(2);
+    let op = op("k").policy(tried(2));
     let mut conn = db.conn().await;
     for _ in 0..2 {
         drop(db.lease(&op, MINUTE).await);
         db.advance(MINUTE).await;
     }
-    let Begin::Held(held) = db.once.begin_leased(&db.pool, &op, MINUTE).await.unwrap() else {
+    let Begin::Held(held) = db.once.begin_leased(&db.pool, &op, lasting(MINUTE)).await.unwrap()
+    else {
         panic!("expected held");
     };
     assert_eq!((held.attempt(), held.because()), (2, HeldBecause::Attempts));
@@ -218,7 +220,7 @@ async fn hold_says_why() {
     drop(db.lease(&op("k"), MINUTE).await);
     db.advance(MINUTE).await;
     let mut conn = db.conn().await;
-    let held = db.once.begin(&mut conn, &op("k").on_lapse(OnLapse::Hold)).await.unwrap();
+    let held = db.once.begin(&mut conn, &op("k").policy(on_lapse(OnLapse::Hold))).await.unwrap();
     let Begin::Held(held) = held else { panic!("expected held, got {held:?}") };
     assert_eq!((held.attempt(), held.because()), (1, HeldBecause::Lapsed));
 }

@@ -11,7 +11,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::process::Command;
 
-use crate::support::db::{PATIENCE, TestDb, effect, op, server, started, word};
+use crate::support::db::{PATIENCE, TestDb, effect, lasting, op, server, started, word};
 
 /// The client programs of one version.
 struct Programs {
@@ -168,7 +168,8 @@ async fn works(db: &TestDb) {
     };
     assert!(!ran().await.is_replay() && ran().await.is_replay());
     let minute = Duration::from_secs(60);
-    let claim = started(db.once.begin_leased(&db.pool, &op("leased"), minute).await.unwrap());
+    let claim =
+        started(db.once.begin_leased(&db.pool, &op("leased"), lasting(minute)).await.unwrap());
     claim.complete_leased(&db.pool, Response::empty()).await.unwrap();
     db.execute("call {}.reap()").await;
     db.execute("call {}.pick_abandoned('nothing')").await;

@@ -1,11 +1,12 @@
 //! Databases in other encodings than UTF8: what they cannot hold is refused by its name, and harms nothing else.
 
 use pgonce::{
-    Error, ErrorKind, Failure, Inbox, Lease, Message, Operation, Received, RunError, Verdict, Work,
+    Error, ErrorKind, Failure, Inbox, Lease, Message, Operation, Policy, Received, RunError,
+    Verdict, Work,
 };
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::support::db::{TestDb, effect, server};
+use crate::support::db::{TestDb, effect, lasting, server};
 
 const PARCEL: &str = "\u{1f4e6}";
 const CANNOT: &str = "has a character that the encoding of the database (LATIN1) cannot hold";
@@ -21,7 +22,10 @@ async fn database(name: &str, encoding: &str) -> TestDb {
 }
 
 fn inbox(db: &TestDb) -> Inbox {
-    Inbox::new(&db.once, "orders").unwrap().max_attempts(3)
+    Inbox::new(&db.once, "orders")
+        .unwrap()
+        .policy(Policy::inbox().max_attempts(3).unwrap())
+        .unwrap()
 }
 
 #[tokio::test]
@@ -102,7 +106,8 @@ async fn every_way_to_begin_names_what_cannot_be_held() {
         let run = async |_: &mut Work| Ok::<_, Failure>(7);
         refused(protocol(db.once.run_leased(&db.pool, &op, lease, run).await.unwrap_err()), field);
         refused(db.once.begin(&mut db.conn().await, &op).await.unwrap_err(), field);
-        let leased = db.once.begin_leased(&db.pool, &op, std::time::Duration::from_secs(60));
+        let leased =
+            db.once.begin_leased(&db.pool, &op, lasting(std::time::Duration::from_secs(60)));
         refused(leased.await.unwrap_err(), field);
     }
 }

@@ -2,16 +2,21 @@
 
 use std::time::Duration;
 
-use pgonce::{ErrorKind, Failure, Inbox, Message, Received, Response, RunError, Verdict};
+use pgonce::{ErrorKind, Failure, Inbox, Message, Policy, Received, Response, RunError, Verdict};
 use sqlx::{Connection, PgConnection};
 
-use crate::support::db::{PATIENCE, TestDb, effect, started, word};
+use crate::support::db::{PATIENCE, TestDb, effect, kept_for, started, word};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const CONSUMER: &str = "orders";
 
 fn inbox(db: &TestDb) -> Inbox {
-    Inbox::new(&db.once, CONSUMER).unwrap().wait(Duration::ZERO).max_attempts(3)
+    waiting(db, Duration::ZERO)
+}
+
+fn waiting(db: &TestDb, bound: Duration) -> Inbox {
+    let policy = Policy::inbox().wait(bound).unwrap().max_attempts(3).unwrap();
+    Inbox::new(&db.once, CONSUMER).unwrap().policy(policy).unwrap()
 }
 
 fn op(id: &str) -> pgonce::Operation {
@@ -46,7 +51,7 @@ const CASES: [(&str, &str); 11] = [
 /// Brings a case about. Whoever is at work on it is returned.
 async fn bring_about(db: &TestDb, case: &str, id: &str) -> Option<PgConnection> {
     let mut conn = db.conn().await;
-    let short = op(id).retention(Duration::from_secs(1));
+    let short = op(id).policy(kept_for(Duration::from_secs(1)));
     match case {
         "unknown" => {}
         "completed" => db.complete(&op(id), "the response").await,
@@ -224,7 +229,7 @@ async fn a_batch_waits_for_another_one_and_then_knows() {
     let db = TestDb::new().await;
     let ids: Vec<_> = (0..50).map(|n| format!("m{n}")).collect();
     for (ending, expected) in [("commit", "seen"), ("rollback", "new")] {
-        let waiting = inbox(&db).wait(MINUTE);
+        let waiting = waiting(&db, MINUTE);
         let mut first = db.conn().await;
         sqlx::raw_sql("begin").execute(&mut first).await.unwrap();
         let _ = waiting.receive_many(&mut first, &ids).await.unwrap();
@@ -278,7 +283,7 @@ async fn overlapping_batches_do_not_deadlock() {
     println!("seed {seed}");
     let mut tasks = tokio::task::JoinSet::new();
     for task in 0..4 {
-        let (inbox, options) = (inbox(&db).wait(MINUTE), db.options.clone());
+        let (inbox, options) = (waiting(&db, MINUTE), db.options.clone());
         let mut random = fastrand::Rng::with_seed(seed + task);
         tasks.spawn(async move {
             let mut conn = PgConnection::connect_with(&options).await.unwrap();
@@ -333,7 +338,10 @@ async fn arguments_outside_their_limits_are_refused_in_words() {
             sqlx::query(sql).execute(&mut conn).await.unwrap_err().into_database_error().unwrap();
         assert_eq!((error.code().as_deref(), error.message()), (Some("IK001"), said));
     }
-    let short = Inbox::new(&db.once, "c").unwrap().retention(MINUTE);
+    let short = Inbox::new(&db.once, "c")
+        .unwrap()
+        .policy(Policy::inbox().retention(MINUTE).unwrap())
+        .unwrap();
     let error = short.outlasts(2 * MINUTE).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -352,7 +360,7 @@ async fn eight_consumers_of_the_same_messages_have_one_effect_each_and_acknowled
         let (db, barrier) = (std::sync::Arc::clone(&db), std::sync::Arc::clone(&barrier));
         tasks.spawn(async move {
             // Half of them say that it is a redelivery: it makes no difference.
-            let inbox = inbox(&db).wait(PATIENCE);
+            let inbox = waiting(&db, PATIENCE);
             let mut new = 0;
             for n in 0..50 {
                 let id = format!("m{n}");

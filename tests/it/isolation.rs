@@ -7,7 +7,7 @@ use pgonce::{Recovery, Response, Work};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgPool};
 
-use crate::support::db::{TestDb, effect, op, started, word};
+use crate::support::db::{TestDb, effect, on_lapse, op, started, waits, word};
 
 const MINUTE: Duration = Duration::from_secs(60);
 pub const LEVELS: [&str; 3] = ["read committed", "repeatable read", "serializable"];
@@ -67,7 +67,7 @@ async fn a_holder_that_commits_while_a_strict_caller_waits_is_never_doubled() {
         let waiter = tokio::spawn({
             let (once, pool, schema) = (db.once.clone(), pool.clone(), db.schema.clone());
             async move {
-                let op = op(level).wait(Duration::from_secs(30));
+                let op = op(level).policy(waits(Duration::from_secs(30)));
                 once.run(&pool, &op, async |tx| effect(tx, &schema, level).await).await
             }
         });
@@ -89,7 +89,7 @@ async fn storms_at_every_level_double_nothing() {
             let (once, pool, schema) = (db.once.clone(), pool.clone(), db.schema.clone());
             tasks.spawn(async move {
                 let key = format!("{level} {}", task % 4);
-                let op = op(&key).wait(Duration::from_secs(30));
+                let op = op(&key).policy(waits(Duration::from_secs(30)));
                 once.run(&pool, &op, async |tx| effect(tx, &schema, &key).await).await
             });
         }
@@ -117,10 +117,10 @@ async fn an_answer_never_aborts_the_callers_transaction() {
     let answers = [
         ("replay", print("this")),
         ("mismatch", print("other")),
-        ("held", op("lapsed").on_lapse(OnLapse::Hold)),
+        ("held", op("lapsed").policy(on_lapse(OnLapse::Hold))),
         ("in progress", op("leased")),
         ("in progress", op("open")),
-        ("in progress", op("open").wait(Duration::from_millis(20))),
+        ("in progress", op("open").policy(waits(Duration::from_millis(20)))),
     ];
     for level in LEVELS {
         let pool = pool(&db, level);

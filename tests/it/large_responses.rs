@@ -4,7 +4,7 @@ use pgonce::{Failure, Lease, Operation, PgOnce, Response, RunError, Status, Work
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgConnection, PgPool};
 
-use crate::support::db::{PATIENCE, TestDb, op, started};
+use crate::support::db::{PATIENCE, TestDb, lasting, op, started};
 use crate::support::proxy::Proxy;
 
 const LARGE: usize = 16 * 1024 * 1024;
@@ -66,7 +66,8 @@ async fn what_is_secret_is_not_sent_either() {
     once.run(&counted.pool, &secret, async |_| Ok::<_, Failure>(large())).await.unwrap();
     counted.is_omitted(&secret, Status::Completed, None).await;
     let mut conn = PgConnection::connect_with(&counted.proxy.options()).await.unwrap();
-    let claim = started(once.begin_leased(&counted.pool, &op("verb"), PATIENCE).await.unwrap());
+    let claim =
+        started(once.begin_leased(&counted.pool, &op("verb"), lasting(PATIENCE)).await.unwrap());
     let response = Response::bytes(large()).with_headers(large()).with_code(201).secret();
     claim.complete(&mut conn, response).await.unwrap();
     counted.is_omitted(&op("verb"), Status::Completed, Some(201)).await;
@@ -120,8 +121,9 @@ async fn leased_work_does_not_send_it_either() {
 async fn a_response_of_more_than_a_gigabyte_completes() {
     let counted = Counted::new().await;
     let mut conn = PgConnection::connect_with(&counted.proxy.options()).await.unwrap();
-    let claim =
-        started(counted.once.begin_leased(&counted.pool, &op("k"), PATIENCE).await.unwrap());
+    let claim = started(
+        counted.once.begin_leased(&counted.pool, &op("k"), lasting(PATIENCE)).await.unwrap(),
+    );
     // Never written to, so it takes no memory.
     let response = Response::bytes(vec![0; 1_200_000_000]).with_code(200);
     claim.complete(&mut conn, response).await.unwrap();
@@ -137,7 +139,9 @@ async fn what_fits_is_sent_and_kept() {
         [(500, 500, false), (500, 501, true), (0, 1000, false), (1001, 0, true)]
     {
         let op = op(&format!("{headers} {body}"));
-        let claim = started(counted.once.begin_leased(&counted.pool, &op, PATIENCE).await.unwrap());
+        let claim = started(
+            counted.once.begin_leased(&counted.pool, &op, lasting(PATIENCE)).await.unwrap(),
+        );
         let response = Response::bytes(vec![b'b'; body]).with_headers(vec![b'h'; headers]);
         claim.complete(&mut conn, response.clone()).await.unwrap();
         let stored =

@@ -8,7 +8,7 @@ use pgonce::{ErrorKind, Failure, Lease, Operation, Response};
 use pgonce::{RunError, Step, Work};
 use tokio::sync::Notify;
 
-use crate::support::db::{PATIENCE, TestDb, effect, op};
+use crate::support::db::{PATIENCE, TestDb, effect, kept_for, lasting, op};
 
 fn lease() -> Lease {
     Lease::new(Duration::from_secs(60)).unwrap()
@@ -288,8 +288,11 @@ async fn work_is_stopped_when_its_claim_is_lost() {
     let mut conn = db.conn().await;
     loop {
         lapse(&db).await;
-        let begin =
-            db.once.begin_leased(&db.pool, &op("k"), Duration::from_secs(60)).await.unwrap();
+        let begin = db
+            .once
+            .begin_leased(&db.pool, &op("k"), lasting(Duration::from_secs(60)))
+            .await
+            .unwrap();
         if let pgonce::Begin::Started(claim) = begin {
             claim.complete(&mut conn, Response::json(&()).unwrap()).await.unwrap();
             break;
@@ -341,7 +344,7 @@ async fn steps_end_with_their_key() {
     db.stop_clock().await;
     let hour = Duration::from_secs(3600);
     let run = async |key: &str| {
-        let op = op(key).retention(hour);
+        let op = op(key).policy(kept_for(hour));
         db.once
             .run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
                 let attempt = work.attempt();

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::support::db::{TestDb, effect, op, started};
+use crate::support::db::{TestDb, effect, lasting, op, started, waits};
 use crate::support::worker::{Parent, Worker};
 
 const LEASE: Duration = Duration::from_secs(1);
@@ -61,7 +61,7 @@ pub async fn checkout(db: &TestDb, parent: &Parent) {
             parent.hear().await; // killed here
         }
     };
-    let op = op("k").wait(LONG);
+    let op = op("k").policy(waits(LONG));
     let run = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
         parent.say("claimed");
         at("claimed").await;
@@ -260,11 +260,11 @@ pub async fn stall(db: &TestDb, parent: &Parent) {
 async fn take_over(db: &TestDb, key: &str) {
     if LATE_VERBS.contains(&key) {
         let mut conn = db.conn().await;
-        let claim = started(db.once.begin_leased(&db.pool, &op(key), LONG).await.unwrap());
+        let claim = started(db.once.begin_leased(&db.pool, &op(key), lasting(LONG)).await.unwrap());
         return claim.complete(&mut conn, Response::json("the second's").unwrap()).await.unwrap();
     }
     let lease = Lease::new(LONG).unwrap();
-    let op = op(key).wait(LONG);
+    let op = op(key).policy(waits(LONG));
     let done = db.once.run_leased(&db.pool, &op, lease, async |work: &mut Work| {
         assert_eq!(work.attempt(), 2);
         work.step("own", async || Ok::<_, Failure>("the second's".to_owned())).await

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pgonce::{ErrorKind, Failure, Fingerprint, Lease, OnLapse, Response, RunError, Work};
 
-use crate::support::db::{TestDb, effect, op};
+use crate::support::db::{TestDb, effect, on_lapse, op, tried};
 
 fn lease() -> Lease {
     Lease::new(Duration::from_secs(60)).unwrap()
@@ -40,7 +40,7 @@ async fn failed_work_may_run_again_and_keeps_its_steps() {
 async fn failed_work_is_held_where_an_operator_decides() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    let op = op("k").on_lapse(OnLapse::Hold);
+    let op = op("k").policy(on_lapse(OnLapse::Hold));
     let run = db.once.run_leased(&db.pool, &op, lease(), async |_: &mut Work| {
         sqlx::query("select 1/0").execute(&mut db.conn().await).await?;
         Ok::<_, Failure>(())
@@ -76,7 +76,7 @@ async fn a_final_failure_is_replayed() {
 #[tokio::test]
 async fn work_that_always_fails_is_held_when_its_attempts_are_used_up() {
     let db = TestDb::new().await;
-    let ours = op("k").fingerprint(Fingerprint::of_bytes("100")).max_attempts(2);
+    let ours = op("k").fingerprint(Fingerprint::of_bytes("100")).policy(tried(2));
     let fails = async || {
         db.once
             .run_leased(&db.pool, &ours, lease(), async |_: &mut Work| {
@@ -114,7 +114,7 @@ async fn a_claim_whose_end_is_refused_is_given_up_at_once() {
     ] {
         for (policy, claim) in [(OnLapse::Retry, "lapsed"), (OnLapse::Hold, "live")] {
             db.execute("delete from {}.idempotency_keys").await;
-            let op = op("k").on_lapse(policy);
+            let op = op("k").policy(on_lapse(policy));
             let run = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
                 let key = if case == "COMMIT refused" { "there" } else { "undone" };
                 if case != "complete refused" {

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::restartable::Restartable;
-use crate::support::db::{TestDb, effect, op};
+use crate::support::db::{TestDb, effect, on_lapse, op};
 
 const OPERATIONS: usize = 2000;
 const CLIENTS: usize = 24;
@@ -49,7 +49,7 @@ fn is_careful(number: usize) -> bool {
 async fn client(db: &TestDb, remote: &Remote, number: usize) -> Option<usize> {
     let key = format!("k{number}");
     let policy = if is_careful(number) { OnLapse::Hold } else { OnLapse::Retry };
-    let op = op(&key).on_lapse(policy);
+    let op = op(&key).policy(on_lapse(policy));
     let lease = Lease::new(LEASE).unwrap();
     loop {
         let run = db.once.run_leased(&db.pool, &op, lease, async |work: &mut Work| {

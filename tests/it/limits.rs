@@ -6,7 +6,7 @@ use pgonce::{Error, ErrorKind, Failure, Fingerprint, Key, Lease, Operation};
 use pgonce::{PgOnce, Reaper, Recovery, RunError, SchemaName, Scope, Work};
 use proptest::prelude::*;
 
-use crate::support::db::{TestDb, op, started, word};
+use crate::support::db::{TestDb, kept_for, lasting, op, started, word};
 
 const SECOND: Duration = Duration::from_secs(1);
 const YEAR: Duration = Duration::from_secs(31_557_600);
@@ -134,7 +134,7 @@ async fn an_extension_outside_its_range_is_refused() {
     let db = TestDb::new().await;
     let mut conn = db.conn().await;
     let minute = 60 * SECOND;
-    let mut claim = db.lease(&op("k").retention(minute), SECOND).await;
+    let mut claim = db.lease(&op("k").policy(kept_for(minute)), SECOND).await;
     for lease in [Duration::ZERO, Duration::MAX] {
         let error = claim.extend(&db.pool, lease).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
@@ -148,11 +148,11 @@ async fn the_ends_of_the_ranges_work() {
     db.stop_clock().await;
     let mut conn = db.conn().await;
     let ends = [
-        (op("shortest").retention(Duration::from_millis(1)), Duration::from_millis(1)),
-        (op("longest").retention(10 * YEAR), 10 * YEAR),
+        (op("shortest").policy(kept_for(Duration::from_millis(1))), Duration::from_millis(1)),
+        (op("longest").policy(kept_for(10 * YEAR)), 10 * YEAR),
     ];
     for (op, lease) in ends {
-        let claim = started(db.once.begin_leased(&db.pool, &op, lease).await.unwrap());
+        let claim = started(db.once.begin_leased(&db.pool, &op, lasting(lease)).await.unwrap());
         claim.complete(&mut conn, pgonce::Response::empty()).await.unwrap();
         assert_eq!(word(&db.once.begin(&mut conn, &op).await.unwrap()), "replay");
     }
@@ -350,7 +350,7 @@ async fn leases_that_make_no_sense_are_refused_when_built() {
     refused(Lease::new(SECOND).unwrap().heartbeat(SECOND));
     // Above the retention, which only begin knows.
     let db = TestDb::new().await;
-    let op = op("k").retention(SECOND);
+    let op = op("k").policy(kept_for(SECOND));
     let run = db.once.run_leased(
         &db.pool,
         &op,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pgonce::{ErrorKind, PgOnce, SchemaName};
 use sqlx::Connection;
 
-use crate::support::db::{PATIENCE, TestDb, op, started, word};
+use crate::support::db::{PATIENCE, TestDb, lasting, op, started, word};
 
 /// A test database whose schema is gone again.
 async fn bare() -> TestDb {
@@ -208,8 +208,9 @@ async fn live_traffic_goes_through_the_next_release_and_old_processes_may_restar
                 tx.commit().await.expect("commit");
                 let leased = op(&format!("leased {key}"));
                 let minute = Duration::from_secs(60);
-                let claim =
-                    started(once.begin_leased(&pool, &leased, minute).await.expect("leased"));
+                let claim = started(
+                    once.begin_leased(&pool, &leased, lasting(minute)).await.expect("leased"),
+                );
                 claim.complete_leased(&pool, pgonce::Response::empty()).await.expect("complete");
                 done += 1;
             }

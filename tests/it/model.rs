@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use sqlx::{Connection, PgConnection};
 
-use crate::support::db::{TestDb, word};
+use crate::support::db::{TestDb, kept_for, lasting, word};
 
 const RETENTION: u64 = 100;
 
@@ -153,7 +153,7 @@ struct History<'d> {
 impl History<'_> {
     fn op(&self, key: u8, print: u8) -> Operation {
         let op = Operation::new(self.scope.as_str(), format!("k{key}")).unwrap();
-        let op = op.retention(Duration::from_secs(RETENTION));
+        let op = op.policy(kept_for(Duration::from_secs(RETENTION)));
         if print == 0 { op } else { op.fingerprint(Fingerprint::of_bytes([print])) }
     }
 
@@ -162,11 +162,15 @@ impl History<'_> {
         match *step {
             Step::Begin { key, print, lease, hold, max_attempts } => {
                 let expected = self.model.begin(key, print, lease, hold, max_attempts);
-                let mut op = self.op(key, print);
-                op = if hold { op.on_lapse(OnLapse::Hold) } else { op };
-                op = max_attempts.map_or(op.clone(), |max| op.max_attempts(max));
-                let answer =
-                    self.db.once.begin_leased(&self.db.pool, &op, Duration::from_secs(lease)).await;
+                let mut policy = kept_for(Duration::from_secs(RETENTION));
+                policy = if hold { policy.on_lapse(OnLapse::Hold) } else { policy };
+                policy = max_attempts.map_or(policy, |max| policy.max_attempts(max).unwrap());
+                let op = self.op(key, print).policy(policy);
+                let answer = self
+                    .db
+                    .once
+                    .begin_leased(&self.db.pool, &op, lasting(Duration::from_secs(lease)))
+                    .await;
                 let answer = answer.unwrap();
                 assert_eq!(word(&answer), expected);
                 if let Begin::Started(claim) = answer {

@@ -3,16 +3,24 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use pgonce::{ErrorKind, Failure, Inbox, Lease, Message, Response, RunError, Verdict};
+use pgonce::{ErrorKind, Failure, Inbox, Lease, Message, Policy, Response, RunError, Verdict};
 use sqlx::{Connection, PgConnection};
 
-use crate::support::db::{PATIENCE, TestDb, effect, op};
+use crate::support::db::{PATIENCE, TestDb, effect, kept_for, op};
 use crate::support::proxy::{Cut, Proxy};
 use crate::support::worker::{Parent, Worker};
 
+fn policy(attempts: u32) -> Policy {
+    Policy::inbox().max_attempts(attempts).unwrap().wait(Duration::ZERO).unwrap()
+}
+
 fn inbox(db: &TestDb, attempts: u32) -> Inbox {
-    let inbox = Inbox::new(&db.once, "orders").unwrap().max_attempts(attempts);
-    inbox.wait(Duration::ZERO).pauses(Duration::from_secs(1), Duration::from_secs(60))
+    let inbox = Inbox::new(&db.once, "orders").unwrap().policy(policy(attempts)).unwrap();
+    inbox.pauses(Duration::from_secs(1), Duration::from_secs(60)).unwrap()
+}
+
+fn patient(db: &TestDb, attempts: u32) -> Inbox {
+    inbox(db, attempts).policy(policy(attempts).wait(PATIENCE).unwrap()).unwrap()
 }
 
 /// Delivers a message whose work writes and then fails.
@@ -113,7 +121,8 @@ async fn a_failure_that_was_kept_is_dead_at_once_and_can_be_redriven() {
 async fn only_what_is_dead_or_waits_is_redriven() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    let inbox = inbox(&db, 3).retention(Duration::from_secs(60));
+    let inbox =
+        inbox(&db, 3).policy(policy(3).retention(Duration::from_secs(60)).unwrap()).unwrap();
     let mut conn = db.conn().await;
     db.complete(&op("another"), "").await;
     let unseen = db.seen(&op("another")).await;
@@ -133,7 +142,8 @@ async fn only_what_is_dead_or_waits_is_redriven() {
     drop(claim);
     assert_eq!(refused(&mut conn).await, "the key is being worked on");
     sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
-    let op = pgonce::Operation::new("orders", "m").unwrap().retention(Duration::from_secs(60));
+    let op =
+        pgonce::Operation::new("orders", "m").unwrap().policy(kept_for(Duration::from_secs(60)));
     drop(db.lease(&op, Duration::from_secs(30)).await);
     assert_eq!(refused(&mut conn).await, "the message is being handled");
     db.advance(Duration::from_secs(30)).await;
@@ -150,7 +160,7 @@ async fn only_what_is_dead_or_waits_is_redriven() {
 /// A worker's job: dies of its message.
 pub async fn die(db: &TestDb, parent: &Parent) {
     let message = Message::new("m").redelivered(parent.hear().await == "redelivered");
-    let inbox = inbox(db, 3).wait(PATIENCE).lease(Lease::new(Duration::from_millis(300)).unwrap());
+    let inbox = patient(db, 3).lease(Lease::new(Duration::from_millis(300)).unwrap()).unwrap();
     let handled = inbox.handle(&db.pool, &message, async |tx| {
         effect(tx, &db.schema, "undone").await?;
         std::process::abort();
@@ -179,7 +189,7 @@ async fn a_message_that_kills_its_consumers_is_dead_in_the_end() {
 #[tokio::test]
 async fn what_is_not_the_messages_fault_is_not_counted_against_it() {
     let db = TestDb::new().await;
-    let inbox = inbox(&db, 1).wait(PATIENCE);
+    let inbox = patient(&db, 1);
     // The connection breaks at each request in turn, before it or behind it.
     let (mut acked, mut again, mut dead) = (0, 0, 0);
     let began = AtomicU32::new(0);
@@ -277,7 +287,7 @@ async fn a_batch_with_a_poisoned_message_is_handled_one_by_one() {
 #[tokio::test]
 async fn counting_waits_for_the_transaction_that_failed_to_be_gone() {
     let db = TestDb::new().await;
-    let inbox = inbox(&db, 3).wait(PATIENCE);
+    let inbox = patient(&db, 3);
     // As after a kill: the server has not noticed yet.
     let mut first = db.conn().await;
     sqlx::raw_sql("begin").execute(&mut first).await.unwrap();

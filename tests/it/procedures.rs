@@ -7,7 +7,7 @@ use sqlx::postgres::PgPoolOptions;
 use tokio::task::JoinSet;
 
 use crate::isolation::LEVELS;
-use crate::support::db::{TestDb, op, started};
+use crate::support::db::{TestDb, lasting, op, started};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const PROCEDURES: [&str; 11] = [
@@ -77,12 +77,14 @@ async fn every_transaction_of_a_procedure_begins_at_read_committed() {
 
 /// All calls of a caller of its own key. Each is alone on it: nothing may be given up for another.
 async fn calls(db: &TestDb, pool: &sqlx::PgPool, key: &str) -> Result<(), pgonce::Error> {
-    let mut claim = started(db.once.begin_leased(pool, &op(key), MINUTE).await?);
+    let mut claim = started(db.once.begin_leased(pool, &op(key), lasting(MINUTE)).await?);
     claim.extend(pool, MINUTE).await?;
     claim.complete_leased(pool, Response::bytes(key)).await?;
-    let released = started(db.once.begin_leased(pool, &op(&format!("{key} r")), MINUTE).await?);
+    let released =
+        started(db.once.begin_leased(pool, &op(&format!("{key} r")), lasting(MINUTE)).await?);
     released.release_leased(pool).await?;
-    let failed = started(db.once.begin_leased(pool, &op(&format!("{key} f")), MINUTE).await?);
+    let failed =
+        started(db.once.begin_leased(pool, &op(&format!("{key} f")), lasting(MINUTE)).await?);
     failed.fail_leased(pool, Response::empty()).await?;
     let lease = Lease::new(MINUTE)?;
     let run_op = op(&format!("{key} run"));

@@ -6,7 +6,7 @@ use pgonce::{ClaimState, ErrorKind, Failure, Lease, Status, Work};
 use serde_json::Value;
 use sqlx::Connection;
 
-use crate::support::db::{TestDb, op, started};
+use crate::support::db::{TestDb, kept_for, op, started};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -96,7 +96,7 @@ async fn what_a_client_sees_has_no_token_no_error_and_no_content_in_it() {
 async fn asking_locks_nothing_and_waits_for_nobody() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    let hour = op("k").retention(60 * MINUTE);
+    let hour = op("k").policy(kept_for(60 * MINUTE));
     drop(db.lease(&hour, MINUTE).await);
     db.advance(MINUTE).await;
     // Somebody takes it over in an open transaction, and holds its lock and its row.

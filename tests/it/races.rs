@@ -10,7 +10,7 @@ use tokio::sync::{Barrier, mpsc};
 use tokio::task::JoinSet;
 
 use crate::crash::{Work, run};
-use crate::support::db::{PATIENCE, TestDb, effect, op, started, word};
+use crate::support::db::{PATIENCE, TestDb, effect, op, started, waits, word};
 use crate::support::worker::{Parent, Worker};
 
 const LONG: Duration = Duration::from_secs(30);
@@ -24,7 +24,7 @@ pub async fn race(db: &TestDb, parent: &Parent) {
     for task in 0..tasks {
         let db = TestDb::open(&db.schema, db.options.clone(), 1).await;
         racing.spawn(async move {
-            let op = op("race").wait(if task % 2 == 0 { LONG } else { Duration::ZERO });
+            let op = op("race").policy(waits(if task % 2 == 0 { LONG } else { Duration::ZERO }));
             loop {
                 let work = async |tx: &mut PgConnection| effect(tx, &db.schema, "race").await;
                 match db.once.run(&db.pool, &op, work).await {
@@ -78,7 +78,7 @@ async fn waiters(db: &TestDb, count: u32) -> mpsc::Receiver<(Tx, Begin)> {
         let (once, pool, answers) = (db.once.clone(), db.pool.clone(), answers.clone());
         tokio::spawn(async move {
             let mut tx = pool.begin().await.unwrap();
-            let begin = once.begin(&mut tx, &op("k").wait(LONG)).await.unwrap();
+            let begin = once.begin(&mut tx, &op("k").policy(waits(LONG))).await.unwrap();
             answers.send((tx, begin)).await.unwrap();
         });
     }
@@ -145,7 +145,7 @@ async fn both(
     let mut tx = pool.begin().await.unwrap();
     let mut words = [""; 2];
     for (key, said) in keys.into_iter().zip(&mut words) {
-        let begin = once.begin(&mut tx, &op(key).wait(LONG)).await?;
+        let begin = once.begin(&mut tx, &op(key).policy(waits(LONG))).await?;
         *said = word(&begin);
         if let Begin::Started(claim) = begin {
             effect(&mut tx, schema, key).await.unwrap();

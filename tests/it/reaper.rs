@@ -6,7 +6,7 @@ use pgonce::{Reaper, Response};
 use sqlx::{Connection, PgConnection};
 use tokio::sync::oneshot;
 
-use crate::support::db::{PATIENCE, TestDb, op};
+use crate::support::db::{PATIENCE, TestDb, kept_for, op};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -34,8 +34,8 @@ async fn only_keys_past_their_retention_and_without_a_live_lease_go() {
     db.lease(&op("released, forgotten"), MINUTE).await.release(&mut conn).await.unwrap();
     drop(db.lease(&op("live past its retention"), MINUTE).await);
     db.complete(&op("completed, forgotten"), "").await;
-    db.complete(&op("completed, remembered").retention(2 * DAY), "").await;
-    drop(db.lease(&op("lapsed, remembered").retention(2 * DAY), MINUTE).await);
+    db.complete(&op("completed, remembered").policy(kept_for(2 * DAY)), "").await;
+    drop(db.lease(&op("lapsed, remembered").policy(kept_for(2 * DAY)), MINUTE).await);
     db.advance(DAY - MINUTE).await;
     drop(db.lease(&op("live past its retention"), 2 * MINUTE).await);
     db.advance(MINUTE).await;

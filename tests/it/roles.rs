@@ -6,7 +6,7 @@ use pgonce::{ErrorKind, Failure, Filter, Inbox, Key, Message, Operation};
 use pgonce::{Reaper, Recovery, Work};
 use sqlx::{Executor, PgConnection, PgPool};
 
-use crate::support::db::{PATIENCE, TestDb, effect, op, started};
+use crate::support::db::{PATIENCE, TestDb, effect, lasting, op, started};
 use crate::support::roles::{
     conn_as, lease, pool_as, role, statements, step_and_fail, with_roles, with_tenants,
 };
@@ -47,7 +47,8 @@ async fn the_app_can_do_what_a_service_does() {
         assert_eq!(ran.unwrap().is_replay(), replayed);
     }
     let minute = Duration::from_secs(60);
-    let mut claim = started(db.once.begin_leased(&pool, &op("leased"), minute).await.unwrap());
+    let mut claim =
+        started(db.once.begin_leased(&pool, &op("leased"), lasting(minute)).await.unwrap());
     claim.extend(&pool, minute * 2).await.unwrap();
     claim.release(&mut conn).await.unwrap();
     assert!(!step_and_fail(&db, &pool, &op("half done")).await);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pgonce::{ErrorKind, Filter, Inbox, Operation, Received, RunError, Status};
 use sqlx::{Connection, PgConnection};
 
-use crate::support::db::TestDb;
+use crate::support::db::{TestDb, lasting};
 
 /// Every state that a row can be in: status, token, lease, retention, steps, and attempts that an operator forgave.
 async fn plant_every_state(db: &TestDb) {
@@ -173,7 +173,7 @@ async fn a_corrupt_row_is_neither_replayed_nor_run_nor_deleted_nor_counted() {
         let op = &Operation::new(scope, key).unwrap();
         let error = db.once.begin(&mut conn, op).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{key}: begin");
-        let error = db.once.begin_leased(&db.pool, op, minute).await.unwrap_err();
+        let error = db.once.begin_leased(&db.pool, op, lasting(minute)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{key}: begin_leased");
         for op in [op.clone(), op.clone().lock_replay()] {
             let ran = db

@@ -7,7 +7,7 @@ use pgonce::{ErrorKind, Failure, Fingerprint, OnLapse, Response, RunError};
 use serde::{Deserialize, Serialize};
 use sqlx::{Connection, PgConnection};
 
-use crate::support::db::{TestDb, effect, op};
+use crate::support::db::{TestDb, effect, on_lapse, op, waits};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -211,7 +211,7 @@ async fn the_other_answers_are_errors_of_their_own() {
     assert!(matches!(error, RunError::InProgress(_)) && error.is_retryable());
 
     db.advance(MINUTE).await;
-    let held = op("leased").on_lapse(OnLapse::Hold);
+    let held = op("leased").policy(on_lapse(OnLapse::Hold));
     let error = db.once.run(&db.pool, &held, work).await.unwrap_err();
     assert!(matches!(error, RunError::Held(_)) && !error.is_retryable());
 
@@ -242,7 +242,7 @@ async fn a_replay_that_does_not_fit_the_type_runs_nothing() {
 async fn run_waits_out_a_leased_claim_without_holding_a_connection() {
     let db = TestDb::with_connections(1).await;
     let claim = db.lease(&op("k"), MINUTE).await;
-    let waiting = op("k").wait(Duration::from_secs(20));
+    let waiting = op("k").policy(waits(Duration::from_secs(20)));
     let run = db.once.run(&db.pool, &waiting, async |_| Ok::<u32, Failure>(0));
     let release = async {
         // The only connection of the pool is free in between: this would time out otherwise.
@@ -295,7 +295,7 @@ async fn a_panic_in_the_work_leaves_nothing_behind() {
     });
     assert!(panicked.await.unwrap_err().is_panic());
     // The server may take a moment to notice that the connection is closed.
-    let patient = op("k").wait(crate::support::db::PATIENCE);
+    let patient = op("k").policy(waits(crate::support::db::PATIENCE));
     db.once.run(&db.pool, &patient, async |tx| effect(tx, &db.schema, "k").await).await.unwrap();
     assert_eq!(db.effects().await, 1);
 }

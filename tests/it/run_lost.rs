@@ -6,7 +6,7 @@ use std::time::Duration;
 use pgonce::{ErrorKind, Failure, RunError};
 use sqlx::{Connection, PgConnection};
 
-use crate::support::db::{TestDb, effect, op, started};
+use crate::support::db::{TestDb, effect, op, started, waits};
 
 #[tokio::test]
 async fn a_nested_transaction_that_is_leaked_is_noticed_and_poisons_nothing() {
@@ -109,7 +109,8 @@ async fn a_wait_is_not_started_over_by_a_lost_transaction() {
     .await;
     let began = std::time::Instant::now();
     let wait = Duration::from_millis(500);
-    let result = db.once.run(&db.pool, &op("k").wait(wait), async |_| Ok::<_, Failure>(())).await;
+    let result =
+        db.once.run(&db.pool, &op("k").policy(waits(wait)), async |_| Ok::<_, Failure>(())).await;
     assert!(result.unwrap_err().is_retryable());
     // Ten attempts and their pauses, but one wait.
     assert!(began.elapsed() < 9 * wait, "{:?}", began.elapsed());

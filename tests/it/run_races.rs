@@ -7,7 +7,7 @@ use pgonce::{ErrorKind, Failure, Fingerprint, Operation, Response, RunError};
 use sqlx::{Connection, PgConnection};
 
 use crate::crash::{nothing_is_stuck, pool_of_one};
-use crate::support::db::{TestDb, effect, op, started};
+use crate::support::db::{TestDb, effect, op, started, waits};
 use crate::support::proxy::{Cut, Proxy};
 
 const LONG: Duration = Duration::from_secs(30);
@@ -181,7 +181,7 @@ async fn a_kept_failure_is_kept_at_every_level_and_undoes_the_work() {
 #[tokio::test]
 async fn another_caller_in_the_gap_of_a_kept_failure_decides() {
     for level in ["read committed", "repeatable read"] {
-        for waits in [false, true] {
+        for patient in [false, true] {
             let db = TestDb::new().await;
             let options = db.options.clone().options([("default_transaction_isolation", level)]);
             let pool = pool_of_one(options);
@@ -197,20 +197,21 @@ async fn another_caller_in_the_gap_of_a_kept_failure_decides() {
                 )
                 .await;
                 let mut tx = db.pool.begin().await.unwrap();
-                let claim = started(db.once.begin(&mut tx, &op("k").wait(LONG)).await.unwrap());
+                let claim =
+                    started(db.once.begin(&mut tx, &op("k").policy(waits(LONG))).await.unwrap());
                 effect(&mut tx, &db.schema, "theirs").await.unwrap();
                 claim.complete(&mut tx, Response::json("theirs").unwrap()).await.unwrap();
-                if !waits {
+                if !patient {
                     return Some(tx); // still open when the other call is answered
                 }
                 tx.commit().await.unwrap();
                 None
             };
-            let op_k = if waits { op("k").wait(LONG) } else { op("k") };
+            let op_k = if patient { op("k").policy(waits(LONG)) } else { op("k") };
             let (told, open) = tokio::join!(db.once.run(&pool, &op_k, keeps), other);
             match told {
-                Ok(done) => assert_eq!((waits, done.as_str()), (true, "theirs"), "{level}"),
-                Err(RunError::InProgress(_)) => assert!(!waits, "{level}"),
+                Ok(done) => assert_eq!((patient, done.as_str()), (true, "theirs"), "{level}"),
+                Err(RunError::InProgress(_)) => assert!(!patient, "{level}"),
                 Err(other) => panic!("{level}: {other:?}"),
             }
             if let Some(tx) = open {

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use pgonce::{ErrorKind, Fingerprint, Operation, PgOnce, RunError, SchemaName};
+use pgonce::{Fingerprint, Operation, PgOnce, RunError, SchemaName};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::support::db::{PATIENCE, TestDb, effect, op};
+use crate::support::db::{PATIENCE, TestDb, effect, op, waits};
 use crate::support::proxy::Proxy;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -54,7 +54,7 @@ async fn at_work(once: &PgOnce, pool: &PgPool, db: &TestDb, op: Operation) -> Ca
 }
 
 fn patient() -> Operation {
-    op("k").wait(LONG)
+    op("k").policy(waits(LONG))
 }
 
 /// Calls whose work would succeed, each of which has come as far as it gets.
@@ -177,7 +177,7 @@ async fn others_find_a_connection(once: &PgOnce, pool: &PgPool, context: &str) {
 async fn an_answer_that_is_there_is_had_beside_a_call_that_hangs() {
     let db = TestDb::new().await;
     let once = db.once.clone();
-    let op = op("k").wait(Duration::from_secs(3600));
+    let op = op("k").policy(waits(Duration::from_secs(3600)));
     let run = || once.run(&db.pool, &op, async |_| Ok::<_, sqlx::Error>(1));
     run().await.unwrap();
     let mut hangs = Box::pin(run());
@@ -185,20 +185,6 @@ async fn an_answer_that_is_there_is_had_beside_a_call_that_hangs() {
     assert!(polled.await);
     let replayed = tokio::time::timeout(PATIENCE, run()).await.expect("soon").unwrap();
     assert!(replayed.is_replay());
-}
-
-#[tokio::test]
-async fn too_long_a_wait_is_refused_at_once() {
-    let db = TestDb::new().await;
-    let once = db.once.clone();
-    let first = at_work(&once, &db.pool, &db, patient()).await;
-    let op = op("k").wait(Duration::from_secs(7200));
-    let refused = once.run(&db.pool, &op, async |_| Ok::<_, sqlx::Error>(1));
-    let refused = tokio::time::timeout(PATIENCE, refused).await.expect("at once");
-    let Err(RunError::Protocol(error)) = refused else { panic!("{refused:?}") };
-    assert_eq!(error.kind(), ErrorKind::InvalidInput);
-    first.end.send(true).unwrap();
-    assert_ours(vec![first.answer], "the first").await;
 }
 
 // The leader looks again when the first one is done, and the rest take its replay.
@@ -213,7 +199,7 @@ async fn one_of_a_crowd_looks_for_all() {
     // On a busy machine some look from time to time just then.
     for round in 0..20 {
         let key = format!("k{round}");
-        let op = || op(&key).wait(LONG);
+        let op = || op(&key).policy(waits(LONG));
         let first = at_work(&db.once, &pool, &db, op()).await;
         let crowd = crowd(&db.once, &pool, &db, op, 15).await;
         db.until_waiting(1).await;
@@ -257,7 +243,7 @@ async fn a_call_waits_no_longer_than_it_was_told() {
     let once = db.once.clone();
     let first = at_work(&once, &db.pool, &db, patient()).await;
     let (wait, began) = (Duration::from_secs(2), Instant::now());
-    let late = call(&once, &db.pool, &db, op("k").wait(wait)).answer.await.unwrap();
+    let late = call(&once, &db.pool, &db, op("k").policy(waits(wait))).answer.await.unwrap();
     assert!(matches!(late, Err(RunError::InProgress(_))), "{late:?}");
     let took = began.elapsed();
     assert!(took >= wait && took < wait * 2, "{took:?}");
@@ -269,7 +255,7 @@ async fn a_call_waits_no_longer_than_it_was_told() {
 async fn another_request_is_told_so_after_the_wait() {
     let db = TestDb::new().await;
     let once = db.once.clone();
-    let request = |text| op("k").fingerprint(Fingerprint::of_bytes(text)).wait(LONG);
+    let request = |text| op("k").fingerprint(Fingerprint::of_bytes(text)).policy(waits(LONG));
     let first = at_work(&once, &db.pool, &db, request("one")).await;
     let same = crowd(&once, &db.pool, &db, || request("one"), 1).await;
     db.until_waiting(1).await;

@@ -6,7 +6,7 @@ use pgonce::{Failure, PgOnce, Response, RunError, SchemaName};
 use sqlx::{Connection, PgConnection};
 
 use crate::crash::pool_of_one;
-use crate::support::db::{TestDb, effect, op, started};
+use crate::support::db::{TestDb, effect, op, started, waits};
 use crate::support::proxy::Proxy;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -47,7 +47,7 @@ async fn run_waits_beside_others_for_an_answer() {
                 let work = async |tx: &mut PgConnection| {
                     effect(tx, &schema, "k").await.map(|_| "ours".to_owned())
                 };
-                once.run(&pool, &op("k").wait(LONG), work).await.unwrap().into_inner()
+                once.run(&pool, &op("k").policy(waits(LONG)), work).await.unwrap().into_inner()
             });
         }
         db.until(
@@ -79,7 +79,8 @@ async fn run_waits_no_longer_than_it_was_told() {
     let bounded = async || {
         let once = db.once.clone();
         let began = Instant::now();
-        let refused = once.run(&db.pool, &op("k").wait(wait), async |_| Ok::<_, Failure>(1)).await;
+        let refused =
+            once.run(&db.pool, &op("k").policy(waits(wait)), async |_| Ok::<_, Failure>(1)).await;
         assert!(matches!(refused, Err(RunError::InProgress(_))), "{refused:?}");
         let took = began.elapsed();
         assert!(took >= wait && took < wait * 2, "{took:?}");

@@ -3,7 +3,7 @@
 use pgonce::{Done, Failure, Filter, Fingerprint, Listed, Operation, Response, RunError};
 use sqlx::{Executor, PgConnection};
 
-use crate::support::db::{TestDb, effect, op, started, word};
+use crate::support::db::{TestDb, effect, op, started, waits, word};
 
 /// Every answer is the wrong one: nothing is equal that matters, all payloads are the same, nothing expires.
 const EVIL: &str = "
@@ -76,7 +76,7 @@ async fn a_key_is_waited_for_and_written_the_same() {
     let misled = misled(&db).await;
     let mut holder = db.pool.begin().await.unwrap();
     let claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
-    let op_k = op("k").wait(std::time::Duration::from_secs(30));
+    let op_k = op("k").policy(waits(std::time::Duration::from_secs(30)));
     let end = async {
         db.until_waiting(1).await;
         claim.complete(&mut holder, Response::json(&()).unwrap()).await.unwrap();

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use pgonce::{
     Begin, Failure, Filter, Fingerprint, FingerprintSecret, Inbox, Key, Lease, Listed, Message,
-    Operation, Reaper, Recovery, Response, RunError, Step, Work,
+    Operation, Policy, Reaper, Recovery, Response, RunError, Step, Work,
 };
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::support::db::{TestDb, effect, server, started};
+use crate::support::db::{TestDb, effect, lasting, server, started};
 
 pub const CANARY: &str = "canary7f3a";
 
@@ -105,7 +105,9 @@ async fn exercise(db: &TestDb) -> String {
             .unwrap(),
     );
     let other = Operation::new(format!("scope {CANARY}"), format!("other {CANARY}")).unwrap();
-    drop(started(db.once.begin_leased(&db.pool, &other, Duration::from_millis(1)).await.unwrap()));
+    drop(started(
+        db.once.begin_leased(&db.pool, &other, lasting(Duration::from_millis(1))).await.unwrap(),
+    ));
     show(&db.once.inspect(&mut conn, other.scope(), other.key()).await.unwrap());
     show_failing_work(db, &mut show).await;
     // An error that carries the row in its DETAIL.
@@ -197,7 +199,8 @@ pub async fn exercise_the_rest(db: &TestDb) -> String {
     show(&kept.await.unwrap_err());
     // The procedures.
     for (key, end) in [("done", 0), ("failed", 1), ("released", 2)] {
-        let begun = db.once.begin_leased(&db.pool, &op(key), Duration::from_secs(60)).await;
+        let begun =
+            db.once.begin_leased(&db.pool, &op(key), lasting(Duration::from_secs(60))).await;
         let mut claim = started(begun.unwrap());
         show(&claim);
         claim.extend(&db.pool, Duration::from_secs(90)).await.unwrap();
@@ -213,7 +216,7 @@ pub async fn exercise_the_rest(db: &TestDb) -> String {
     // A recovery, whose handler fails.
     let abandoned = op("abandoned");
     let short = Duration::from_millis(1);
-    drop(started(db.once.begin_leased(&db.pool, &abandoned, short).await.unwrap()));
+    drop(started(db.once.begin_leased(&db.pool, &abandoned, lasting(short)).await.unwrap()));
     let recovery = Recovery::new(&db.once, &format!("scope {CANARY}%")).unwrap();
     let (tell, told) = tokio::sync::oneshot::channel::<()>();
     let tell = Mutex::new(Some(tell));
@@ -242,7 +245,10 @@ pub async fn exercise_the_rest(db: &TestDb) -> String {
 
 /// Messages that are handled, fail and die.
 async fn show_inbox(db: &TestDb, show: &mut impl FnMut(&dyn std::fmt::Debug)) {
-    let inbox = Inbox::new(&db.once, format!("consumer {CANARY}")).unwrap().max_attempts(1);
+    let inbox = Inbox::new(&db.once, format!("consumer {CANARY}"))
+        .unwrap()
+        .policy(Policy::inbox().max_attempts(1).unwrap())
+        .unwrap();
     for (id, fails) in [("good", false), ("good", false), ("bad", true), ("bad", true)] {
         let message = Message::new(format!("{id} {CANARY}")).redelivered(true);
         let handled = inbox.handle(&db.pool, &message, async |tx: &mut PgConnection| {

@@ -10,7 +10,7 @@ use sqlx::{PgConnection, PgPool};
 use tokio::task::JoinSet;
 
 use crate::secrets::{CANARY, exercise_the_rest, with_digits};
-use crate::support::db::{PATIENCE, TestDb, effect};
+use crate::support::db::{PATIENCE, TestDb, effect, waits};
 
 /// A server that writes its log to a file.
 pub async fn logging(settings: &[(&str, &str)]) -> (Throwaway, TestDb) {
@@ -51,7 +51,7 @@ async fn duplicates(db: &TestDb, pool: &PgPool, name: &str) {
     for number in 0..40 {
         let (once, pool, schema) = (db.once.clone(), pool.clone(), db.schema.clone());
         let way = ["run", "optimistic", "verbs", "leased", "inbox"][number % 5];
-        let op = operation(&format!("{name} {way}")).wait(PATIENCE);
+        let op = operation(&format!("{name} {way}")).policy(waits(PATIENCE));
         calls.spawn(async move {
             let work = async |tx: &mut PgConnection| effect(tx, &schema, CANARY).await;
             // What comes of it is not this test's business.

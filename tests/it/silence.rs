@@ -140,7 +140,7 @@ async fn a_route_whose_transaction_falls_silent_loses_its_lease_and_says_so() {
     let db = TestDb::new().await;
     let proxy = std::sync::Arc::new(Proxy::start(&db, None));
     let (pool, lease) = (pool(&proxy), lease().silent_for(Duration::from_secs(2)).unwrap());
-    let silent = Idempotency::new(db.once.clone(), pool.clone(), scoped).leased(lease);
+    let silent = Idempotency::new(db.once.clone(), pool.clone(), scoped).leased(lease).unwrap();
     let schema = db.schema.clone();
     let silent = handled(silent, move |_, request| {
         let (proxy, schema) = (std::sync::Arc::clone(&proxy), schema.clone());
@@ -158,7 +158,7 @@ async fn a_route_whose_transaction_falls_silent_loses_its_lease_and_says_so() {
     assert_eq!((got.status.as_u16(), got.answer), (503, Some(Answer::NotCommitted)));
     let last_error: String = db.ask("select last_error from {}.idempotency_keys").await;
     assert!(last_error.contains("no answer"), "{last_error}");
-    let retry = app(&db, layer(&db).leased(lease), |_| "the retry's");
+    let retry = app(&db, layer(&db).leased(lease).unwrap(), |_| "the retry's");
     let got = send(&retry.router, post("k", "")).await;
     assert_eq!((got.answer, got.body), (Some(Answer::Performed), "the retry's".into()));
     assert_eq!(db.effects().await, 1);

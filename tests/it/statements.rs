@@ -5,14 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use pgonce::{
-    Failure, Filter, Inbox, Lease, Message, OnLapse, Operation, Received, Recovery, Response, Step,
-    Work,
+    Failure, Filter, Inbox, Lease, Message, OnLapse, Operation, Policy, Received, Recovery,
+    Response, Step, Work,
 };
 use pgonce_testing::Throwaway;
 use sqlx::PgConnection;
 
 use crate::server_log::{logged, logging};
-use crate::support::db::{PATIENCE, TestDb, effect, op, started};
+use crate::support::db::{PATIENCE, TestDb, effect, on_lapse, op, started};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -303,7 +303,7 @@ async fn everything(db: &TestDb) {
     }
     // Operators.
     for act in ["take over", "revoke"] {
-        let held = op(act).on_lapse(OnLapse::Hold);
+        let held = op(act).policy(on_lapse(OnLapse::Hold));
         drop(db.lease(&held, Duration::from_millis(1)).await);
         let seen = db.seen(&held).await;
         let mut tx = pool.begin().await.unwrap();
@@ -336,7 +336,10 @@ async fn everything(db: &TestDb) {
 
 /// The inbox.
 async fn messages(db: &TestDb) {
-    let inbox = Inbox::new(&db.once, "consumer").unwrap().max_attempts(1);
+    let inbox = Inbox::new(&db.once, "consumer")
+        .unwrap()
+        .policy(Policy::inbox().max_attempts(1).unwrap())
+        .unwrap();
     let mut tx = db.pool.begin().await.unwrap();
     let received = inbox.receive(&mut tx, "m\u{e9}").await.unwrap();
     assert!(matches!(received, Received::New(_)));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use pgonce::{Begin, Failure, Response};
 use sqlx::Connection;
 
-use crate::support::db::{TestDb, op, started, word};
+use crate::support::db::{TestDb, op, started, waits, word};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -37,7 +37,7 @@ async fn a_wait_ends_with_the_holders_commit_and_replays() {
         let (once, pool) = (db.once.clone(), db.pool.clone());
         async move {
             let mut tx = pool.begin().await.unwrap();
-            once.begin(&mut tx, &op("k").wait(LONG)).await.unwrap()
+            once.begin(&mut tx, &op("k").policy(waits(LONG))).await.unwrap()
         }
     });
     db.until_waiting(1).await;
@@ -54,7 +54,8 @@ async fn a_wait_that_is_used_up_says_in_progress_and_harms_nothing() {
     let mut tx = db.pool.begin().await.unwrap();
     sqlx::raw_sql("set local lock_timeout = '77s'").execute(&mut *tx).await.unwrap();
     let began = Instant::now();
-    let answer = db.once.begin(&mut tx, &op("k").wait(Duration::from_millis(50))).await.unwrap();
+    let answer =
+        db.once.begin(&mut tx, &op("k").policy(waits(Duration::from_millis(50)))).await.unwrap();
     assert_eq!(word(&answer), "in progress");
     assert!(began.elapsed() >= Duration::from_millis(50));
     // The caller's transaction and its settings are as before.
@@ -76,7 +77,7 @@ async fn a_wait_restores_the_callers_lock_timeout_when_it_gets_the_key() {
         async move {
             let mut tx = pool.begin().await.unwrap();
             sqlx::raw_sql("set local lock_timeout = '77s'").execute(&mut *tx).await.unwrap();
-            let answer = once.begin(&mut tx, &op("k").wait(LONG)).await.unwrap();
+            let answer = once.begin(&mut tx, &op("k").policy(waits(LONG))).await.unwrap();
             let timeout: String =
                 sqlx::query_scalar("show lock_timeout").fetch_one(&mut *tx).await.unwrap();
             (word(&answer), timeout)
@@ -99,7 +100,7 @@ async fn a_finished_key_is_replayed_while_its_lock_is_held() {
         .unwrap();
     let mut conn = db.conn().await;
     assert_eq!(word(&db.once.begin(&mut conn, &op("k")).await.unwrap()), "replay");
-    for op in [op("k").wait(LONG), op("k").wait(LONG).optimistic()] {
+    for op in [op("k").policy(waits(LONG)), op("k").policy(waits(LONG)).optimistic()] {
         let began = Instant::now();
         let done = db.once.run(&db.pool, &op, async |_| Ok::<_, Failure>(8)).await.unwrap();
         assert!(done.is_replay());
@@ -165,7 +166,7 @@ async fn a_row_that_vanishes_between_two_looks_is_looked_for_again() {
     assert_eq!(word(&answer), "in progress", "without a wait nothing is waited for");
     let beginning = tokio::spawn({
         let (once, pool) = (db.once.clone(), db.pool.clone());
-        let patient = op("k").wait(LONG);
+        let patient = op("k").policy(waits(LONG));
         async move { once.begin(&mut pool.acquire().await.unwrap(), &patient).await.unwrap() }
     });
     db.until_waiting(1).await;
@@ -185,7 +186,7 @@ async fn a_prepared_transaction_holds_its_key() {
     claim.complete(&mut conn, Response::empty()).await.unwrap();
     sqlx::raw_sql(db.sql("prepare transaction '{}'")).execute(&mut conn).await.unwrap();
     let mut other = db.conn().await;
-    let wait = op("k").wait(Duration::from_millis(20));
+    let wait = op("k").policy(waits(Duration::from_millis(20)));
     assert_eq!(word(&db.once.begin(&mut other, &wait).await.unwrap()), "in progress");
     sqlx::raw_sql(db.sql("commit prepared '{}'")).execute(&mut conn).await.unwrap();
     assert_eq!(word(&db.once.begin(&mut other, &op("k")).await.unwrap()), "replay");
@@ -219,7 +220,7 @@ async fn an_answer_after_a_wait_leaves_the_holder_alone() {
         let (once, pool) = (db.once.clone(), db.pool.clone());
         async move {
             let mut tx = pool.begin().await.unwrap();
-            let answer = once.begin(&mut tx, &op("k").wait(LONG)).await.unwrap();
+            let answer = once.begin(&mut tx, &op("k").policy(waits(LONG))).await.unwrap();
             (word(&answer), tx) // the transaction stays open
         }
     });
@@ -254,7 +255,7 @@ async fn a_forgotten_key_goes_from_a_rolled_back_holder_to_one_waiter() {
         let (once, mut conn) = (db.once.clone(), db.conn().await);
         waiters.spawn(async move {
             let mut tx = conn.begin().await.unwrap();
-            let answer = once.begin(&mut tx, &op("k").wait(LONG)).await.unwrap();
+            let answer = once.begin(&mut tx, &op("k").policy(waits(LONG))).await.unwrap();
             let answered = word(&answer);
             if let Begin::Started(claim) = answer {
                 claim.complete(&mut tx, Response::empty()).await.unwrap();
@@ -292,7 +293,7 @@ async fn a_takeover_restores_the_callers_lock_timeout() {
     db.advance(minute).await;
     let mut tx = db.pool.begin().await.unwrap();
     sqlx::raw_sql("set local lock_timeout = '77s'").execute(&mut *tx).await.unwrap();
-    let answer = db.once.begin(&mut tx, &op("k").wait(LONG)).await.unwrap();
+    let answer = db.once.begin(&mut tx, &op("k").policy(waits(LONG))).await.unwrap();
     assert_eq!(word(&answer), "started");
     let timeout: String =
         sqlx::query_scalar("show lock_timeout").fetch_one(&mut *tx).await.unwrap();

@@ -7,7 +7,7 @@ use pgonce::{Begin, ErrorKind, Failure, Fingerprint, Operation, Response, RunErr
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::crash::{nothing_is_stuck, pool_of_one};
-use crate::support::db::{TestDb, effect, op, server, word};
+use crate::support::db::{TestDb, effect, kept_for, op, server, word};
 use crate::support::proxy::Proxy;
 
 // The first key prepares the statements.
@@ -78,26 +78,6 @@ async fn whatever_begin_answers_the_connection_is_fit_for_the_next() {
         assert_eq!((pid().await, db.effects().await), (first, 2), "optimistic: {optimistic}");
         nothing_is_stuck(&db).await;
     }
-}
-
-// Arguments are checked before anything runs, whoever is asked first.
-#[tokio::test]
-async fn bad_arguments_are_refused_before_the_work() {
-    let db = TestDb::new().await;
-    for op in [op("k"), op("k").optimistic()] {
-        for (op, field) in [
-            (op.clone().retention(Duration::ZERO), "retention"),
-            (op.clone().wait(Duration::from_secs(3601)), "wait"),
-            (op.clone().max_attempts(0), "max_attempts"),
-        ] {
-            let refused =
-                db.once.run(&db.pool, &op, async |_| Ok::<_, Failure>(7)).await.unwrap_err();
-            let RunError::Protocol(error) = refused else { panic!("{refused:?}") };
-            assert_eq!(error.kind(), ErrorKind::InvalidInput);
-            assert!(error.to_string().contains(field), "{error}");
-        }
-    }
-    assert_eq!(db.ask::<i64>("select count(*) from {}.idempotency_keys").await, 0);
 }
 
 #[tokio::test]
@@ -198,7 +178,7 @@ async fn a_key_means_the_same_in_any_database_and_session() {
 #[tokio::test]
 async fn the_retention_is_the_operations_own() {
     let db = TestDb::new().await;
-    let op = op("k").retention(Duration::from_secs(7200));
+    let op = op("k").policy(kept_for(Duration::from_secs(7200)));
     db.once.run(&db.pool, &op, async |_| Ok::<_, Failure>(7)).await.unwrap();
     let kept =
         "select extract(epoch from expires_at - created_at)::bigint from {}.idempotency_keys";
@@ -250,7 +230,7 @@ async fn where_nothing_can_be_written_the_work_is_not_begun() {
 async fn a_forgotten_key_that_was_written_once_is_begun_anew() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    let op = op("k").retention(Duration::from_secs(60));
+    let op = op("k").policy(kept_for(Duration::from_secs(60)));
     let run =
         async || db.once.run(&db.pool, &op, async |tx| effect(tx, &db.schema, "k").await).await;
     for life in 1..=3 {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pgonce::sqlx::{self, PgPool};
-use pgonce::{Begin, Operation, Response};
+use pgonce::{Begin, Operation, Policy, Response};
 
 use crate::Bench;
 use crate::arena::Stage;
@@ -86,7 +86,7 @@ async fn replace(
     for number in numbers.end - by_verbs..numbers.end {
         let op = Operation::new(SCOPE, key(VERBS + number))?
             .fingerprint(fingerprint())
-            .retention(Duration::from_millis(1));
+            .policy(Policy::new().retention(Duration::from_millis(1))?);
         let mut tx = pool.begin().await?;
         if let Begin::Started(claim) = stage.once.begin(&mut tx, &op).await? {
             claim.complete(&mut tx, Response::bytes("y".repeat(460))).await?;

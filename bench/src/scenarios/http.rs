@@ -105,10 +105,11 @@ fn router(stage: &Stage, pool: PgPool, lease: Lease) -> Router {
     let (once, insert) = (stage.once.clone(), stage.sql(insert));
     let scope = |request: &Parts| Scope::new(format!("bench{}", request.uri.path())).ok();
     let layer = Idempotency::new(once.clone(), pool.clone(), scope);
+    let of_leased = layer.clone().leased(lease).expect("the lease is shorter than a day");
     Router::new()
         .route("/bare", post(bare))
         .route("/run", post(by_run))
-        .route("/leased", post(leased).layer(layer.clone().leased(lease)))
+        .route("/leased", post(leased).layer(of_leased))
         .route("/layer", post(layered).layer(layer))
         .with_state(App { pool, once, insert })
 }

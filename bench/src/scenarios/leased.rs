@@ -85,7 +85,9 @@ impl Parts {
 
     /// Renews by calls, because `run_leased` renews by time.
     async fn renew(&self, op: &Operation) -> Result<(), Fault> {
-        let Begin::Started(mut claim) = self.once.begin_leased(&self.pool, op, LEASE).await? else {
+        let Begin::Started(mut claim) =
+            self.once.begin_leased(&self.pool, op, Lease::new(LEASE)?).await?
+        else {
             anyhow::bail!("a new key was not");
         };
         for _ in NAMES {

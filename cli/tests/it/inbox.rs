@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgonce::{Inbox, Message, Verdict};
+use pgonce::{Inbox, Message, Policy, Verdict};
 use sqlx::PgConnection;
 
 use crate::commands::pgonce;
@@ -11,7 +11,10 @@ use crate::support::db::{TestDb, effect};
 #[tokio::test]
 async fn a_dead_message_is_redriven_from_a_shell() {
     let db = TestDb::new().await;
-    let inbox = Inbox::new(&db.once, "orders").unwrap().max_attempts(1);
+    let inbox = Inbox::new(&db.once, "orders")
+        .unwrap()
+        .policy(Policy::inbox().max_attempts(1).unwrap())
+        .unwrap();
     let verdict = inbox.failed(&db.pool, "m", "no such product").await.unwrap();
     assert_eq!(verdict, Verdict::DeadLetter("no such product".to_owned()));
     let shown = pgonce(&db, &["get", "orders", "m"]).await;
@@ -30,7 +33,10 @@ async fn a_dead_message_is_redriven_from_a_shell() {
 async fn an_inbox_that_forgets_too_early_is_found() {
     let db = TestDb::new().await;
     let week = Duration::from_secs(7 * 86_400);
-    let inbox = Inbox::new(&db.once, "orders").unwrap().retention(week);
+    let inbox = Inbox::new(&db.once, "orders")
+        .unwrap()
+        .policy(Policy::inbox().retention(week).unwrap())
+        .unwrap();
     let _ = inbox.receive(&mut db.conn().await, "m").await.unwrap();
     let doctor = async |horizon: &str| pgonce(&db, &["doctor", "--horizon", horizon]).await;
     let short = doctor("orders=14d").await;
@@ -38,7 +44,7 @@ async fn an_inbox_that_forgets_too_early_is_found() {
     assert!(
         short.stdout.ends_with(
             "ERROR  inbox orders: forgets a message after 7days, but the broker may deliver it again for \
-             14days. It would then take effect twice. Raise Inbox::retention to 14days or more\n"
+             14days. It would then take effect twice. Raise the retention of its Policy to 14days or more\n"
         ),
         "{}",
         short.stdout
@@ -50,7 +56,10 @@ async fn an_inbox_that_forgets_too_early_is_found() {
         assert_eq!(doctor(wrong).await.code, 2, "{wrong}");
     }
     // The newest message counts, wherever its id sorts.
-    let raised = Inbox::new(&db.once, "orders").unwrap().retention(2 * week);
+    let raised = Inbox::new(&db.once, "orders")
+        .unwrap()
+        .policy(Policy::inbox().retention(2 * week).unwrap())
+        .unwrap();
     let _ = raised.receive(&mut db.conn().await, "a").await.unwrap();
     assert_eq!(doctor("orders=14d").await.code, 0);
     let _ = inbox.receive(&mut db.conn().await, "0").await.unwrap();

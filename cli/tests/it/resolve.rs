@@ -9,7 +9,7 @@ use serde_json::Value;
 use sqlx::Connection;
 use tokio::io::AsyncWriteExt;
 
-use crate::support::db::{TestDb, op, server, started, word};
+use crate::support::db::{TestDb, kept_for, on_lapse, op, server, started, tried, word};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -62,7 +62,7 @@ async fn retry(db: &TestDb, op: &Operation) -> Result<String, RunError<Failure>>
 /// A key that is held because its work failed and nobody knows what it has done.
 async fn held(db: &TestDb) -> Operation {
     db.stop_clock().await;
-    let op = op("k").on_lapse(OnLapse::Hold).fingerprint(Fingerprint::of_bytes("100"));
+    let op = op("k").policy(on_lapse(OnLapse::Hold)).fingerprint(Fingerprint::of_bytes("100"));
     assert!(matches!(attempt(db, &op).await, Err(RunError::Work { .. })));
     db.advance(MINUTE).await;
     assert!(matches!(retry(db, &op).await, Err(RunError::Held(_))));
@@ -106,7 +106,7 @@ async fn a_held_key_is_failed_from_a_file_with_a_code() {
 #[tokio::test]
 async fn a_released_key_runs_again_with_its_steps_and_with_all_its_attempts() {
     let db = TestDb::new().await;
-    let op = held(&db).await.max_attempts(1);
+    let op = held(&db).await.policy(tried(1));
     let (code, told) = resolve(&db, &["--release"], "").await;
     assert_eq!(
         (code, told.as_str()),
@@ -124,7 +124,7 @@ async fn a_released_key_runs_again_with_its_steps_and_with_all_its_attempts() {
 #[tokio::test]
 async fn a_key_whose_attempts_are_used_up_gets_as_many_again() {
     let db = TestDb::new().await;
-    let op = op("k").max_attempts(2);
+    let op = op("k").policy(tried(2));
     for round in 0..2 {
         for _ in 0..2 {
             let failed = attempt(&db, &op).await;
@@ -148,14 +148,14 @@ async fn a_key_whose_attempts_are_used_up_gets_as_many_again() {
 async fn attempts_before_a_lapse_count_no_more_either() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    let op = op("k").max_attempts(2);
+    let op = op("k").policy(tried(2));
     let _conn = db.conn().await;
     for attempts in [[1, 2], [3, 4]] {
         for attempt in attempts {
             assert_eq!(db.lease(&op, MINUTE).await.attempt(), attempt);
             db.advance(MINUTE).await;
         }
-        let begin = db.once.begin_leased(&db.pool, &op, MINUTE).await.unwrap();
+        let begin = db.once.begin_leased(&db.pool, &op, Lease::new(MINUTE).unwrap()).await.unwrap();
         assert_eq!(word(&begin), "held", "after {attempts:?}");
         assert_eq!(resolve(&db, &["--release"], "").await.0, 0);
     }
@@ -180,7 +180,7 @@ async fn what_does_not_wait_for_an_operator_is_refused_in_plain_words() {
     let (code, told) = resolve(&db, &["--release"], "").await;
     assert!(code == 4 && told.contains("the operation is completed"), "{told}");
     assert_eq!(pgonce(&db, &["resolve", "test/scope", "none", "--release"], "").await.0, 3);
-    let forgotten = op("k2").retention(MINUTE);
+    let forgotten = op("k2").policy(kept_for(MINUTE));
     drop(db.lease(&forgotten, MINUTE).await);
     db.advance(MINUTE).await;
     let (code, told) = pgonce(&db, &["resolve", "test/scope", "k2", "--release"], "").await;

@@ -1,6 +1,6 @@
 //! What each of the roles of src/docs/operations.md can do with the program.
 
-use pgonce::Inbox;
+use pgonce::{Inbox, Policy};
 
 use crate::commands::pgonce_with;
 use crate::support::db::{TestDb, op, server};
@@ -29,7 +29,10 @@ async fn each_role_has_its_commands() {
     let db = with_roles().await;
     db.complete(&op("k"), "secret body").await;
     assert!(!step_and_fail(&db, &db.pool, &op("half done")).await);
-    let inbox = Inbox::new(&db.once, "orders").unwrap().max_attempts(1);
+    let inbox = Inbox::new(&db.once, "orders")
+        .unwrap()
+        .policy(Policy::inbox().max_attempts(1).unwrap())
+        .unwrap();
     inbox.failed(&db.pool, "1", "an error").await.unwrap();
     let auditor: &[Case<'_>] = &[
         (&["check"], 0, "is up to date"),

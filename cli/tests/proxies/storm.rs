@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
 
-use pgonce::{Done, RunError};
+use pgonce::{Done, Policy, RunError};
 use sqlx::PgConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::sync::Barrier;
@@ -46,7 +46,7 @@ pub async fn storm(stage: &Stage, options: &PgConnectOptions, name: &str) -> End
             fastrand::Rng::with_seed(seed.wrapping_add(client as u64)).shuffle(&mut keys);
             let mut ends = Ends::default();
             for key in keys {
-                let op = op(&key).wait(PATIENCE / 2);
+                let op = op(&key).policy(Policy::new().wait(PATIENCE / 2).unwrap());
                 let ran = once.run(&pool, &op, async |conn: &mut _| work(conn, &key, client).await);
                 ends.count(ran.await);
             }

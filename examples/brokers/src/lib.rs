@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use pgonce::{Failure, Inbox, Lease, PgOnce, Response};
+use pgonce::{Failure, Inbox, Lease, PgOnce, Response, Policy};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
 
@@ -58,12 +58,12 @@ fn attempts() -> u32 {
 /// # Errors
 /// When the name breaks the limits of a scope.
 pub fn inbox(consumer: &str) -> pgonce::Result<Inbox> {
+    let two_weeks = Duration::from_secs(14 * 86_400);
     let inbox = Inbox::new(&PgOnce::new(), consumer)?
-        .retention(Duration::from_secs(14 * 86_400))
-        .max_attempts(attempts())
+        .policy(Policy::inbox().retention(two_weeks)?.max_attempts(attempts())?)?
         // So long a message waits that was delivered again and whose consumer then died.
-        .lease(Lease::new(Duration::from_secs(2))?)
-        .pauses(Duration::from_millis(500), Duration::from_secs(60));
+        .lease(Lease::new(Duration::from_secs(2))?)?
+        .pauses(Duration::from_millis(500), Duration::from_secs(60))?;
     Ok(inbox)
 }
 

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use pgonce::{
-    Failure, Inbox, Lease, Listed, Message, Operation, Reaper, Recovery, Response, Verdict, Work,
+    Failure, Inbox, Lease, Listed, Message, Operation, Policy, Reaper, Recovery, Response, Verdict,
+    Work,
 };
 use sqlx::PgPool;
 use tokio::sync::oneshot;
 
 use super::{LEAKS, drop_begin, leave, nothing_is_left, pool};
-use crate::support::db::{PATIENCE, TestDb, effect, op, started};
+use crate::support::db::{PATIENCE, TestDb, effect, lasting, op, started};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -23,7 +24,7 @@ async fn leased_calls(db: &TestDb, pool: &PgPool, leave: impl AsyncFn(), how: &s
     for end in ["completed", "failed", "released"] {
         let key = &format!("{how} {end}");
         leave().await;
-        let begun = db.once.begin_leased(pool, &op(key), LEASE).await;
+        let begun = db.once.begin_leased(pool, &op(key), lasting(LEASE)).await;
         let mut claim = started(begun.unwrap_or_else(|error| panic!("{key}: {error:?}")));
         assert_eq!(state(db, key).await, "live", "{key}");
         leave().await;
@@ -69,7 +70,7 @@ async fn a_pool_all_of_whose_connections_are_left_so_is_used_all_the_same() {
         for mut conn in conns {
             conn.return_to_pool().await;
         }
-        let claim = started(db.once.begin_leased(&pool, &op(how), LEASE).await.unwrap());
+        let claim = started(db.once.begin_leased(&pool, &op(how), lasting(LEASE)).await.unwrap());
         assert_eq!(state(&db, how).await, "live", "{how}");
         claim.release_leased(&pool).await.unwrap();
         pool.close().await;
@@ -80,7 +81,10 @@ async fn a_pool_all_of_whose_connections_are_left_so_is_used_all_the_same() {
 #[tokio::test]
 async fn what_an_inbox_says_of_a_message_is_committed() {
     let db = TestDb::new().await;
-    let inbox = Inbox::new(&db.once, "orders").unwrap().max_attempts(2);
+    let inbox = Inbox::new(&db.once, "orders")
+        .unwrap()
+        .policy(Policy::inbox().max_attempts(2).unwrap())
+        .unwrap();
     for (how, leak) in LEAKS {
         let pool = pool(&db);
         let leave = async || leave(&db, &pool, leak).await;

@@ -7,7 +7,7 @@ use sqlx::PgPool;
 
 use super::{leave, pool};
 use crate::crash::{effects_of, pay};
-use crate::support::db::{TestDb, effect, op, started};
+use crate::support::db::{TestDb, effect, lasting, op, started};
 
 const LEASE: Duration = Duration::from_secs(60);
 const LOST: [&str; 2] = ["discard all", "deallocate all"];
@@ -27,7 +27,7 @@ async fn procedures_go_on_with_another_connection() {
             let key = format!("{lost} {end}");
             leave().await;
             let mut claim =
-                started(db.once.begin_leased(&pool, &op(&key), LEASE).await.expect(&key));
+                started(db.once.begin_leased(&pool, &op(&key), lasting(LEASE)).await.expect(&key));
             leave().await;
             claim.extend(&pool, LEASE).await.expect(&key);
             leave().await;

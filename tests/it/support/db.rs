@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use pgonce::{Begin, Claim, Operation, PgOnce, SchemaName};
+use pgonce::{Begin, Claim, Lease, OnLapse, Operation, PgOnce, Policy, SchemaName};
 use pgonce_testing::{Options, Throwaway};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
@@ -185,7 +185,7 @@ impl TestDb {
 
     /// Begins leased on a connection of its own and expects to hold the claim.
     pub async fn lease(&self, op: &Operation, lease: Duration) -> Claim {
-        started(self.once.begin_leased(&self.pool, op, lease).await.expect("begin_leased"))
+        started(self.once.begin_leased(&self.pool, op, lasting(lease)).await.expect("begin_leased"))
     }
 
     /// Releases a claim by its token, as its holder would.
@@ -247,4 +247,27 @@ pub async fn effect(conn: &mut PgConnection, schema: &str, key: &str) -> sqlx::R
 pub async fn psql() -> tokio::process::Command {
     let beside = server().await.bin_dir().join("psql");
     tokio::process::Command::new(if beside.exists() { beside } else { "psql".into() })
+}
+
+/// A policy whose callers wait.
+pub fn waits(bound: Duration) -> Policy {
+    Policy::new().wait(bound).unwrap()
+}
+
+/// A policy that forgets after this time.
+pub fn kept_for(retention: Duration) -> Policy {
+    Policy::new().retention(retention).unwrap()
+}
+
+/// A policy with a cap on attempts.
+pub fn tried(attempts: u32) -> Policy {
+    Policy::new().max_attempts(attempts).unwrap()
+}
+
+pub fn on_lapse(on_lapse: OnLapse) -> Policy {
+    Policy::new().on_lapse(on_lapse)
+}
+
+pub fn lasting(length: Duration) -> Lease {
+    Lease::new(length).unwrap()
 }

@@ -12,7 +12,7 @@ use tower::ServiceExt;
 use super::bodies::Frames;
 use super::kit::{App, LEASE, Mode, handled, numbered};
 use super::{post, send};
-use crate::support::db::{TestDb, effect};
+use crate::support::db::{TestDb, effect, on_lapse};
 
 const ORDER: &str = "order A";
 const OTHER: &str = "order B";
@@ -41,34 +41,37 @@ const FAILURES: [Fails; 8] = [
 /// A handler that asks for a derived key, or only opens its last transaction, and then fails, the first time.
 fn fails(db: &TestDb, policy: OnLapse, how: Fails, asks: bool) -> App {
     let schema = db.schema.clone();
-    handled(Mode::Leased.layer(db).on_lapse(policy), move |call, request: Request| {
-        let schema = schema.clone();
-        async move {
-            let claim = OnceClaim::of(request.extensions()).unwrap();
-            if asks {
-                let _key = claim.derived_key("charge");
-            } else {
-                claim.begin().await.unwrap();
-            }
-            if call > 1 {
-                return numbered(call).into_response();
-            }
-            match how {
-                Fails::Answers(code) => StatusCode::from_u16(code).unwrap().into_response(),
-                Fails::Says(code, settle) => {
-                    (StatusCode::from_u16(code).unwrap(), settle, "").into_response()
+    handled(
+        Mode::Leased.layer(db).policy(on_lapse(policy)).unwrap(),
+        move |call, request: Request| {
+            let schema = schema.clone();
+            async move {
+                let claim = OnceClaim::of(request.extensions()).unwrap();
+                if asks {
+                    let _key = claim.derived_key("charge");
+                } else {
+                    claim.begin().await.unwrap();
                 }
-                Fails::Panics => panic!("a handler's panic"),
-                Fails::BreaksOff => Response::new(Body::new(Frames::broken(b"1").declaring(2))),
-                Fails::CannotCommit => {
-                    let mut tx = claim.begin().await.unwrap();
-                    effect(&mut tx, &schema, "twice").await.unwrap();
-                    effect(&mut tx, &schema, "twice").await.unwrap();
-                    "done".into_response()
+                if call > 1 {
+                    return numbered(call).into_response();
+                }
+                match how {
+                    Fails::Answers(code) => StatusCode::from_u16(code).unwrap().into_response(),
+                    Fails::Says(code, settle) => {
+                        (StatusCode::from_u16(code).unwrap(), settle, "").into_response()
+                    }
+                    Fails::Panics => panic!("a handler's panic"),
+                    Fails::BreaksOff => Response::new(Body::new(Frames::broken(b"1").declaring(2))),
+                    Fails::CannotCommit => {
+                        let mut tx = claim.begin().await.unwrap();
+                        effect(&mut tx, &schema, "twice").await.unwrap();
+                        effect(&mut tx, &schema, "twice").await.unwrap();
+                        "done".into_response()
+                    }
                 }
             }
-        }
-    })
+        },
+    )
 }
 
 /// Sends a request that may end in a panic.

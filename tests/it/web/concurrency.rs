@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use axum::response::IntoResponse;
 use http::StatusCode;
-use pgonce::web::{Answer, Idempotency};
+use pgonce::web::Answer;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::kit::{
-    App, Gate, LEASE, MODES, Mode, app, gated, handled, keys, numbered, patient, tx_of,
-};
-use super::{Got, layer, lease, post, send};
-use crate::support::db::{PATIENCE, TestDb, effect};
+use super::kit::{App, Gate, MODES, Mode, app, gated, handled, numbered, patient, tx_of};
+use super::{Got, post, send};
+use crate::support::db::{PATIENCE, TestDb, effect, kept_for, waits};
 
 /// Sends a request in a task of its own.
 pub fn sent(app: &App, key: &str, body: &'static str) -> JoinHandle<Got> {
@@ -24,7 +22,8 @@ pub fn sent(app: &App, key: &str, body: &'static str) -> JoinHandle<Got> {
 async fn of_many_at_once_one_performs_and_all_get_its_answer() {
     for mode in MODES {
         let db = TestDb::with_connections(5).await;
-        let app = app(&db, mode.layer(&db).wait(PATIENCE).waiters_max(100), numbered);
+        let app =
+            app(&db, mode.layer(&db).policy(waits(PATIENCE)).unwrap().waiters_max(100), numbered);
         let mut requests = JoinSet::new();
         for _ in 0..30 {
             let router = app.router.clone();
@@ -46,7 +45,7 @@ async fn a_waiter_performs_when_the_first_gives_up() {
     for mode in MODES {
         let db = TestDb::new().await;
         let (gate, schema) = (Gate::new(), db.schema.clone());
-        let idempotency = mode.layer(&db).wait(PATIENCE);
+        let idempotency = mode.layer(&db).policy(waits(PATIENCE)).unwrap();
         let stops = gate.clone();
         let app = handled(idempotency, move |call, request| {
             let (gate, schema) = (stops.clone(), schema.clone());
@@ -109,7 +108,7 @@ async fn waiters_are_few_and_leave_the_pool_to_others() {
     for mode in MODES {
         let db = TestDb::with_connections(2).await;
         let gate = Gate::new();
-        let idempotency = mode.layer(&db).wait(PATIENCE).waiters_max(8);
+        let idempotency = mode.layer(&db).policy(waits(PATIENCE)).unwrap().waiters_max(8);
         let slow = gated(&db, idempotency.clone(), &gate);
         let quick = app(&db, idempotency, numbered);
         let first = sent(&slow, "slow", "");
@@ -154,9 +153,13 @@ async fn a_waiter_that_gives_up_leaves_the_claim_alone() {
         let slow = gated(&db, idempotency.clone(), &gate);
         let first = sent(&slow, "k", "");
         gate.entered().await;
-        let soon = app(&db, idempotency.clone().wait(Duration::from_millis(30)), numbered);
+        let soon = app(
+            &db,
+            idempotency.clone().policy(waits(Duration::from_millis(30))).unwrap(),
+            numbered,
+        );
         assert_eq!(send(&soon.router, post("k", "")).await.answer, Some(Answer::InProgress));
-        let late = app(&db, idempotency.wait(PATIENCE), numbered);
+        let late = app(&db, idempotency.policy(waits(PATIENCE)).unwrap(), numbered);
         let gone = sent(&late, "k", "");
         // It has begun to wait, or is about to; both must do no harm.
         tokio::task::yield_now().await;
@@ -206,7 +209,8 @@ async fn lease_and_retention_are_two_times() {
         let db = TestDb::new().await;
         db.stop_clock().await;
         let gate = Gate::new();
-        let app = gated(&db, mode.layer(&db).retention(Duration::from_secs(3600)), &gate);
+        let app =
+            gated(&db, mode.layer(&db).policy(kept_for(Duration::from_secs(3600))).unwrap(), &gate);
         let first = sent(&app, "k", "");
         gate.entered().await;
         if mode == Mode::Leased {
@@ -218,26 +222,6 @@ async fn lease_and_retention_are_two_times() {
         patient(first).await.unwrap();
         let retention = "select expires_at - created_at = interval '1 h' from {}.idempotency_keys";
         assert!(db.ask::<bool>(retention).await);
-    }
-}
-
-// Trap 31. No time left is not "for ever", and not "no lease" either: nothing runs.
-#[tokio::test]
-async fn a_lease_or_retention_out_of_its_limits_runs_nothing() {
-    let db = TestDb::new().await;
-    let impossible: [fn(Idempotency) -> Idempotency; 3] = [
-        |layer| layer.leased(lease(LEASE)).retention(LEASE / 2),
-        |layer| layer.retention(Duration::ZERO),
-        |layer| layer.retention(Duration::MAX),
-    ];
-    for policy in impossible {
-        let app = app(&db, policy(layer(&db)), numbered);
-        let got = send(&app.router, post("k", "")).await;
-        assert_eq!(
-            (got.status, got.code()),
-            (StatusCode::INTERNAL_SERVER_ERROR, "store_refused".into())
-        );
-        assert_eq!((app.calls(), keys(&db).await), (0, 0));
     }
 }
 

@@ -9,7 +9,7 @@ use pgonce::{Fingerprint, FingerprintSecret};
 
 use super::kit::{App, Gate, MODES, Mode, app, gated, numbered, patient};
 use super::{layer, post, send};
-use crate::support::db::TestDb;
+use crate::support::db::{TestDb, waits};
 
 /// A request in short: method, target, headers, body.
 type Sent = (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static str);
@@ -234,7 +234,8 @@ async fn a_mismatch_is_told_after_waiting_too() {
     for mode in MODES {
         let db = TestDb::new().await;
         let gate = Gate::new();
-        let app = gated(&db, mode.layer(&db).wait(crate::support::db::PATIENCE), &gate);
+        let app =
+            gated(&db, mode.layer(&db).policy(waits(crate::support::db::PATIENCE)).unwrap(), &gate);
         let requests = ["100", "100", "200"].map(|body| {
             let router = app.router.clone();
             async move { send(&router, post("k", body)).await }

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::wire::{self, Count, Http2, Server, Stream, Wire, head};
 use super::{layer, lease};
-use crate::support::db::{PATIENCE, TestDb, effect};
+use crate::support::db::{PATIENCE, TestDb, effect, waits};
 
 const BODY: (&str, &str) = ("amount=", "100");
 
@@ -133,7 +133,7 @@ impl Site {
                 let id = effect(&mut tx, &schema, "paid").await.unwrap();
                 (StatusCode::CREATED, format!("payment {id}"))
             };
-            on_post(handler).layer(layer.leased(lease(PATIENCE)))
+            on_post(handler).layer(layer.leased(lease(PATIENCE)).unwrap())
         } else {
             let handler = async move |mut tx: OnceTx| {
                 came.add();
@@ -308,7 +308,7 @@ async fn a_waiter_that_hangs_up_leaves_its_place_to_another() {
         may.until(1).await;
         effect(&mut tx, &schema, "paid").await.unwrap().to_string()
     };
-    let layer = layer(&db).wait(PATIENCE).waiters_max(1);
+    let layer = layer(&db).policy(waits(PATIENCE)).unwrap().waiters_max(1);
     let server =
         Server::start(Router::new().route("/", on_post(handler).layer(layer.clone()))).await;
     let mut first = Wire::connect(server.addr).await;

@@ -32,7 +32,7 @@ impl Mode {
     pub fn of(self, idempotency: Idempotency) -> Idempotency {
         match self {
             Self::Transactional => idempotency,
-            Self::Leased => idempotency.leased(lease(LEASE)),
+            Self::Leased => idempotency.leased(lease(LEASE)).unwrap(),
         }
     }
 

@@ -110,8 +110,8 @@ async fn a_timeout_around_a_leased_route_ends_the_wait_and_not_the_work() {
         may.until(1).await;
         effect(&mut claim.begin().await.unwrap(), &schema, "paid").await.unwrap().to_string()
     };
-    let router =
-        Router::new().route("/", on_post(handler).layer(layer(&db).leased(lease(PATIENCE))));
+    let router = Router::new()
+        .route("/", on_post(handler).layer(layer(&db).leased(lease(PATIENCE)).unwrap()));
     let first = send(&router.clone().layer(timing_out()), post("k", "")).await;
     assert_eq!(first.status, StatusCode::GATEWAY_TIMEOUT);
     assert_eq!(send(&router, post("k", "")).await.answer, Some(Answer::InProgress));
@@ -229,7 +229,7 @@ async fn a_panic_reaches_the_layer_outside_after_its_key_is_free() {
             on_post(async move |claim: OnceClaim| {
                 work.clone().panics_once(claim.begin().await.unwrap()).await
             })
-            .layer(layer(&db).leased(lease(PATIENCE)))
+            .layer(layer(&db).leased(lease(PATIENCE)).unwrap())
         } else {
             on_post(async move |tx: OnceTx| work.clone().panics_once(tx).await).layer(layer(&db))
         };

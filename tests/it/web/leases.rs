@@ -37,7 +37,7 @@ async fn a_claim_is_renewed_while_its_handler_runs() {
     let gate = Gate::new();
     // Not so short that a machine that is busy elsewhere lets it lapse.
     let second = lease(Duration::from_secs(1));
-    let app = gated(&db, layer(&db).leased(second), &gate);
+    let app = gated(&db, layer(&db).leased(second).unwrap(), &gate);
     let first = sent(&app, "k", "");
     gate.entered().await;
     // Four leases long, each of them a renewal at least.
@@ -58,7 +58,7 @@ async fn a_claim_is_renewed_when_the_pool_is_used_up() {
     let db = TestDb::with_connections(1).await;
     let gate = Gate::new();
     let stops = gate.clone();
-    let app = handled(layer(&db).leased(lease(SHORT)), move |_, request| {
+    let app = handled(layer(&db).leased(lease(SHORT)).unwrap(), move |_, request| {
         let gate = stops.clone();
         async move {
             let _tx = tx_of(request.extensions()).await.unwrap();
@@ -86,9 +86,11 @@ async fn taken_over(db: &TestDb, app: &App) -> super::Got {
 async fn past_the_ceiling_another_takes_over_and_its_answer_counts() {
     let db = TestDb::new().await;
     let gate = Gate::new();
-    let hanging = gated(&db, layer(&db).leased(lease(SHORT).renewed_for(Duration::ZERO)), &gate);
-    let other =
-        app(&db, layer(&db).leased(lease(LEASE)), |_| (StatusCode::ACCEPTED, "the winner's"));
+    let hanging =
+        gated(&db, layer(&db).leased(lease(SHORT).renewed_for(Duration::ZERO)).unwrap(), &gate);
+    let other = app(&db, layer(&db).leased(lease(LEASE)).unwrap(), |_| {
+        (StatusCode::ACCEPTED, "the winner's")
+    });
     let first = sent(&hanging, "k", "");
     gate.entered().await;
     assert_eq!(taken_over(&db, &other).await.answer, Some(Answer::Performed));
@@ -104,8 +106,9 @@ async fn past_the_ceiling_another_takes_over_and_its_answer_counts() {
 async fn a_loser_is_told_in_progress_while_the_winner_is_at_work() {
     let db = TestDb::new().await;
     let (gate, winners_gate) = (Gate::new(), Gate::new());
-    let hanging = gated(&db, layer(&db).leased(lease(SHORT).renewed_for(Duration::ZERO)), &gate);
-    let winner = gated(&db, layer(&db).leased(lease(LEASE)), &winners_gate);
+    let hanging =
+        gated(&db, layer(&db).leased(lease(SHORT).renewed_for(Duration::ZERO)).unwrap(), &gate);
+    let winner = gated(&db, layer(&db).leased(lease(LEASE)).unwrap(), &winners_gate);
     let first = sent(&hanging, "k", "");
     gate.entered().await;
     db.until("select lease_expires_at < {}._clock() from {}.idempotency_keys").await;
@@ -125,7 +128,7 @@ async fn a_late_handler_that_writes_nothing_gets_the_winners_answer_too() {
     let db = TestDb::new().await;
     let gate = Gate::new();
     let stops = gate.clone();
-    let idempotency = layer(&db).leased(lease(SHORT).renewed_for(Duration::ZERO));
+    let idempotency = layer(&db).leased(lease(SHORT).renewed_for(Duration::ZERO)).unwrap();
     let hanging = handled(idempotency, move |_, _| {
         let gate = stops.clone();
         async move {
@@ -133,7 +136,7 @@ async fn a_late_handler_that_writes_nothing_gets_the_winners_answer_too() {
             "the loser's".into_response()
         }
     });
-    let other = app(&db, layer(&db).leased(lease(LEASE)), |_| "the winner's");
+    let other = app(&db, layer(&db).leased(lease(LEASE)).unwrap(), |_| "the winner's");
     let first = sent(&hanging, "k", "");
     gate.entered().await;
     assert_eq!(taken_over(&db, &other).await.answer, Some(Answer::Performed));
@@ -157,7 +160,7 @@ async fn a_handler_whose_claim_is_taken_over_is_stopped() {
     let db = TestDb::new().await;
     let (gate, stopped) = (Gate::new(), Arc::new(Notify::new()));
     let (stops, drops, schema) = (gate.clone(), stopped.clone(), db.schema.clone());
-    let first = handled(layer(&db).leased(lease(SHORT)), move |_, request| {
+    let first = handled(layer(&db).leased(lease(SHORT)).unwrap(), move |_, request| {
         let (gate, dropped, schema) = (stops.clone(), Dropped(drops.clone()), schema.clone());
         async move {
             let _dropped = dropped;
@@ -167,7 +170,7 @@ async fn a_handler_whose_claim_is_taken_over_is_stopped() {
             "the loser's".into_response()
         }
     });
-    let other = app(&db, layer(&db).leased(lease(LEASE)), |_| "the winner's");
+    let other = app(&db, layer(&db).leased(lease(LEASE)).unwrap(), |_| "the winner's");
     let first = sent(&first, "k", "");
     gate.entered().await;
     // Between a renewal and the next the claim may lapse here and be taken over there.
@@ -194,8 +197,8 @@ async fn a_loser_never_gets_the_answer_to_another_request() {
     for finished in [true, false] {
         let db = TestDb::new().await;
         let (gate, winners_gate) = (Gate::new(), Gate::new());
-        let slow = gated(&db, layer(&db).leased(lease(LEASE)), &gate);
-        let other = gated(&db, layer(&db).leased(lease(LEASE)), &winners_gate);
+        let slow = gated(&db, layer(&db).leased(lease(LEASE)).unwrap(), &gate);
+        let other = gated(&db, layer(&db).leased(lease(LEASE)).unwrap(), &winners_gate);
         let first = sent(&slow, "k", "100");
         gate.entered().await;
         release(&db).await;
@@ -220,7 +223,7 @@ async fn a_loser_never_gets_the_answer_to_another_request() {
 async fn a_loser_whose_key_is_free_is_told_to_come_back() {
     let db = TestDb::new().await;
     let gate = Gate::new();
-    let slow = gated(&db, layer(&db).leased(lease(LEASE)), &gate);
+    let slow = gated(&db, layer(&db).leased(lease(LEASE)).unwrap(), &gate);
     let first = sent(&slow, "k", "");
     gate.entered().await;
     release(&db).await;

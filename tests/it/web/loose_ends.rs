@@ -62,7 +62,8 @@ async fn a_task_left_behind_keeps_no_transaction_open() {
 async fn a_key_that_is_locked_keeps_no_other_lease_from_being_renewed() {
     let db = TestDb::new().await;
     let gate = Gate::new();
-    let app = gated(&db, layer(&db).leased(lease(std::time::Duration::from_secs(2))), &gate);
+    let app =
+        gated(&db, layer(&db).leased(lease(std::time::Duration::from_secs(2))).unwrap(), &gate);
     let (a, b) = (sent(&app, "a", ""), sent(&app, "b", ""));
     gate.entered().await;
     gate.entered().await;
@@ -89,7 +90,7 @@ async fn a_response_that_cannot_be_stored_for_a_lock_is_sent() {
     let db = TestDb::new().await;
     let gate = Gate::new();
     let stops = gate.clone();
-    let app = handled(layer(&db).leased(lease(LEASE)), move |call, _| {
+    let app = handled(layer(&db).leased(lease(LEASE)).unwrap(), move |call, _| {
         let gate = stops.clone();
         async move {
             gate.pass().await;
@@ -163,14 +164,16 @@ async fn a_lease_is_renewed_while_its_response_waits_to_be_stored() {
     let db = TestDb::with_connections(1).await;
     let gate = Gate::new();
     let stops = gate.clone();
-    let app =
-        handled(layer(&db).leased(lease(std::time::Duration::from_secs(1))), move |call, _| {
+    let app = handled(
+        layer(&db).leased(lease(std::time::Duration::from_secs(1))).unwrap(),
+        move |call, _| {
             let gate = stops.clone();
             async move {
                 gate.pass().await;
                 numbered(call).into_response()
             }
-        });
+        },
+    );
     let first = sent(&app, "k", "");
     gate.entered().await;
     let busy = db.pool.acquire().await.unwrap();

@@ -8,11 +8,11 @@ use pgonce::web::{Answer, OnceClaim};
 
 use super::kit::{App, LEASE, Mode, handled};
 use super::{post, send};
-use crate::support::db::TestDb;
+use crate::support::db::{TestDb, on_lapse};
 
 /// Ends with this status, after the remote was asked or before.
 fn ends(db: &TestDb, policy: OnLapse, asks: bool, status: StatusCode) -> App {
-    let layer = Mode::Leased.layer(db).on_lapse(policy);
+    let layer = Mode::Leased.layer(db).policy(on_lapse(policy)).unwrap();
     handled(layer, move |_, request: Request| async move {
         if asks {
             let _key = OnceClaim::of(request.extensions()).unwrap().derived_key("charge");
@@ -56,7 +56,7 @@ async fn last_writes_that_fail_do_not_free_the_key_where_an_operator_decides() {
     db.stop_clock().await;
     db.execute("create table {}.receipt (n int unique deferrable initially deferred)").await;
     let sql = format!("insert into {}.receipt values (1), (1)", db.schema);
-    let layer = Mode::Leased.layer(&db).on_lapse(OnLapse::Hold);
+    let layer = Mode::Leased.layer(&db).policy(on_lapse(OnLapse::Hold)).unwrap();
     let app = handled(layer, move |_, request: Request| {
         let sql = sqlx::AssertSqlSafe(sql.clone());
         async move {

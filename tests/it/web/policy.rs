@@ -11,7 +11,7 @@ use serde_json::json;
 use super::concurrency::sent;
 use super::kit::{Gate, LEASE, MODES, Mode, app, closed_pool, gated, keys, numbered, patient};
 use super::{layer, lease, post, send};
-use crate::support::db::TestDb;
+use crate::support::db::{TestDb, kept_for, waits};
 
 /// The answers that were given or would have been, without the zeros.
 fn counts(count: impl Fn(Answer) -> u64) -> HashMap<&'static str, u64> {
@@ -58,7 +58,7 @@ async fn an_observing_route_lets_duplicates_in_flight_run() {
     for mode in MODES {
         let db = TestDb::new().await;
         let gate = Gate::new();
-        let idempotency = mode.layer(&db).observe().wait(Duration::from_secs(60));
+        let idempotency = mode.layer(&db).observe().policy(waits(Duration::from_secs(60))).unwrap();
         let slow = gated(&db, idempotency.clone(), &gate);
         let quick = app(&db, idempotency.clone(), numbered);
         let first = sent(&slow, "k", "");
@@ -79,7 +79,7 @@ async fn an_observing_route_keeps_a_loser_its_answer_and_its_writes() {
     let db = TestDb::new().await;
     let gate = Gate::new();
     let brief = lease(Duration::from_millis(50)).renewed_for(Duration::ZERO);
-    let idempotency = layer(&db).leased(brief).observe();
+    let idempotency = layer(&db).leased(brief).unwrap().observe();
     let slow = gated(&db, idempotency.clone(), &gate);
     let quick = app(&db, idempotency, numbered);
     let first = sent(&slow, "k", "");
@@ -147,7 +147,7 @@ async fn a_key_past_its_retention_is_as_good_as_none() {
         let db = TestDb::new().await;
         db.stop_clock().await;
         let retention = Duration::from_secs(3600);
-        let app = app(&db, mode.layer(&db).retention(retention), numbered);
+        let app = app(&db, mode.layer(&db).policy(kept_for(retention)).unwrap(), numbered);
         assert_eq!(send(&app.router, post("k", "100")).await.body, "call 1");
         db.advance(retention - Duration::from_millis(1)).await;
         assert!(send(&app.router, post("k", "100")).await.is_replay());
@@ -167,7 +167,8 @@ async fn a_claim_outlives_the_retention_while_its_lease_runs_and_not_longer() {
     db.stop_clock().await;
     let gate = Gate::new();
     let unrenewed = lease(LEASE).renewed_for(Duration::ZERO);
-    let abandoned = gated(&db, layer(&db).leased(unrenewed).retention(LEASE), &gate);
+    let abandoned =
+        gated(&db, layer(&db).leased(unrenewed).unwrap().policy(kept_for(LEASE)).unwrap(), &gate);
     let first = sent(&abandoned, "k", "");
     gate.entered().await;
     let reap = async || Reaper::new(&db.once).pass(&mut db.conn().await).await.unwrap();
@@ -200,7 +201,8 @@ async fn a_layer_publishes_its_policy() {
         .strict_keys()
         .header(HeaderName::from_static("x-key"))
         .methods([Method::PUT])
-        .retention(Duration::from_secs(7))
+        .policy(kept_for(Duration::from_secs(7)))
+        .unwrap()
         .request_bytes_max(9)
         .replay_marker(HeaderName::from_static("x-again"))
         .keep_header(HeaderName::from_static("x-own"))

@@ -10,7 +10,7 @@ use pgonce::{Failure, Fingerprint, OnLapse, Operation, Response, RunError};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
-use crate::support::db::{TestDb, effect, op};
+use crate::support::db::{TestDb, effect, on_lapse, op};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -61,7 +61,7 @@ async fn each_answer_has_the_layers_status_and_problem_document() {
     assert_eq!((told.status, told.problem()), (409, "in_progress"));
     assert_eq!(told.headers[RETRY_AFTER], "60");
     db.advance(MINUTE).await;
-    let told = refused(&db, &op("leased").on_lapse(OnLapse::Hold)).await;
+    let told = refused(&db, &op("leased").policy(on_lapse(OnLapse::Hold))).await;
     assert_eq!((told.status, told.problem()), (409, "held"));
 
     let secret = op("secret").secret();
@@ -80,13 +80,13 @@ async fn each_answer_has_the_layers_status_and_problem_document() {
 }
 
 #[tokio::test]
-async fn a_bad_key_is_the_clients_fault_and_a_bad_policy_the_programs() {
-    let db = TestDb::new().await;
+async fn a_bad_key_is_the_clients_fault_and_a_bad_scope_the_programs() {
     let key = RunError::<Infallible>::from(Operation::new("acme", "").unwrap_err());
     let told = answer(key).await;
     assert_eq!((told.status, told.problem()), (400, "key_malformed"));
     assert!(told.body["detail"].as_str().unwrap().starts_with("key is empty; it takes"));
-    let told = refused(&db, &op("k").retention(Duration::ZERO)).await;
+    let scope = RunError::<Infallible>::from(Operation::new("", "k").unwrap_err());
+    let told = answer(scope).await;
     assert_eq!((told.status, told.problem()), (500, "store_refused"));
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::wire::{Count, Http2, Server, answer};
 use super::{Got, layer, lease};
-use crate::support::db::{PATIENCE, TestDb, effect};
+use crate::support::db::{PATIENCE, TestDb, effect, waits};
 
 const DUPLICATES: usize = 30;
 
@@ -86,7 +86,7 @@ fn leased(db: &TestDb, idempotency: Idempotency, entered: &Count, go: &Count) ->
         let id = effect(&mut tx, &schema, "paid").await.unwrap();
         (StatusCode::CREATED, format!("payment {id}"))
     };
-    Router::new().route("/", on_post(handler).layer(idempotency.leased(lease(PATIENCE))))
+    Router::new().route("/", on_post(handler).layer(idempotency.leased(lease(PATIENCE)).unwrap()))
 }
 
 type Make = fn(&TestDb, Idempotency, &Count, &Count) -> Router;
@@ -120,7 +120,7 @@ async fn thirty_at_once_that_may_wait_all_get_the_same_answer() {
     for (mode, router) in MODES {
         let db = TestDb::with_connections(2).await;
         let (entered, go) = (Count::new(), Count::new());
-        let idempotency = layer(&db).wait(PATIENCE).waiters_max(DUPLICATES);
+        let idempotency = layer(&db).policy(waits(PATIENCE)).unwrap().waiters_max(DUPLICATES);
         let server = Server::start(router(&db, idempotency, &entered, &go)).await;
         let answers = at_once(server.addr, "k").await;
         server.entered.until(DUPLICATES).await;
@@ -140,7 +140,7 @@ async fn more_than_may_wait_are_told_at_once_and_another_key_is_not_held_up() {
     const WAITERS: usize = 16; // the default
     let db = TestDb::with_connections(2).await;
     let (entered, go) = (Count::new(), Count::new());
-    let idempotency = layer(&db).wait(PATIENCE);
+    let idempotency = layer(&db).policy(waits(PATIENCE)).unwrap();
     let slow = transactional(&db, idempotency.clone(), &entered, &go);
     let quick = async move |_: OnceTx| "quick";
     let quick = Router::new().route("/quick", on_post(quick).layer(idempotency));

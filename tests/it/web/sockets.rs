@@ -220,7 +220,7 @@ async fn an_answer_without_a_body_is_an_answer() {
 #[tokio::test]
 async fn drain_waits_for_handlers_whose_clients_have_gone() {
     let db = TestDb::with_connections(2).await;
-    let idempotency = layer(&db).leased(lease(PATIENCE));
+    let idempotency = layer(&db).leased(lease(PATIENCE)).unwrap();
     let (entered, go) = (Count::new(), Count::new());
     let (came, may, schema) = (entered.clone(), go.clone(), db.schema.clone());
     let handler = async move |claim: OnceClaim| {

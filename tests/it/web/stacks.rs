@@ -50,7 +50,7 @@ impl<B> Service<Request<B>> for Strict {
 }
 
 fn modes(db: &TestDb) -> [(&'static str, Idempotency); 2] {
-    [("transactional", layer(db)), ("leased", layer(db).leased(lease(PATIENCE)))]
+    [("transactional", layer(db)), ("leased", layer(db).leased(lease(PATIENCE)).unwrap())]
 }
 
 #[tokio::test]
@@ -137,7 +137,7 @@ async fn routes_of_one_router_have_policies_of_their_own_and_one_count() {
     let claimed = on_post(async |claim: OnceClaim| claim.attempt().to_string());
     let router = Router::new()
         .route("/tx", on_post(async |_: OnceTx| "tx").layer(base.clone()))
-        .route("/leased", claimed.layer(base.clone().leased(lease(PATIENCE))))
+        .route("/leased", claimed.layer(base.clone().leased(lease(PATIENCE)).unwrap()))
         .route("/free", on_post(async || "free").layer(base.clone().off()))
         .route("/bare", on_post(async || "bare"));
     for (path, first, then) in [

@@ -11,7 +11,7 @@ use pgonce::web::{Answer, Idempotency, OnceClaim, OnceTx, Secret, Settle};
 
 use super::kit::{App, MODES, Mode, app, handled, keys, tx_of};
 use super::{Got, post, send};
-use crate::support::db::{TestDb, effect};
+use crate::support::db::{TestDb, effect, on_lapse, tried};
 
 /// What a handler's answer came to, and what its retry got.
 struct Ended {
@@ -238,7 +238,7 @@ async fn no_store_of_the_handler_does_not_free_the_key() {
 async fn an_unknown_outcome_waits_for_an_operator_where_the_route_says_so() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    let hold = Mode::Leased.layer(&db).on_lapse(OnLapse::Hold);
+    let hold = Mode::Leased.layer(&db).policy(on_lapse(OnLapse::Hold)).unwrap();
     let app = says(&db, hold, 504, Settle::Lapse);
     let first = send(&app.router, post("k", "")).await;
     assert_eq!((first.status.as_u16(), first.answer), (504, Some(Answer::Unknown)));
@@ -259,7 +259,7 @@ async fn an_unknown_outcome_waits_for_an_operator_where_the_route_says_so() {
 async fn an_unknown_outcome_is_tried_again_after_the_lease_by_default() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    let app = says(&db, Mode::Leased.layer(&db).max_attempts(2), 504, Settle::Lapse);
+    let app = says(&db, Mode::Leased.layer(&db).policy(tried(2)).unwrap(), 504, Settle::Lapse);
     for attempt in 1..=2 {
         let got = send(&app.router, post("k", "")).await;
         assert_eq!((got.answer, app.calls()), (Some(Answer::Unknown), attempt));

@@ -33,7 +33,7 @@ fn router(db: &TestDb, leased: bool) -> (Router, mpsc::UnboundedReceiver<Pen>) {
             effect(&mut claim.begin().await.unwrap(), &schema, "paid").await.unwrap();
             stream().unwrap()
         })
-        .layer(layer.leased(lease(PATIENCE)))
+        .layer(layer.leased(lease(PATIENCE)).unwrap())
     } else {
         on_post(async move |mut tx: OnceTx| {
             effect(&mut tx, &schema, "paid").await.unwrap();

@@ -11,7 +11,7 @@ use tracing::Level;
 use super::kit::{App, LEASE, Mode, app, handled, keys, numbered};
 use super::{layer, post, send};
 use crate::secrets::Log;
-use crate::support::db::{TestDb, effect, started};
+use crate::support::db::{TestDb, effect, lasting, started};
 
 /// A handler that takes its transaction and writes through the pool all the same.
 fn forgets(db: &TestDb, idempotency: Idempotency, status: StatusCode) -> App {
@@ -109,7 +109,7 @@ async fn a_failure_of_the_business_is_not_worth_a_warning() {
     let mut tx = conn.begin().await.unwrap();
     drop(started(db.once.begin(&mut tx, &op).await.unwrap()));
     tx.rollback().await.unwrap();
-    drop(db.once.begin_leased(&db.pool, &op, LEASE).await.unwrap());
+    drop(db.once.begin_leased(&db.pool, &op, lasting(LEASE)).await.unwrap());
     assert_eq!(log.close(), "");
     assert!(matches!(db.once.begin(&mut conn, &op).await.unwrap(), Begin::InProgress(_)));
 }

@@ -35,7 +35,7 @@ use bytes::Bytes;
 use http::{HeaderName, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use pgonce::web::{Buffered, Idempotency};
-use pgonce::{Begin, Claim, Failure, Fingerprint, Key, Operation, PgOnce, Scope};
+use pgonce::{Begin, Claim, Failure, Fingerprint, Key, Lease, Operation, PgOnce, Scope};
 use pgonce_testing::{Options, Throwaway};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
@@ -135,7 +135,11 @@ impl Database {
 
     async fn begin_leased(&self, key: &Key) {
         let minute = Duration::from_secs(60);
-        let begun = self.once.begin_leased(&self.pool, &operation(key), minute).await.unwrap();
+        let begun = self
+            .once
+            .begin_leased(&self.pool, &operation(key), Lease::new(minute).unwrap())
+            .await
+            .unwrap();
         let Begin::Started(claim) = begun else { panic!("a new key has begun before") };
         let mut tx = self.pool.begin().await.unwrap();
         complete(claim, &mut tx).await;
