@@ -1,6 +1,6 @@
--- Leased operations that no holder works on: their claim lapsed, or it was released with steps recorded or by an
--- operator. `tries`: how often a recovery has picked them; `try_at`: when it may again. Each is looked up by its key
--- (offset 0 keeps the planner from reading all keys instead: it cannot know how few are unfinished).
+-- Abandoned leased operations, by the rule _is_abandoned. `tries`: how often a recovery has picked the key. `try_at`:
+-- when a recovery may pick it again. Looks each up by its key: offset 0 keeps the planner from reading all keys,
+-- because it cannot know how few are unfinished.
 create or replace view :"schema".abandoned as
 select k.scope, k.key, k.status, k.claim, k.attempt, k.seen, k.fingerprinted, k.created_at, k.completed_at,
        k.lease_expires_at, k.expires_at, k.response_code, k.response_omitted, u.tries, u.try_at
@@ -13,9 +13,9 @@ select k.scope, k.key, k.status, k.claim, k.attempt, k.seen, k.fingerprinted, k.
  where :"schema"._is_abandoned(r.status, r.token, r.lease_expires_at, r.steps, r.attempts_uncounted,
                                r.expires_at, r.at);
 comment on view :"schema".abandoned is
-  'Leased operations without a live holder.';
+  'Lists leased operations that should continue and have no live holder.';
 
--- Views with the rights of their reader: PostgreSQL 15 and newer.
+-- With the rights of their reader, on PostgreSQL 15 and newer.
 do $pgonce$
 begin
   if current_setting('server_version_num')::integer >= 150000 then

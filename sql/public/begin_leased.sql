@@ -1,9 +1,8 @@
--- begin_operation for work that leaves the database: commits the claim before the work starts, and the claim lapses
--- p_lease_ms later unless it is extended. Refused inside a transaction (2D000).
+-- Like begin_operation, for work that also acts outside the database. Commits the claim before the work starts. The
+-- claim lapses after p_lease_ms unless it is extended. Refused inside a transaction (2D000).
 --
--- p_token: a new random token of the caller's. When the answer is lost, call again with the same token: `started`
--- then says that the claim is the caller's. p_lease_ms: 1 up to the retention. The other arguments and the answers are
--- those of begin_operation. `started` writes one row version, and one row in `unfinished`.
+-- p_token: a new random token. If the answer is lost, call again with the same token: `started` then means that the
+-- claim is yours. p_lease_ms: 1 to p_retention_ms. `started` writes one row version, and one row in `unfinished`.
 create or replace procedure :"schema".begin_leased(
   p_scope        text,
   p_key          text,
@@ -45,4 +44,4 @@ begin
 end
 $pgonce$;
 comment on procedure :"schema".begin_leased is
-  'Asks for the right to perform an operation that leaves the database, and commits the claim. Answers as begin_operation.';
+  'Begins an operation that also acts outside the database, and commits. Answers as begin_operation.';

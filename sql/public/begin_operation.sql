@@ -1,20 +1,20 @@
--- Asks for the right to perform an operation in the caller's transaction. Answers, never raises them as errors:
---   started      the caller holds the claim: write, then complete or fail with this token, then commit. recovered: it
---                goes on with what an earlier attempt has begun under a lease
---   replay       it is done: status says `completed` or `failed`, response_* hold what was stored
---   in_progress  another claim is alive; lease_remaining_ms is null when it is an open transaction
+-- Asks for the right to perform an operation in the caller's transaction. The answers are not errors:
+--   started      the caller holds the claim: write, complete or fail with this token, commit. recovered: this
+--                continues an earlier attempt
+--   replay       finished: status is `completed` or `failed`, response_* the stored response
+--   in_progress  another claim is live; lease_remaining_ms is null if it is an open transaction
 --   mismatch     the key belongs to a request with another fingerprint
---   held         the last claim lapsed and an operator must decide; held_because: lapsed or attempts
+--   held         an operator must decide; held_because: lapsed or attempts
 --
--- p_wait_ms: how long to wait for another open transaction that works on the same key: 0 to 3600000. A wait
--- that would outlast statement_timeout ends shortly before it, with an answer. A transaction that has written already
--- does not wait, because it could deadlock with the key's holder: begin first, then write.
--- p_on_lapse: what to do with a leased claim that has lapsed: `retry` takes it over, `hold` answers held.
--- p_lock_replay: a replay takes a row lock, so that its commit waits for a synchronous standby.
+-- p_wait_ms: how long to wait for another open transaction with the same key, 0 to 3600000. A wait that would outlast
+-- statement_timeout ends shortly before it, with an answer. A transaction that has written does not wait, because it
+-- could deadlock with the key's holder: begin first, then write. A locked row can take 250 ms in any case.
+-- p_on_lapse: `retry` takes over a lapsed leased claim, `hold` answers held.
+-- p_lock_replay: a replay locks its row, so that the caller's commit waits for a synchronous standby.
 --
--- Rows and locks: `started` writes one row version and keeps the key's advisory lock until the transaction ends.
--- Every other answer writes nothing and keeps no lock (p_lock_replay apart). Raises IK001 (bad argument), IK003
--- (corrupt row), IK005 (too many keys begun in this transaction); 40001 or 40P01 mean: run the transaction again.
+-- Rows and locks: `started` writes one row version and keeps the key's advisory lock until the transaction ends. Other
+-- answers write nothing and keep no lock (p_lock_replay apart). Raises IK001 (bad argument), IK003 (corrupt row), IK005
+-- (too many keys begun in this transaction). On 40001 or 40P01, run the transaction again.
 create or replace function :"schema".begin_operation(
   p_scope        text,
   p_key          text,
@@ -37,8 +37,8 @@ create or replace function :"schema".begin_operation(
   out recovered          boolean)
 language plpgsql volatile
 as $pgonce$
--- The usual cases, a key without a row and a finished one, are decided here, flat and with no search_path pinned: each
--- call and each pinned setting costs as much as a statement. _begin does the same for every case.
+-- Decides the usual cases, a key without a row and a finished key, flat and without pinning search_path: each call and
+-- each pinned setting costs as much as a statement. _begin decides every case.
 declare
   v_at constant pg_catalog.timestamptz := :"schema"._clock();
   v_lock_timeout pg_catalog.text := pg_catalog.current_setting('lock_timeout');
@@ -58,8 +58,8 @@ begin
     if found and answer operator(pg_catalog.=) 'replay' and p_lock_replay is not true then
       return;
     elsif not found then
-      -- A subtransaction, which gives the lock back and ends a wait with an answer. With the key's lock, only `receive`
-      -- can be in the way, or what was begun since the look; the primary key decides.
+      -- A subtransaction: gives the lock back, and ends a wait with an answer. Under the key's lock, only `receive` or
+      -- a begin since the look can be in the way; the primary key decides.
       begin
         insert into :"schema".idempotency_keys as k
           (created_at, expires_at, lease_expires_at, token, scope, key, fingerprint, status)
@@ -81,7 +81,7 @@ begin
         when sqlstate 'IK004' then
           null;
         when lock_not_available then
-          p_wait_ms := p_wait_ms operator(pg_catalog.-) 250; -- is over
+          p_wait_ms := p_wait_ms operator(pg_catalog.-) 250; -- already waited
           if p_wait_ms operator(pg_catalog.<=) 0 then
             answer := 'in_progress';
             return;
@@ -101,4 +101,4 @@ begin
 end
 $pgonce$;
 comment on function :"schema".begin_operation is
-  'Asks for the right to perform an operation in the caller''s transaction: started, replay, in_progress, mismatch or held.';
+  'Begins an operation in the caller''s transaction. Answers started, replay, in_progress, mismatch or held.';

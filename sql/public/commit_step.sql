@@ -1,4 +1,4 @@
--- record_step for a step without business writes: commits by itself. Refused inside a transaction (2D000).
+-- Like record_step, for a step without business writes. Commits. Refused inside a transaction (2D000).
 create or replace procedure :"schema".commit_step(
   p_scope text, p_key text, p_token uuid, p_name text, p_definition bytea, p_output bytea)
 language plpgsql

@@ -1,7 +1,7 @@
--- Finishes a claim with the response of a success, in the caller's transaction, together with what it wrote. Raises
--- IK002 when the claim is lost; the caller must roll back then. A response that is marked p_omit, or whose headers and
--- body are longer than p_response_bytes_max together, is stored without them. Waits for another transaction's lock on
--- the row up to lock_timeout, or five seconds where none is set (55P03). Outside of a transaction use complete_leased.
+-- Finishes a claim with the response of a success, in the caller's transaction, together with its writes. Raises IK002
+-- if the claim is lost; the caller must then roll back. Stores no headers and body if p_omit is set, or if they are
+-- longer than p_response_bytes_max together. Waits for a row lock up to lock_timeout, or five seconds if none is set
+-- (55P03). Outside a transaction use complete_leased.
 create or replace function :"schema".complete(
   p_scope              text,
   p_key                text,

@@ -1,4 +1,4 @@
--- complete for a leased claim without business writes: commits by itself. Refused inside a transaction (2D000).
+-- Like complete, for a leased claim without business writes. Commits. Refused inside a transaction (2D000).
 create or replace procedure :"schema".complete_leased(
   p_scope              text,
   p_key                text,

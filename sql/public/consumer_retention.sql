@@ -1,5 +1,5 @@
--- For how long a consumer remembers its messages: the retention that its newest one was stored with. Null: it has no
--- messages. Reads all of them.
+-- Returns how long a consumer remembers its messages: the retention of its newest message. Null: it has no messages.
+-- Reads all of them.
 create or replace function :"schema".consumer_retention(p_consumer text) returns interval
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -15,4 +15,4 @@ begin
 end
 $pgonce$;
 comment on function :"schema".consumer_retention is
-  'For how long a consumer remembers its messages.';
+  'Returns how long a consumer remembers its messages.';

@@ -1,7 +1,7 @@
--- Counts an attempt to handle a message that has failed, after the transaction that handled it was rolled back, and
--- commits. Refused inside a transaction (2D000): in the one that handles it, the message is recorded as done. Waits up
--- to p_wait_ms for that one to end. Counts nothing where begin gives no claim. Answers what message_status does,
--- afterwards. p_error: how the attempt ended, for people, of which 1000 characters are kept.
+-- Counts a failed attempt to handle a message, after the handling transaction was rolled back, and commits. Refused
+-- inside a transaction (2D000): the handling transaction has recorded the message as done. Waits for that transaction
+-- up to p_wait_ms. Counts nothing if begin gives no claim. Returns what message_status then returns. p_error: how the
+-- attempt ended, for people; keeps 1000 characters.
 create or replace procedure :"schema".count_attempt(
   p_consumer     text,
   p_message_id   text,
@@ -21,4 +21,4 @@ begin
 end
 $pgonce$;
 comment on procedure :"schema".count_attempt is
-  'Counts an attempt to handle a message that has failed, and commits.';
+  'Counts a failed attempt to handle a message, and commits.';

@@ -1,7 +1,7 @@
--- Pushes the leases of many claims at once, each to p_leases_ms from now, and commits. Does not pull a lease in. A
--- lapsed claim that was not taken over is alive again. Answers in the order given: `extended`; `lost`; or `locked`,
--- when another transaction has the row locked: try again, nothing was waited for. Up to 10000 claims; a lease takes
--- 1 ms to ten years. Refused inside a transaction (2D000).
+-- Extends the leases of many claims, each to p_leases_ms from now, and commits. Never shortens a lease. Revives a
+-- lapsed claim that was not taken over. Answers in the given order: `extended`, `lost`, or, if another transaction has
+-- locked the row, `locked`: it did not wait, try again. Up to 10000 claims; leases of 1 ms to ten years. Refused inside
+-- a transaction (2D000).
 create or replace procedure :"schema".extend_leases(
   p_scopes    text[],
   p_keys      text[],
@@ -18,4 +18,4 @@ begin
 end
 $pgonce$;
 comment on procedure :"schema".extend_leases is
-  'Pushes the leases of many claims, and commits. Answers extended, lost or locked for each.';
+  'Extends the leases of many claims, and commits. Answers extended, lost or locked for each.';

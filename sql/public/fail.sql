@@ -1,7 +1,5 @@
--- Finishes a claim with the response of a final failure, which is replayed like a success, in the caller's transaction, together with what it wrote. Raises
--- IK002 when the claim is lost; the caller must roll back then. A response that is marked p_omit, or whose headers and
--- body are longer than p_response_bytes_max together, is stored without them. Waits for another transaction's lock on
--- the row up to lock_timeout, or five seconds where none is set (55P03). Outside of a transaction use fail_leased.
+-- Like complete, with the response of a final failure, which is replayed like a success. Outside a transaction use
+-- fail_leased.
 create or replace function :"schema".fail(
   p_scope              text,
   p_key                text,
@@ -18,4 +16,4 @@ as $pgonce$
                            p_omit, p_response_bytes_max)
 $pgonce$;
 comment on function :"schema".fail is
-  'Finishes a claim with the response of a final failure, which is replayed like a success, in the caller''s transaction.';
+  'Finishes a claim with the response of a final failure, in the caller''s transaction. Replayed like a success.';

@@ -1,4 +1,4 @@
--- fail for a leased claim without business writes: commits by itself. Refused inside a transaction (2D000).
+-- Like fail, for a leased claim without business writes. Commits. Refused inside a transaction (2D000).
 create or replace procedure :"schema".fail_leased(
   p_scope              text,
   p_key                text,
@@ -19,4 +19,4 @@ begin
 end
 $pgonce$;
 comment on procedure :"schema".fail_leased is
-  'Finishes a leased claim with the response of a final failure, which is replayed like a success, and commits.';
+  'Finishes a leased claim with the response of a final failure, and commits. Replayed like a success.';

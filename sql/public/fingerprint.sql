@@ -1,6 +1,6 @@
--- The fingerprint of a request given as parts: a four-byte header (1 = SHA-256, no secret), then the digest over every
--- part with its length in front, so that ('ab', 'c') differs from ('a', 'bc'). The same bytes as Fingerprint::parts in
--- Rust. Raises IK001 for a part that is null, which would otherwise look like a part that is not there.
+-- Returns the fingerprint of a request given as parts: a four-byte header (1 = SHA-256, no secret), then a digest of
+-- every part with its length in front, so that ('ab', 'c') differs from ('a', 'bc'). Fingerprint::parts in Rust returns
+-- the same bytes. Raises IK001 for a null part, which would make the fingerprint null.
 create or replace function :"schema".fingerprint(variadic p_parts bytea[]) returns bytea
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
@@ -22,4 +22,4 @@ begin
 end
 $pgonce$;
 comment on function :"schema".fingerprint is
-  'The fingerprint of a request given as parts.';
+  'Returns the fingerprint of a request given as parts.';

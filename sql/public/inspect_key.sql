@@ -1,4 +1,4 @@
--- Everything about one key, without locking it: a row of `keys` and the stored response. No row when the key is unknown.
+-- Returns one key as `keys` shows it, with the stored response, without locking it. No row if the key is unknown.
 create or replace function :"schema".inspect_key(p_scope text, p_key text)
 returns table (
   status text, claim text, attempt integer, seen text, fingerprinted boolean,
@@ -19,4 +19,4 @@ begin
 end
 $pgonce$;
 comment on function :"schema".inspect_key is
-  'Everything about one key, with its stored response, without locking it.';
+  'Returns one key with its stored response, without locking it.';

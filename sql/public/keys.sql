@@ -1,10 +1,10 @@
--- The table for people, as two views of one text: status in words, no token and no response. `claim` says what an
--- unfinished key waits for: `live` (its holder), `lapsed` (the next begin takes it over, or an operator decides) or
--- `released`. `seen` is what operators' functions take. `overdue`: the key is forgotten, and the reaper may delete it.
---   keys        with the rights of its reader where the server can (security_invoker, PostgreSQL 15): row-level
---               security holds for it. On 14, and after a pg_upgrade from 14 until migrate has run, it shows all rows.
---   audit_keys  for auditors, with the rights of its owner: its reader needs none on the table, and sees all rows, also
---               those that row-level security hides from others.
+-- Two views for people, from one text: status as a word, no token, no response. `claim` says what an unfinished key
+-- waits for: `live` (its holder), `lapsed` (the next begin takes it over, or an operator decides) or `released`. `seen`
+-- is for operators' functions. `overdue`: the key is forgotten, and the reaper may delete it.
+--   keys        has its reader's rights (security_invoker, PostgreSQL 15): row-level security applies. On 14, and after
+--               a pg_upgrade from 14 until migrate runs, it shows all rows.
+--   audit_keys  for auditors, has its owner's rights: its reader needs none on the table, and sees all rows, even those
+--               that row-level security hides from others.
 do $pgonce$
 declare
   v_view text;
@@ -31,6 +31,6 @@ begin
 end
 $pgonce$;
 comment on view :"schema".keys is
-  'One row per key, in words, without tokens and responses.';
+  'Shows one row per key, with its status as a word, without tokens and responses.';
 comment on view :"schema".audit_keys is
-  'The view keys for auditors: all rows, whatever row-level security says.';
+  'Shows the view keys to auditors: all rows, whatever row-level security says.';

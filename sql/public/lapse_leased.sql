@@ -1,7 +1,8 @@
--- Gives a leased claim up whose work may have called a remote: the key stays bound to its request. It lapses at once,
--- and the same request may begin again; or, with p_at_once false, at the end of its lease, for callers whose policy
--- holds it for an operator. p_last_error: how the attempt ended, for people, of which 1000 characters are kept. p_counts
--- false: the attempt does not count against a cap, because its work could not be done now. Commits by itself. Refused inside a transaction (2D000). Raises IK002 when the claim is lost.
+-- Gives up a leased claim whose work may have called a remote: the key stays bound to its request. The claim lapses at
+-- once, and the same request may begin again; with p_at_once false, it lapses when its lease ends, for callers whose
+-- policy then holds the key for an operator. p_last_error: how the attempt ended, for people; keeps 1000 characters.
+-- p_counts false: the attempt was postponed and does not count toward a cap. Commits. Refused inside a transaction
+-- (2D000). Raises IK002 if the claim is lost.
 create or replace procedure :"schema".lapse_leased(
   p_scope text, p_key text, p_token uuid, p_last_error text default null, p_at_once boolean default true,
   p_counts boolean default true)
@@ -15,4 +16,4 @@ begin
 end
 $pgonce$;
 comment on procedure :"schema".lapse_leased is
-  'Gives a leased claim up and keeps its key bound to its request, and commits.';
+  'Gives up a leased claim, keeps its key bound to its request, and commits.';

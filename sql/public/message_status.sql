@@ -1,6 +1,6 @@
--- What is known of a message: `new`, `completed`, `failed`, `in_progress`, `held` (its attempts are used up) or
--- `waiting` (it has failed, and may be handled again); how many attempts count against the cap; and how the last
--- one that failed ended. Raises IK003 for a corrupt row.
+-- Returns what is known of a message: `new`, `completed`, `failed`, `in_progress`, `held` (attempts used up) or
+-- `waiting` (failed, may be handled again); how many attempts count toward the cap; how the last failed attempt ended.
+-- Raises IK003 for a corrupt row.
 create or replace function :"schema".message_status(
   p_consumer text, p_message_id text, p_max_attempts integer default null,
   out status text, out used integer, out last_error text)
@@ -32,4 +32,4 @@ begin
 end
 $pgonce$;
 comment on function :"schema".message_status is
-  'What is known of a message: new, completed, failed, in_progress, held or waiting; its attempts and last error.';
+  'Returns a message''s status (new, completed, failed, in_progress, held or waiting), attempts and last error.';

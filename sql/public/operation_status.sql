@@ -1,7 +1,6 @@
--- How far one operation is, for callers who poll, without locking it: what `keys` says of it, the names of the steps
--- that are done, in their order, and what its holder has said. No row when the key is unknown or forgotten; a corrupt row is
--- never forgotten. No outputs
--- and no response: a caller who asks how far it is need not be allowed to see them.
+-- Returns how far one operation is, for callers that poll, without locking it: what `keys` shows, its finished steps in
+-- order, its holder's last report, and the last error. No row if the key is unknown or forgotten; a corrupt row is
+-- never forgotten. No outputs and no response: not every caller that polls may see them.
 create or replace function :"schema".operation_status(p_scope text, p_key text)
 returns table (
   status text, claim text, attempt integer, seen text, fingerprinted boolean,
@@ -29,4 +28,4 @@ begin
 end
 $pgonce$;
 comment on function :"schema".operation_status is
-  'How far one operation is, without its response, without locking it.';
+  'Returns how far one operation is, without its response, without locking it.';

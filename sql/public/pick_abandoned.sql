@@ -1,7 +1,7 @@
--- Picks up to p_count_max abandoned keys to be begun again, those first that are due longest, and commits. Each is put
--- off at once, by p_first_pause_ms and from try to try by twice as much up to p_longest_pause_ms: others pick other
--- keys, and one that fails every time leaves room for the rest. Picking claims nothing; begin decides. p_scopes: a
--- pattern of LIKE. Raises IK001 for a bad argument. Refused inside a transaction (2D000).
+-- Picks up to p_count_max abandoned keys to begin again, longest due first, and commits. Postpones each key's next try
+-- at once, by p_first_pause_ms, doubled with each try up to p_longest_pause_ms: other recoveries pick other keys, and a
+-- key that always fails leaves room for the rest. Picking claims nothing; begin decides. p_scopes: a LIKE pattern.
+-- Raises IK001 for a bad argument. Refused inside a transaction (2D000).
 create or replace procedure :"schema".pick_abandoned(
   p_scopes           text,
   p_count_max        integer default 1,
@@ -20,4 +20,4 @@ begin
 end
 $pgonce$;
 comment on procedure :"schema".pick_abandoned is
-  'Picks abandoned keys to be begun again, and puts them off.';
+  'Picks abandoned keys to begin again, and postpones their next try.';

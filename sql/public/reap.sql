@@ -1,7 +1,7 @@
--- Deletes forgotten keys with all that belongs to them, oldest first, in batches of p_batch_size (1 to 100000) that
--- are committed one by one; p_batches_max null: until nothing is left. Rows that others have locked are skipped, a
--- claim that is live or a row that is corrupt is not touched, and any number of reapers may run. Answers how many keys
--- were deleted, and a watermark to go on from. Refused inside a transaction (2D000). One line for a scheduler.
+-- Deletes forgotten keys and all that belongs to them, oldest first, in batches of p_batch_size (1 to 100000), each
+-- committed. p_batches_max null: until a batch is not full. Skips rows that others have locked, live claims and corrupt
+-- rows. Any number of reapers may run. Returns how many keys were deleted, and a watermark to continue from. Refused
+-- inside a transaction (2D000). A scheduler needs only this call.
 create or replace procedure :"schema".reap(
   p_batch_size  integer default 1000,
   p_batches_max integer default null,

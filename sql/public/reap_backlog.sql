@@ -1,12 +1,12 @@
--- What the reaper still has to do: forgotten keys, counted up to p_count_max so that a huge backlog stays cheap to
--- report, and for how long the oldest of them has been overdue.
+-- Returns how many forgotten keys the reaper has not deleted yet, counted up to p_count_max so that a huge backlog
+-- stays cheap to report, and how long the oldest has been overdue.
 create or replace function :"schema".reap_backlog(
   p_count_max integer default 100000,
   out backlog bigint,
   out oldest_ms bigint)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
--- Along the index as far as p_count_max, whatever the statistics say.
+-- Reads the index up to p_count_max, whatever the statistics say.
 set enable_sort = off
 set enable_seqscan = off
 set jit = off
@@ -26,4 +26,4 @@ begin
 end
 $pgonce$;
 comment on function :"schema".reap_backlog is
-  'How many forgotten keys the reaper has not deleted yet, and for how long the oldest has been overdue.';
+  'Returns how many forgotten keys the reaper has not deleted yet, and how long the oldest has been overdue.';

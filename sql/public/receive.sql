@@ -1,20 +1,21 @@
--- Asks which messages are new to a consumer, and records those as done in the caller's transaction: the record
--- commits with what the consumer writes, or vanishes with it. One row per message, in the order given:
+-- Records the new messages of a batch as done in the caller's transaction: the record commits or rolls back with the
+-- consumer's writes. Returns one row per message, in the given order:
 --   new          handle it in this transaction
---   seen         it is done, here or in an earlier transaction; response_* hold what was stored, if anything
---   in_progress  another transaction is at it: come back
---   dead         its attempts are used up, it has failed for good, or its row is corrupt; last_error is for people
+--   seen         done, here or in an earlier transaction; response_* is the stored response, if any
+--   in_progress  another caller is handling it: try again later
+--   dead         attempts used up, failed for good, or its row is corrupt; last_error is for people
 --
--- p_wait_ms: how long to wait for other transactions, for all messages together; up to about a second more goes by when
--- many of them are blocked. A transaction that has written already does not wait: receive first. p_max_attempts: how many
--- failures count_attempt may have counted before a message is dead; null: any number. Up to 1000 messages.
+-- p_wait_ms: how long to wait for other transactions, for all messages together; about a second more if many are
+-- blocked. A transaction that has written does not wait: receive first. p_max_attempts: after how many failures,
+-- counted by count_attempt, a message is dead; null: never. Up to 1000 messages.
 --
--- Rows and locks: one statement inserts all that have no row, in the order of their ids, so that overlapping batches
--- queue and do not deadlock. No advisory locks: a batch would fill the server's lock table. The scope of a consumer
--- belongs to the inbox alone. Raises IK001 (bad argument); 40001 or 40P01 mean: run the transaction again.
+-- Rows and locks: one statement inserts all messages without a row, in the order of their ids, so that overlapping
+-- batches queue and do not deadlock. New messages take no advisory locks: a batch would fill the server's lock table.
+-- Only the inbox may use the scope of a consumer. Raises IK001 (bad argument). On 40001 or 40P01, run the transaction
+-- again.
 --
--- Each row is looked up by its key (lateral .. limit 1): while the table is new and has no statistics, a plain join
--- reads all rows of the consumer in every call.
+-- Looks each row up by its key (lateral .. limit 1): a plain join reads all rows of the consumer in every call while
+-- the table is new and has no statistics.
 create or replace function :"schema".receive(
   p_consumer     text,
   p_message_ids  text[],
@@ -35,7 +36,7 @@ declare
   v_message_id text;
 begin
   perform :"schema"._check_receive(p_consumer, p_message_ids, p_retention_ms, p_wait_ms, p_max_attempts);
-  -- As in begin: who has written already does not wait, because that could be a deadlock.
+  -- As in begin: a transaction that has written does not wait, because it could deadlock.
   v_deadline := clock_timestamp()
     + case when pg_current_xact_id_if_assigned() is null then p_wait_ms else 0 end * interval '1 millisecond';
   v_fresh := :"schema"._receive_new(p_consumer, array(select distinct m collate "C" from unnest(p_message_ids) m order by 1),
@@ -74,7 +75,7 @@ begin
          case when s.status is not null then coalesce(s.attempt, 1) end,
          case when s.status is not null then :"schema"._status_word(s.status) end,
          s.response_code,
-         -- Once for each message: they may be large.
+         -- Once per message: they may be large.
          case when row_number() over (partition by i.id order by i.place) = 1 then s.response_headers end,
          case when row_number() over (partition by i.id order by i.place) = 1 then s.response_body end,
          s.response_omitted,
@@ -92,4 +93,4 @@ begin
 end
 $pgonce$;
 comment on function :"schema".receive is
-  'Records the new messages of a batch as done in the caller''s transaction. Answers new, seen, in_progress or dead for each.';
+  'Records the new messages of a batch as done, in the caller''s transaction. Answers new, seen, in_progress or dead.';

@@ -1,5 +1,5 @@
--- The steps that earlier attempts have recorded, in their order, for the holder of the claim. Raises IK002 when the
--- claim is lost. Locks the claim's row, so call it in a separate transaction and end that.
+-- Returns the steps that earlier attempts recorded, in order, to the holder of the claim. Raises IK002 if the claim is
+-- lost. Locks the claim's row, so call it in a separate transaction and end that.
 create or replace function :"schema".recorded_steps(p_scope text, p_key text, p_token uuid)
 returns table (name text, definition bytea, output bytea)
 language plpgsql volatile
@@ -7,8 +7,8 @@ set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 as $pgonce$
 begin
-  -- Waits for a record that is still being committed: by this holder, if its connection broke. Above READ COMMITTED
-  -- locking the row raises 40001 where an older snapshot would hide the record.
+  -- Waits for a record still being committed: by this holder, if its connection broke. Above READ COMMITTED, locking
+  -- the row raises 40001 where an older snapshot would hide the record.
   perform :"schema"._lock_claim(p_scope, p_key, p_token);
   return query
     select s.name, s.definition, s.output
@@ -19,4 +19,4 @@ begin
 end
 $pgonce$;
 comment on function :"schema".recorded_steps is
-  'The steps that earlier attempts have recorded, for the holder of the claim.';
+  'Returns the steps that earlier attempts recorded, to the holder of the claim.';

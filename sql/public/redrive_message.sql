@@ -1,5 +1,6 @@
--- Lets a dead message be handled again, with all its attempts, when it is delivered again. p_seen: what the operator
--- was shown in `keys`. Raises IK002, in words, when it is not so, and does not wait for another transaction.
+-- Lets a dead message be handled again when it is delivered again, with all its attempts. p_seen: as `keys` showed it
+-- to the operator. Raises IK002 if the key has changed, or if the message is forgotten, done, being handled or no
+-- message; the error says which. Does not wait for other transactions.
 create or replace function :"schema".redrive_message(p_consumer text, p_message_id text, p_seen text) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp

@@ -1,7 +1,7 @@
--- Gives a claim back unfinished, in the caller's transaction: the key can be begun again at once, with any fingerprint
+-- Gives a claim back unfinished, in the caller's transaction. The key can be begun again at once, with any fingerprint
 -- unless steps are recorded. The row stays, without a token, so that the next attempt is counted and the old token
--- stays dead. p_last_error: how the attempt ended, for people, of which 1000 characters are kept. Raises IK002 when
--- the claim is lost. Outside of a transaction use release_leased.
+-- stays dead. p_last_error: how the attempt ended, for people; keeps 1000 characters. Raises IK002 if the claim is
+-- lost. Outside a transaction use release_leased.
 create or replace function :"schema".release(
   p_scope text, p_key text, p_token uuid, p_last_error text default null)
 returns void
@@ -24,7 +24,7 @@ begin
   if v_leased and v_goes_on then
     perform :"schema"._list_unfinished(p_scope, p_key, v_at);
   elsif v_leased then
-    -- Nothing was done, so there is nothing that a recovery could go on with.
+    -- Nothing was done, so a recovery has nothing to continue.
     perform :"schema"._unlist_unfinished(p_scope, p_key);
   end if;
 end

@@ -1,4 +1,4 @@
--- release for a leased claim without business writes: commits by itself. Refused inside a transaction (2D000).
+-- Like release, for a leased claim without business writes. Commits. Refused inside a transaction (2D000).
 create or replace procedure :"schema".release_leased(
   p_scope text, p_key text, p_token uuid, p_last_error text default null)
 language plpgsql

@@ -1,5 +1,5 @@
--- Stores what a claim's holder says of its work, for callers who poll: up to 64 KiB. Commits by itself. Refused
--- inside a transaction (2D000). Raises IK001 for more, and IK002 when the claim is lost.
+-- Stores what a claim's holder reports of its work, for callers that poll. Commits. Refused inside a transaction
+-- (2D000). Raises IK001 over 64 KiB, IK002 if the claim is lost.
 create or replace procedure :"schema".report_progress(p_scope text, p_key text, p_token uuid, p_progress bytea)
 language plpgsql
 as $pgonce$
@@ -11,4 +11,4 @@ begin
 end
 $pgonce$;
 comment on procedure :"schema".report_progress is
-  'Stores what a claim''s holder says of its work, and commits.';
+  'Stores what a claim''s holder reports of its work, and commits.';

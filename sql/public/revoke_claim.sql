@@ -1,6 +1,6 @@
--- Takes a claim from a holder that the operator knows to be gone: the key can be begun again at once, as after release.
--- p_seen: what the operator was shown in `keys`. Raises IK002, in words, when the claim has changed since or the key has
--- none, and does not wait for another transaction.
+-- Takes a claim from a holder that the operator knows to be gone. The key can be begun again at once, as after release.
+-- p_seen: as `keys` showed it to the operator. Raises IK002 if the key has changed or has no claim; the error says
+-- which. Does not wait for other transactions.
 create or replace function :"schema".revoke_claim(p_scope text, p_key text, p_seen text) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -14,7 +14,7 @@ begin
   elsif v_row.token is null then
     raise exception 'the claim was released before' using errcode = 'IK002';
   end if;
-  -- A recovery may go on with it, and the attempts so far no longer count.
+  -- A recovery may continue the work, and earlier attempts no longer count.
   update :"schema".idempotency_keys k set attempts_uncounted = coalesce(k.attempt, 1)
    where k.scope = p_scope collate "C" and k.key = p_key collate "C";
   perform :"schema".release(p_scope, p_key, v_row.token);

@@ -1,7 +1,7 @@
--- What is installed, as part of the schema, so that a dump without data carries it. version: the schema version.
--- serves_from: the oldest schema version whose library may work on it. digest: of the text of everything installed; null
--- where the views must be made again, because the server was upgraded from one that has no security_invoker.
--- Volatile, so that proxies ask the primary.
+-- Returns what is installed. Part of the schema, so that a dump without data includes it. version: the schema version.
+-- serves_from: the oldest schema version whose library may work on it. digest: of the text of everything installed;
+-- null if the views must be created again, after an upgrade from a server without security_invoker. Volatile, so that
+-- proxies ask the primary.
 create or replace function :"schema".schema_version(out version integer, out serves_from integer, out digest text)
 language sql volatile
 set search_path = pg_catalog, pg_temp
@@ -14,4 +14,4 @@ as $pgonce$
               then :digest end
 $pgonce$;
 comment on function :"schema".schema_version is
-  'What is installed: the schema version, the oldest version that it serves, and a digest of the text.';
+  'Returns the installed schema version, the oldest version that it serves, and a digest of the installed text.';

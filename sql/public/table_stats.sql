@@ -1,5 +1,5 @@
--- Counts for people and dashboards: of the rows that the caller may see; for an auditor, of all. The sizes are those of
--- the whole table. Reads the table once.
+-- Returns counts for people and dashboards: of the rows that the caller may see; for an auditor, of all. The sizes are
+-- those of the whole table. Reads the table once.
 create or replace function :"schema".table_stats(
   out live bigint, out lapsed bigint, out released bigint, out completed bigint, out failed bigint,
   out overdue bigint, out oldest_in_progress_ms bigint,

@@ -1,8 +1,8 @@
--- Gives an operator the claim on a key without a live holder, and returns its token: a claim that has lapsed or was
--- released, or a transactional one that was committed without complete. Use the token with complete, fail or release in
--- the same transaction. The last holder, if it still lives, is fenced off. Earlier attempts no longer count against a
--- cap, so that a release lets the key run again. p_seen: what the operator was shown in `keys`. Raises IK002, in words,
--- if the key has changed, and does not wait for another transaction.
+-- Gives an operator the claim on a key without a live holder, and returns its token. The claim lapsed, was released, or
+-- was a transactional one committed without complete. Use the token with complete, fail or release in the same
+-- transaction. The last holder is fenced off. Earlier attempts no longer count toward a cap, so a release lets the key
+-- run again. p_seen: as `keys` showed it to the operator. Raises IK002 if the key has changed, is finished, live or
+-- forgotten; the error says which. Does not wait for other transactions.
 create or replace function :"schema".take_over_claim(p_scope text, p_key text, p_seen text) returns uuid
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
