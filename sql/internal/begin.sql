@@ -1,9 +1,9 @@
--- begin_leased, and begin_operation for all but the usual cases. The answer is told there; beside their arguments:
--- p_lease_ms null: transactional, and p_token is null too. p_token: a new random one, from the caller.
+-- Implements begin_leased and the rare cases of begin_operation; arguments and answers are described there. A
+-- transactional begin has no p_lease_ms and no p_token; a leased begin passes a new random token.
 --
--- The order of locks, in every function that takes several: the key's advisory lock, the key's row, its row in
--- unfinished; several keys in the order of their ids. complete, fail, release, extend, reap and receive take no
--- advisory lock, so they never wait for a caller that only asks. A transaction that has locked a key's row may delete its steps.
+-- Lock order everywhere: the key's advisory lock, the key's row, its row in `unfinished`; several keys in the order of
+-- their ids. complete, fail, release, extend, reap, and receive for new messages take no advisory lock, so they never
+-- wait for a caller that only asks. The lock on a key's row covers the deletion of its steps.
 create or replace function :"schema"._begin(
   p_scope text, p_key text, p_fingerprint bytea, p_retention_ms bigint, p_token uuid, p_lease_ms bigint,
   p_wait_ms bigint, p_on_lapse text, p_max_attempts integer, p_lock_replay boolean,
@@ -34,13 +34,13 @@ begin
     perform :"schema"._check_begin(p_scope, p_key, p_fingerprint, p_retention_ms, p_lease_ms, p_wait_ms, p_on_lapse,
                                    p_max_attempts);
   end if;
-  -- Who has written already holds locks of its work: waiting for the key then could be a deadlock with the key's
-  -- holder. It is told in_progress at once.
+  -- A transaction that has written holds locks. Waiting for the key could deadlock with the key's holder, so this
+  -- transaction gets in_progress without waiting for the key's lock.
   v_deadline := clock_timestamp()
     + case when pg_current_xact_id_if_assigned() is null then p_wait_ms else 0 end * interval '1 millisecond';
 
-  -- A row that vanishes or changes between two looks means: look again. The bound is for a row that stands in the
-  -- way of the insert and yet cannot be seen.
+  -- Looks again if the row vanishes or changes between two looks. The limit is for a row that blocks the insert but
+  -- cannot be seen.
   for v_look in 1 .. 100 loop
     select k.* into v_row from :"schema".idempotency_keys k
      where k.scope = p_scope collate "C" and k.key = p_key collate "C";
@@ -50,13 +50,13 @@ begin
                                 v_at, p_fingerprint, p_token, p_on_lapse, p_max_attempts);
 
     if answer is null or answer = 'started' then
-      -- Nothing decides yet, so the right to write is needed. This block is a subtransaction: leaving it by an error
-      -- gives the locks back, so that a caller who does not write keeps no other one waiting.
+      -- The row does not decide, so the call needs the right to write. This block is a subtransaction: an error that
+      -- leaves it gives the locks back, so that a caller that does not write delays no other caller.
       begin
         if not pg_try_advisory_xact_lock(v_lock_id) then
           perform :"schema"._take_lock(v_lock_id, v_deadline);
         end if;
-        -- A look of its own: a snapshot taken before the lock would miss what its last holder committed.
+        -- A second statement: a snapshot from before the lock would miss what the lock's last holder committed.
         select k.* into v_row from :"schema".idempotency_keys k
          where k.scope = p_scope collate "C" and k.key = p_key collate "C";
         v_at := :"schema"._clock();
@@ -66,15 +66,15 @@ begin
         if answer <> 'started' then
           raise exception 'give the locks back' using errcode = 'IK000';
         end if;
-        -- Others hold a row without the key's lock: receive, a reaper, an operator. Not less than 250 ms, because it
-        -- bounds the wait for a page at the end of the table as well.
+        -- receive, a reaper and others lock rows without the key's lock. The bound is at least 250 ms: see
+        -- _bound_waits_briefly.
         if p_wait_ms > 250 then
           perform :"schema"._bound_waits(v_deadline, 250);
         else
           perform :"schema"._bound_waits_briefly();
         end if;
         if v_row.status is null then
-          -- The primary key decides, also against writers that do not take the key's lock.
+          -- The primary key decides, even against writers that do not take the key's lock.
           insert into :"schema".idempotency_keys as k
             (created_at, expires_at, lease_expires_at, token, status, scope, key, fingerprint, leased)
           values (v_at, v_at + p_retention_ms * interval '1 millisecond',
@@ -101,7 +101,7 @@ begin
         when sqlstate 'IK000' then
           continue when answer is null or answer = 'started';
         when lock_not_available then
-          answer := 'in_progress'; -- in another open transaction: there is no lease to tell
+          answer := 'in_progress'; -- in another open transaction: no lease to report
           return;
         when out_of_memory then
           perform :"schema"._check_locks();

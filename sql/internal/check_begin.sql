@@ -1,7 +1,7 @@
--- The limits of begin's arguments. Units are milliseconds, ranges include both ends.
+-- Limits of begin's arguments, in milliseconds. Ranges include both ends.
 
--- Whether they are like those that nearly every call passes: one expression that the planner inlines, because a call
--- of _check_begin costs 20 us. A test holds it to _check_begin.
+-- Returns true for arguments like those of nearly every call. The planner inlines this expression; a call of
+-- _check_begin costs 20 us. Otherwise _check_begin decides. A test compares the two.
 create or replace function :"schema"._fits_begin(
   p_scope text, p_key text, p_fingerprint bytea, p_retention_ms bigint, p_lease_ms bigint, p_wait_ms bigint,
   p_on_lapse text, p_max_attempts integer)
@@ -17,7 +17,7 @@ return
   and p_on_lapse in ('retry', 'hold')
   and coalesce(p_max_attempts, 1) >= 1;
 
--- Raises IK001 for the first argument that is outside its limits.
+-- Raises IK001 for the first argument outside its limits.
 create or replace function :"schema"._check_begin(
   p_scope text, p_key text, p_fingerprint bytea, p_retention_ms bigint, p_lease_ms bigint, p_wait_ms bigint,
   p_on_lapse text, p_max_attempts integer)

@@ -1,4 +1,4 @@
--- Raises unless p_fingerprint is null or has the length of a fingerprint.
+-- Raises IK001 unless p_fingerprint is null or has the length of a fingerprint.
 create or replace function :"schema"._check_fingerprint(p_field text, p_fingerprint bytea) returns void
 language plpgsql immutable parallel safe
 as $pgonce$

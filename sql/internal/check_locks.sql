@@ -1,6 +1,6 @@
--- Called when the server has run out of memory or of room for locks (53200): raises IK005 when this transaction's own
--- locks are the cause, so that its caller does not try the same again. Every key that is begun keeps one lock until the
--- transaction ends. The server has room for about so many, for all sessions together.
+-- Called after 53200 (out of memory or lock table). Raises IK005 if this transaction's own locks are the cause: the
+-- same call would fail again. Each begun key keeps one lock until the transaction ends. v_room: about how many locks
+-- fit, for all sessions together.
 create or replace function :"schema"._check_locks() returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp

@@ -1,12 +1,12 @@
--- Raises unless p_name may be a scope or a key: 1 to 255 bytes, not blank, no control characters. The message names
--- the field and the limit, never the value. Key::new in Rust applies the same rule before a connection is needed; a
--- test holds the two together. Encodings other than UTF8 have letters where Unicode has control characters and rare
--- blanks, and are spared those two checks. E'' reads the same whatever standard_conforming_strings says.
+-- Raises IK001 unless p_name can be a scope or key: 1 to 255 bytes, not blank, no control characters. The message names
+-- the field and the limit, never the value. Key::new in Rust applies the same rule without a connection; a test
+-- compares the two. Encodings other than UTF8 have letters where Unicode has C1 control characters and rare blanks;
+-- they skip those two checks. E'' reads the same under every standard_conforming_strings.
 create or replace function :"schema"._check_name(p_field text, p_name text) returns void
 language plpgsql immutable parallel safe
 as $pgonce$
 begin
-  -- Printable ASCII, which nearly every name is. What follows is for the others.
+  -- Printable ASCII, as nearly every name is. The checks below are for the rest.
   if octet_length(p_name) between 1 and 255 and p_name collate "C" ~ '^[!-~][ -~]*$' then
     return;
   elsif p_name is null or p_name = '' then

@@ -1,4 +1,4 @@
--- Raises unless p_lowest <= p_value <= p_highest. Null is outside.
+-- Raises IK001 unless p_lowest <= p_value <= p_highest. Null is outside.
 create or replace function :"schema"._check_range(
   p_field text, p_value bigint, p_lowest bigint, p_highest bigint)
 returns void

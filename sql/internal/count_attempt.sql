@@ -1,4 +1,4 @@
--- count_attempt. The claim lapses at once: the next attempt takes it over, until the attempts are used up.
+-- Implements count_attempt. The claim lapses at once, so the next attempt takes it over until the attempts are used up.
 create or replace function :"schema"._count_attempt(
   p_consumer text, p_message_id text, p_retention_ms bigint, p_wait_ms bigint, p_max_attempts integer, p_error text,
   out status text, out used integer, out last_error text)
@@ -18,7 +18,7 @@ begin
   select s.status, s.used, s.last_error into status, used, last_error
     from :"schema".message_status(p_consumer, p_message_id, p_max_attempts) s;
   if status = 'new' and v_begun.answer = 'in_progress' then
-    status := 'in_progress'; -- in another open transaction, which this one does not see
+    status := 'in_progress'; -- in another open transaction, invisible here
   end if;
 end
 $pgonce$;

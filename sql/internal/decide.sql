@@ -1,7 +1,7 @@
--- The decision table of the protocol, as far as a row decides it: the answer, or null when there is no row or when
--- the row may be overwritten. `corrupt` becomes an error. p_at is the clock, read after any wait. plpgsql, because a
--- statement reads the clock in its arguments, and a SQL function with such an argument is planned anew in each call.
--- It pins no search_path, so every comparison is in a function whose operators were looked up when it was made.
+-- The protocol's decision table. Returns what a row decides; null if there is no row or begin may overwrite it. begin
+-- raises `corrupt` as an error. p_at is the clock, read after any wait. plpgsql, because a SQL function would be
+-- planned in every call: callers read the clock in its arguments. Pins no search_path, so every comparison is in a
+-- function whose operators were resolved when it was created.
 create or replace function :"schema"._decide(
   p_row_status smallint, p_row_token uuid, p_row_fingerprint bytea, p_row_expires_at timestamptz,
   p_row_lease_expires_at timestamptz, p_row_steps integer, p_row_attempt integer, p_row_attempts_uncounted integer,
@@ -22,7 +22,7 @@ begin
   elsif :"schema"._is_finished(p_row_status) then
     return 'replay';
   elsif :"schema"._is_same(p_row_token, p_token) then
-    return 'started'; -- the caller asks again, because the answer to its leased begin was lost
+    return 'started'; -- repeats a leased begin whose answer was lost
   elsif :"schema"._is_leased_at(p_row_lease_expires_at, p_at) then
     return 'in_progress';
   elsif :"schema"._is_held(p_row_token, p_row_attempt, p_row_attempts_uncounted, p_on_lapse, p_max_attempts) then

@@ -1,5 +1,5 @@
--- extend_leases. One statement per claim, so that each finds its row by the index, and on a distributed table its
--- shard. A row that another transaction has locked is skipped: it must not keep the other claims waiting.
+-- Implements extend_leases. One statement per claim, so that each finds its row by the index, and its shard in a
+-- distributed table. Skips rows that another transaction has locked, so that they do not delay the other claims.
 create or replace function :"schema"._extend_leases(
   p_scopes text[], p_keys text[], p_tokens uuid[], p_leases_ms bigint[])
 returns text[]
@@ -23,7 +23,7 @@ begin
       where k.scope = p_scopes[i] collate "C" and k.key = p_keys[i] collate "C" and k.token = p_tokens[i] and k.status = 1
       for no key update skip locked;
     if found then
-      v_at := :"schema"._clock(); -- after the row is locked, or the new lease would start in the past
+      v_at := :"schema"._clock(); -- after locking the row, or the lease would start in the past
       update :"schema".idempotency_keys k
          set lease_expires_at = greatest(k.lease_expires_at, v_at + p_leases_ms[i] * interval '1 millisecond')
        where k.scope = p_scopes[i] collate "C" and k.key = p_keys[i] collate "C";

@@ -1,7 +1,6 @@
--- complete and fail: a compare-and-set on the token of a claim that is still in progress. Raises IK002 when the
--- claim is lost; the caller must roll back, nothing was written. Waits for a row lock of another transaction as
--- _bound_waits_by_caller says (55P03). Every write passes here, so it pins no search_path and is flat: each expression
--- costs a microsecond or two in every transaction.
+-- Implements complete and fail: a compare-and-set on the token of a claim in progress. Raises IK002 if the claim is
+-- lost: nothing was written, the caller must roll back. Waits for a row lock as _bound_waits_by_caller says (55P03).
+-- Every write passes here, so it pins no search_path and is flat: each expression costs a microsecond or two.
 create or replace function :"schema"._finish(
   p_scope text, p_key text, p_token uuid, p_finished smallint, p_response_code integer, p_response_headers bytea,
   p_response_body bytea, p_omit boolean, p_response_bytes_max bigint)

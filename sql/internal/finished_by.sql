@@ -1,4 +1,4 @@
--- How the claim with this token was finished, or null: for a caller whose complete or fail got no answer.
+-- Returns how the claim with this token was finished, or null. For callers whose complete or fail got no answer.
 create or replace function :"schema"._finished_by(p_scope text, p_key text, p_token uuid) returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp

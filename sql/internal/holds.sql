@@ -1,4 +1,4 @@
--- Which of these texts, each as the bytes of its UTF-8, the database's encoding can hold.
+-- Returns for each text, given as UTF-8 bytes, whether the database's encoding can store it.
 create or replace function :"schema"._holds(p_texts bytea[]) returns boolean[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp

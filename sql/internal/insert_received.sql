@@ -1,6 +1,6 @@
--- Records those messages as done that have no row, in the order of their ids, and returns them. Null: one of them is
--- in a transaction that was still open at the deadline, and none is recorded. The bound is at least 10 ms, because it
--- is also that of the wait for a page at the end of the table.
+-- Records the messages without a row as done, in the order of their ids, and returns these ids. Null: one of them was
+-- in a transaction still open at the deadline; none is recorded. The bound is at least 10 ms, because it also limits
+-- the wait for a page at the end of the table.
 create or replace function :"schema"._insert_received(
   p_consumer text, p_message_ids text[], p_retention_ms bigint, p_deadline timestamptz)
 returns text[]
@@ -28,16 +28,15 @@ exception when lock_not_available then
 end
 $pgonce$;
 
--- Whether receive must look for blocked messages no more.
+-- Returns whether receive must stop trying blocked messages.
 create or replace function :"schema"._is_over(p_deadline timestamptz) returns boolean
 language sql volatile
 return clock_timestamp() > p_deadline + interval '1 second'
     or coalesce(:"schema"._statement_left() < interval '0', false);
 
--- The same for a batch in which some messages may be in another open transaction: halves it until each of those is
--- alone, but no longer than a second beyond the deadline: what is left then counts as blocked. p_message_ids: distinct and
--- sorted, and tried in this order, so that a transaction waits for none that comes before one that it has recorded.
--- Returns the recorded ones.
+-- Like _insert_received, but if messages may be in other open transactions, halves the batch until each is alone, for
+-- at most a second beyond the deadline; the rest counts as blocked. p_message_ids are distinct, sorted and tried in
+-- this order, so that a transaction never waits for an id before one that it has recorded.
 create or replace function :"schema"._receive_new(
   p_consumer text, p_message_ids text[], p_retention_ms bigint, p_deadline timestamptz)
 returns text[]

@@ -1,4 +1,4 @@
--- Whether the caller has the rights of an auditor: on audit_keys, and none on the table.
+-- Returns whether the caller is an auditor: may read audit_keys but not the table.
 create or replace function :"schema"._is_auditor() returns boolean
 language sql stable
 return has_table_privilege(':"schema".audit_keys', 'select')

@@ -1,4 +1,5 @@
--- Whether a response is stored as omitted: it is secret or too large. The key still blocks a second run.
+-- Returns whether a response is stored as omitted, on request or because of its size. The key still blocks a second
+-- run.
 create or replace function :"schema"._is_omitted(
   p_response_headers bytea, p_response_body bytea, p_omit boolean, p_response_bytes_max bigint)
 returns boolean

@@ -1,5 +1,5 @@
--- lapse_leased, and the end of a counted attempt. Raises IK002 when the claim is lost. The token goes out of use: an
--- extend that was sent before, and comes after, finds the claim lost and does not bring it back to life.
+-- Implements lapse_leased, and ends a counted attempt. Replaces the token, so that an extend that arrives late finds
+-- the claim lost and does not revive it.
 create or replace function :"schema"._lapse(
   p_scope text, p_key text, p_token uuid, p_last_error text, p_at_once boolean,
   p_counts boolean default true)

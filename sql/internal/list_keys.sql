@@ -1,4 +1,4 @@
--- The keys that match, as `keys` shows them, or `audit_keys` to an auditor. A null matches all.
+-- Returns the matching keys as `keys` shows them, or `audit_keys` for an auditor. Null matches all.
 create or replace function :"schema"._list_keys(
   p_scope text, p_key text, p_status text, p_claim text, p_count_max bigint)
 returns table (

@@ -1,5 +1,5 @@
--- Notes that a leased key is not finished; p_try_at is when a recovery may pick it. For begin and release. This and what
--- follows wait for another transaction's lock on that place as _bound_waits_by_caller says (55P03).
+-- Lists a leased key as unfinished, for begin and release; a recovery may pick it at p_try_at. All functions here wait
+-- for a row lock as _bound_waits_by_caller says (55P03).
 create or replace function :"schema"._list_unfinished(p_scope text, p_key text, p_try_at timestamptz) returns void
 language plpgsql volatile
 as $pgonce$
@@ -12,7 +12,7 @@ begin
 end
 $pgonce$;
 
--- Takes a key off that list. For what finishes or frees it.
+-- Takes a key off the list when it is finished or free.
 create or replace function :"schema"._unlist_unfinished(p_scope text, p_key text) returns void
 language plpgsql volatile
 as $pgonce$
@@ -25,7 +25,7 @@ begin
 end
 $pgonce$;
 
--- A recovery need not wait for the lease any more; one that has tried already has set its pause.
+-- Lets a recovery pick the key before its lease ends. If a recovery has tried the key, its pause stays.
 create or replace function :"schema"._hasten_unfinished(p_scope text, p_key text, p_try_at timestamptz) returns void
 language plpgsql volatile
 as $pgonce$

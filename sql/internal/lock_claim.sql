@@ -1,5 +1,5 @@
--- Locks the row of a claim for its holder. Raises IK002 when the claim is lost. Waits for a row lock of another
--- transaction as _bound_waits_by_caller says (55P03).
+-- Locks the row of a claim for its holder. Raises IK002 if the claim is lost. Waits for a row lock as
+-- _bound_waits_by_caller says (55P03).
 create or replace function :"schema"._lock_claim(p_scope text, p_key text, p_token uuid) returns void
 language plpgsql volatile
 as $pgonce$

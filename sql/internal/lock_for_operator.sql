@@ -1,6 +1,6 @@
--- What take_over_claim, revoke_claim and redrive_message share: locks the key for an operator and returns its row.
--- Raises IK002, in words, when the key is unknown, is being worked on, or is not as the operator has seen it. Does not
--- wait for another transaction.
+-- Locks a key for take_over_claim, revoke_claim or redrive_message, and returns its row. Raises IK002 if the key is
+-- unknown, being worked on, or not as the operator saw it (the message says which); IK003 for a corrupt row. Does not
+-- wait for other transactions.
 create or replace function :"schema"._lock_for_operator(
   p_scope text, p_key text, p_seen text,
   out status smallint, out token uuid, out attempt integer, out steps integer, out leased boolean, out fingerprint bytea,
@@ -20,7 +20,7 @@ begin
       from :"schema".idempotency_keys k
      where k.scope = p_scope collate "C" and k.key = p_key collate "C"
        for no key update nowait;
-    -- A recovery locks its place in the list for a moment.
+    -- A recovery briefly locks this row.
     perform 1 from :"schema".unfinished u
       where u.scope = p_scope collate "C" and u.key = p_key collate "C" for update nowait;
   exception when lock_not_available then

@@ -1,5 +1,5 @@
--- Locks the row of a replay, so that the caller's commit waits for a synchronous standby. False: the row has
--- changed, look again. Raises 55P03 when another transaction locks it until the deadline.
+-- Locks the row of a replay, so that the caller's commit waits for a synchronous standby. False: the row has changed,
+-- look again. Raises 55P03 if another transaction locks the row until the deadline.
 create or replace function :"schema"._lock_replay(p_scope text, p_key text, p_token uuid, p_deadline timestamptz)
 returns boolean
 language plpgsql volatile

@@ -1,7 +1,7 @@
--- Makes a claim out of a row that begin may overwrite: lapsed, released or forgotten, or the claim of the caller's
--- own token. p_seen_*: the row as the caller has read it. Null: it has changed since, so look again. Locks the row
--- before it reads the clock: a lease counted before the wait would start in the past. Locked and written in the
--- caller's subtransaction; in two, each takeover would make a multixact.
+-- Makes a claim of a row that begin may overwrite: lapsed, released, forgotten, or claimed with the caller's token.
+-- p_seen_*: the row as the caller read it. Null: the row has changed, look again. Reads the clock after locking the
+-- row, or the lease would start in the past. Locks and writes in one subtransaction, the caller's: with two, each
+-- takeover would create a multixact.
 create or replace function :"schema"._overwrite_row(
   p_scope text, p_key text, p_seen_status smallint, p_seen_token uuid, p_seen_expires_at timestamptz,
   p_seen_lease_expires_at timestamptz, p_fingerprint bytea, p_retention_ms bigint, p_token uuid, p_lease_ms bigint,
@@ -29,11 +29,11 @@ begin
   v_lease_end := v_at + p_lease_ms * interval '1 millisecond';
   v_forgotten := :"schema"._is_forgotten(v_row.status, v_row.expires_at, v_row.lease_expires_at, v_at);
   if v_row.token = p_token and not v_forgotten then
-    -- The caller asks again, because the answer to its leased begin was lost.
+    -- Repeats a leased begin whose answer was lost.
     update :"schema".idempotency_keys k set lease_expires_at = greatest(k.lease_expires_at, v_lease_end)
      where k.scope = v_row.scope and k.key = v_row.key;
   elsif v_row.status = 1 and (v_row.token is not null or v_row.steps > 0) and not v_forgotten then
-    -- Lapsed, or released with steps done: the same operation goes on. Its retention still counts from the first begin.
+    -- Lapsed, or released with steps: the same operation continues. Its retention still counts from the first begin.
     v_attempt := v_attempt + 1;
     recovered := true;
     update :"schema".idempotency_keys k
@@ -42,11 +42,11 @@ begin
      where k.scope = v_row.scope and k.key = v_row.key;
     if p_lease_ms is null then
       perform :"schema"._unlist_unfinished(v_row.scope, v_row.key);
-    elsif v_row.token is null or v_row.leased is not true then -- otherwise it is listed, and its tries count on
+    elsif v_row.token is null or v_row.leased is not true then -- otherwise it is listed and keeps its tries
       perform :"schema"._list_unfinished(v_row.scope, v_row.key, v_lease_end);
     end if;
   else
-    -- Released or forgotten: a new operation in the old row.
+    -- Released without steps, or forgotten: a new operation in the old row.
     recovered := false;
     v_attempt := case when v_forgotten then 1 else v_attempt + 1 end;
     update :"schema".idempotency_keys k
@@ -69,6 +69,6 @@ begin
   end if;
   token := v_token;
   attempt := v_attempt;
-  recovered := coalesce(recovered, v_attempt > 1); -- an own claim that is asked for again: perhaps
+  recovered := coalesce(recovered, v_attempt > 1); -- from attempt 2 on, a repeated begin may be a recovery
 end
 $pgonce$;

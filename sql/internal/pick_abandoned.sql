@@ -1,10 +1,10 @@
--- pick_abandoned.
+-- Implements pick_abandoned.
 create or replace function :"schema"._pick_abandoned(
   p_scopes text, p_count_max integer, p_first_pause_ms bigint, p_longest_pause_ms bigint,
   out scopes text[], out keys text[])
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
--- In the order of the index, and only as far as p_count_max: never all that are due.
+-- Reads in index order up to p_count_max, never all that are due.
 set enable_sort = off
 set jit = off
 as $pgonce$
@@ -19,8 +19,7 @@ begin
     select u.scope, u.key
       from :"schema".unfinished u
      where u.try_at <= v_at and u.scope like p_scopes
-       -- Each by its key: offset 0 keeps the planner from reading all keys, of which it cannot know how few are
-       -- unfinished.
+       -- By key, with offset 0: see the view abandoned.
        and exists (select from :"schema".idempotency_keys k where k.scope = u.scope and k.key = u.key
                       and :"schema"._is_abandoned(k.status, k.token, k.lease_expires_at, k.steps, k.attempts_uncounted,
                                                k.expires_at, v_at)

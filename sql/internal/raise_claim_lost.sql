@@ -1,4 +1,4 @@
--- Raises what complete, fail, release and extend raise when their compare-and-set matches no row.
+-- Raises IK002, for a compare-and-set on a token that matches no row.
 create or replace function :"schema"._raise_claim_lost() returns void
 language plpgsql volatile parallel safe
 as $pgonce$

@@ -1,4 +1,4 @@
--- Raises what a row gives that pgonce never writes.
+-- Raises IK003, for a row with a value that pgonce never writes.
 create or replace function :"schema"._raise_corrupt() returns void
 language plpgsql volatile parallel safe
 as $pgonce$

@@ -1,12 +1,12 @@
--- One batch of reap: deletes up to p_batch_size forgotten keys with all that belongs to them, oldest first. Rows that
--- another transaction has locked are skipped, so any number of reapers may run. Behind the watermark lie only index
--- entries of deleted rows, which an old snapshot keeps and every batch would read again. It is a time in microseconds
--- since 1970.
+-- Deletes one batch: up to p_batch_size forgotten keys and all that belongs to them, oldest first. Skips rows that
+-- another transaction has locked, so any number of reapers may run. Starts at the watermark (microseconds since 1970):
+-- before it, an old snapshot keeps index entries of deleted rows, which every batch would read again. Skipped rows wait
+-- for the next pass.
 create or replace function :"schema"._reap_batch(
   p_batch_size integer, inout watermark bigint, out deleted bigint)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
--- Along the index as far as p_batch_size, then by place, whatever the statistics say: never the whole table.
+-- Reads the index up to p_batch_size, then deletes by ctid, whatever the statistics say: never the whole table.
 set enable_sort = off
 set enable_seqscan = off
 set jit = off
@@ -16,7 +16,7 @@ declare
   v_from constant timestamptz :=
     coalesce(timestamptz 'epoch' + watermark * interval '1 microsecond', '-infinity');
   v_rows   tid[];
-  v_scopes text[]; -- of the few keys that have more than their row
+  v_scopes text[]; -- of the few keys with more than their row
   v_keys   text[];
 begin
   perform :"schema"._check_range('batch_size', p_batch_size, 1, 100000);
@@ -33,12 +33,11 @@ begin
        order by k.expires_at
        limit p_batch_size
          for update skip locked) o;
-  -- By place: six times faster than by key. The condition is repeated, because a place names one row per partition
-  -- of a table that its owner has partitioned. A statement of its own: one that returns what it deleted is a fifth
-  -- slower.
+  -- By ctid: six times faster than by key. Repeats the condition, because a ctid names one row per partition if the
+  -- owner has partitioned the table. A separate statement: returning what it deletes costs a fifth more time.
   delete from :"schema".idempotency_keys k
    where k.ctid = any (v_rows)
-     -- greatest(.., null) is the time itself, and keeps the planner from going by the index of it.
+     -- greatest(.., null) is the time itself, and keeps the planner from using its index.
      and :"schema"._is_forgotten(k.status, greatest(k.expires_at, null), k.lease_expires_at, v_at)
      and not :"schema"._is_corrupt(k.status, k.expires_at, k.lease_expires_at);
   get diagnostics deleted = row_count;

@@ -1,5 +1,5 @@
--- receive for a message that has a row and may be handled again: `started` when it is recorded as done, or what
--- begin answers.
+-- Implements receive for a message that has a row and may be handled again. Returns `started` if it is recorded as
+-- done, otherwise begin's answer.
 create or replace function :"schema"._receive_one(
   p_consumer text, p_message_id text, p_retention_ms bigint, p_max_attempts integer)
 returns text

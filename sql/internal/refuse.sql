@@ -1,5 +1,5 @@
--- Ends a statement with an error of pgonce's own, from inside its list of values: IK004, the key is taken; IK008, the
--- transaction is not the one that was begun for the key. It returns nothing, and no value of a caller's is in its text.
+-- Ends a statement with an error, from inside its list of values. IK004: another transaction has the key's lock. IK008:
+-- the work ended the transaction begun for the key. Never returns; the error contains no value of the caller.
 create or replace function :"schema"._refuse(p_sqlstate text) returns smallint
 language plpgsql volatile
 as $pgonce$

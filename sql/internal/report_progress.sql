@@ -1,4 +1,4 @@
--- report_progress. Raises IK002 when the claim is lost.
+-- Implements report_progress.
 create or replace function :"schema"._report_progress(p_scope text, p_key text, p_token uuid, p_progress bytea)
 returns void
 language plpgsql volatile

@@ -1,6 +1,6 @@
--- What a row says about its key. One text per rule; everything else asks these.
+-- What a row says about its key. Each rule is here once; all other code calls it.
 
--- Nothing of pgonce writes such a row. It is neither replayed, nor run again, nor deleted.
+-- pgonce never writes such a row, and never replays it, runs it again or deletes it.
 create or replace function :"schema"._is_corrupt(
   p_status smallint, p_expires_at timestamptz, p_lease_expires_at timestamptz)
 returns boolean
@@ -20,7 +20,7 @@ create or replace function :"schema"._is_released(p_status smallint, p_token uui
 language sql immutable parallel safe
 return p_status = 1 and p_token is null;
 
--- The same with nothing done: another request may use the key.
+-- Released without steps: another request may use the key.
 create or replace function :"schema"._is_free(p_status smallint, p_token uuid, p_steps integer) returns boolean
 language sql immutable parallel safe
 return :"schema"._is_released(p_status, p_token) and coalesce(p_steps, 0) = 0;
@@ -29,7 +29,8 @@ create or replace function :"schema"._is_finished(p_status smallint) returns boo
 language sql immutable parallel safe
 return p_status in (2, 3);
 
--- The key is bound to another request. Fingerprints compare only within one algorithm and secret: their first four bytes.
+-- The key is bound to another request. Fingerprints compare only within one algorithm and secret: their first four
+-- bytes.
 create or replace function :"schema"._is_mismatch(p_fingerprint bytea, p_row_fingerprint bytea) returns boolean
 language sql immutable parallel safe
 return p_fingerprint <> p_row_fingerprint and substr(p_fingerprint, 1, 4) = substr(p_row_fingerprint, 1, 4);
@@ -42,7 +43,7 @@ create or replace function :"schema"._is_leased_at(p_lease_expires_at timestampt
 language sql immutable parallel safe
 return p_lease_expires_at > p_at;
 
--- A lapsed claim that waits for an operator.
+-- A key that lapsed, or was released with steps, waits for an operator.
 create or replace function :"schema"._is_held(
   p_token uuid, p_attempt integer, p_attempts_uncounted integer, p_on_lapse text, p_max_attempts integer)
 returns boolean
@@ -50,15 +51,15 @@ language sql immutable parallel safe
 return p_on_lapse = 'hold' and p_token is not null
   or coalesce(p_attempt, 1) - coalesce(p_attempts_uncounted, 0) >= p_max_attempts;
 
--- The key is past its retention: begin takes it for new, and reap may delete it. A live claim is never forgotten.
+-- The key is past its retention: begin treats it as new, and reap may delete it. A live claim is never forgotten.
 create or replace function :"schema"._is_forgotten(
   p_status smallint, p_expires_at timestamptz, p_lease_expires_at timestamptz, p_at timestamptz)
 returns boolean
 language sql immutable parallel safe
 return p_expires_at <= p_at and (p_status <> 1 or p_lease_expires_at <= p_at);
 
--- An unfinished key that nobody works on, and that is to go on: its claim lapsed, or it was released with steps
--- recorded or by an operator. Not a corrupt one: every begin would refuse it.
+-- Unfinished work without a holder that should continue: its claim lapsed, or was released with steps recorded, by an
+-- operator, or after a postponed attempt. Not a corrupt row: begin refuses it.
 create or replace function :"schema"._is_abandoned(
   p_status smallint, p_token uuid, p_lease_expires_at timestamptz, p_steps integer, p_attempts_uncounted integer,
   p_expires_at timestamptz, p_at timestamptz)
@@ -68,12 +69,12 @@ return p_status = 1 and p_expires_at > p_at and p_lease_expires_at <= p_at
   and (p_token is not null or coalesce(p_steps, 0) > 0 or p_attempts_uncounted is not null)
   and not :"schema"._is_corrupt(p_status, p_expires_at, p_lease_expires_at);
 
--- The status in words.
+-- Returns the status as a word.
 create or replace function :"schema"._status_word(p_status smallint) returns text
 language sql immutable parallel safe
 return case p_status when 1 then 'in_progress' when 2 then 'completed' when 3 then 'failed' else 'corrupt' end;
 
--- What an unfinished key waits for, in words; null when it is finished.
+-- Returns what an unfinished key waits for, as a word; null if it is finished.
 create or replace function :"schema"._claim_word(
   p_status smallint, p_token uuid, p_lease_expires_at timestamptz, p_at timestamptz)
 returns text
@@ -83,8 +84,8 @@ return case when p_status <> 1 then null
             when p_lease_expires_at > p_at then 'live'
             else 'lapsed' end;
 
--- A digest of what an operator was shown of a key. Release, resolve and redrive refuse any other. It stands in the
--- views for the token, which would let its reader finish the claim.
+-- Returns a digest of what an operator saw of a key. take_over_claim, revoke_claim and redrive_message refuse the key
+-- if it differs. The views show it instead of the token, with which a reader could finish the claim.
 create or replace function :"schema"._seen(p_status smallint, p_token uuid, p_attempt integer, p_created_at timestamptz)
 returns text
 language sql stable parallel safe

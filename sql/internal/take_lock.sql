@@ -1,12 +1,12 @@
--- Takes a key's advisory lock, waiting for it until the deadline. Raises 55P03 when another transaction kept it
--- until then; the caller catches that in the block that it calls this from.
+-- Takes a key's advisory lock, waiting until the deadline. Raises 55P03 if another transaction keeps it until then. The
+-- calling block must catch 55P03: its rollback restores lock_timeout.
 create or replace function :"schema"._take_lock(p_lock_id bigint, p_deadline timestamptz) returns void
 language plpgsql volatile
 as $pgonce$
 declare
   v_lock_timeout constant text := current_setting('lock_timeout');
 begin
-  -- Trying costs no queue and no row version.
+  -- Trying first avoids the queue.
   if pg_try_advisory_xact_lock(p_lock_id) then
     return;
   elsif p_deadline <= clock_timestamp() then

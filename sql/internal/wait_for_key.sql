@@ -1,6 +1,5 @@
--- Takes a key's lock, waiting for it up to p_wait_ms. False: another transaction kept it until then. Null: the key is
--- finished meanwhile, so the lock went back at once to the next caller that waits. (A lock goes back when the block
--- that has taken it is rolled back.)
+-- Takes a key's lock, waiting up to p_wait_ms. False: another transaction kept it until then. Null: the key is finished
+-- by now; the rollback of the block has already passed the lock to the next waiting caller.
 create or replace function :"schema"._wait_for_key(p_scope text, p_key text, p_wait_ms bigint) returns boolean
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
