@@ -1,9 +1,9 @@
--- Spreads pgonce's tables over the nodes of a Citus 13 cluster, by scope. On the coordinator, as the owner of the schema,
--- after each `pgonce migrate`, which puts the functions at the end back:
+-- Distributes pgonce's tables over the nodes of a Citus 13 cluster by scope. Run it on the coordinator as the owner of
+-- the schema, after each `pgonce migrate`, which restores the functions that the end of this file replaces:
 --   psql -v ON_ERROR_STOP=1 -v schema=pgonce -f citus.sql
--- What works there and what does not: src/docs/operations.md, "Citus".
+-- What works on Citus and what does not: src/docs/operations.md, "Citus".
 
--- A transaction that keeps to one scope keeps to one node.
+-- A transaction within one scope stays on one node.
 select create_distributed_table(t.name::regclass, 'scope', colocate_with => t.beside)
   from (values (1, format('%I.idempotency_keys', :'schema'), 'none'),
                (2, format('%I.steps', :'schema'), format('%I.idempotency_keys', :'schema')),
@@ -11,10 +11,10 @@ select create_distributed_table(t.name::regclass, 'scope', colocate_with => t.be
  where t.name::regclass not in (select p.logicalrelid from pg_dist_partition p)
  order by t.place;
 
--- Your own tables beside them: scope is a column, and part of the primary key and of every unique key.
+-- Distribute your own tables alike. scope must be a column, and part of the primary key and of every unique key.
 --   select create_distributed_table('orders', 'scope', colocate_with => 'pgonce.idempotency_keys');
 
--- What statements call on the nodes of the shards.
+-- Functions that statements call on the nodes of the shards.
 select create_distributed_function(p.oid::regprocedure::text)
   from pg_proc p
  where p.pronamespace = :'schema'::regnamespace
@@ -22,8 +22,8 @@ select create_distributed_function(p.oid::regprocedure::text)
                      '_is_mismatch', '_is_same', '_is_leased_at', '_is_held', '_is_forgotten', '_is_abandoned', '_decide',
                      '_status_word', '_claim_word', '_seen');
 
--- One batch of reap. Rows can be locked on one shard at a time only, so it goes by scope: a look over all of them, without
--- locks, for scopes with forgotten keys; then what reap does everywhere, within each.
+-- One batch of reap. Rows can be locked on only one shard at a time, so it goes by scope: finds scopes with forgotten
+-- keys on all shards, without locks, then reaps each as usual.
 create or replace function :"schema"._reap_batch(
   p_batch_size integer, inout watermark bigint, out deleted bigint)
 language plpgsql volatile
@@ -65,8 +65,8 @@ begin
 end
 $pgonce$;
 
--- pick_abandoned. A look over all shards, without locks; then each key is picked by a compare-and-set on when it was due.
--- Two recoveries that look at once share what both have seen.
+-- Implements pick_abandoned. Looks at all shards, without locks, then picks each key by a compare-and-set on try_at.
+-- Two recoveries that look at once divide the keys that both saw.
 create or replace function :"schema"._pick_abandoned(
   p_scopes text, p_count_max integer, p_first_pause_ms bigint, p_longest_pause_ms bigint,
   out scopes text[], out keys text[])

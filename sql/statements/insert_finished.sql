@@ -1,11 +1,11 @@
--- Writes the row of a new key, finished: the only write of its operation beside the work, and the statement that
--- decides. The caller commits only if exactly one row comes back, with its own scope and key: a trigger may have
--- swallowed or changed it, and a pooler may have run another client's statement.
+-- Inserts the row of a new key, already finished: the operation's only write besides the work, and the statement that
+-- decides. The caller commits only if exactly one row comes back, with its scope and key: a trigger may have dropped or
+-- changed the row, and a pooler may have run another client's statement.
 --
--- $1 scope, $2 key, $3 fingerprint, $4 retention in ms, $5 status, $6 to $8 the response, $9 whether it is omitted,
--- $10 whether this is an optimistic call, which has not looked: it waits for a row in the way for 250 ms at most.
--- No row: another transaction has written one. Raises IK008 when the work has ended the transaction (DEFERRABLE, which
--- BEGIN has set, means nothing else here), and IK004 when another transaction has the key's lock.
+-- $1 scope, $2 key, $3 fingerprint, $4 retention in ms, $5 status, $6 to $8 the response, $9 whether it is omitted, $10
+-- whether the call is optimistic: it has not looked, and waits at most 250 ms for a row in the way. No row: another
+-- transaction has written one. Raises IK008 if the work ended the transaction (BEGIN sets DEFERRABLE, which means
+-- nothing else here), IK004 if another transaction has the key's lock.
 insert into :"schema".idempotency_keys
   (scope, key, status, created_at, expires_at, fingerprint,
    response_code, response_headers, response_body, response_omitted)

@@ -1,13 +1,13 @@
--- What a call asks first, in a transaction that it has begun for the key. $1 scope, $2 key, $3 fingerprint, $4 whether to
--- take the key, $5 a random token of the call's.
+-- The first statement of a call, in the transaction begun for the key. $1 scope, $2 key, $3 fingerprint, $4 whether to
+-- take the key's lock, $5 the call's random token.
 --
--- found: the key has a row. answer: what it decides; null when it may be overwritten. has_lock, where there is no row and
--- $4: whether this transaction now has the key's lock. A row takes no lock, so replays do not wait for each other.
--- is_committed: a transaction in which this call has looked before was committed, which only its work can have done. A
--- setting of the session's tells it: COMMIT keeps it, and ROLLBACK takes it back.
+-- found: the key has a row. answer: what the row decides; null if it may be overwritten. has_lock: without a row and
+-- with $4, whether this transaction now has the key's lock. A row takes no lock, so replays do not wait for each other.
+-- is_committed: a transaction in which this call looked before was committed, which only its work can have done. A
+-- session setting shows it: COMMIT keeps the setting, ROLLBACK reverts it.
 --
--- Lock and look are one statement, so that Citus sends both to the same node. The look is older than the lock: what
--- commits in between is found by the INSERT. Names are qualified: the caller's search_path may lead to others.
+-- Lock and look are one statement, so that Citus sends both to the same node. The look is older than the lock; the
+-- INSERT finds what commits in between. Names are qualified: the caller's search_path may lead to others.
 select s.found, s.answer, s.status, s.response_code, s.response_headers, s.response_body, s.response_omitted,
        case when s.found is null and $4
             then pg_catalog.pg_try_advisory_xact_lock(:"schema"._lock_id($1, $2)) end as has_lock,
