@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use pgonce::web::{Buffered, Idempotency, OnceTx};
+use pgonce::web::{Buffered, IdempotencyLayer, OnceTx};
 use pgonce::{PgOnce, Scope};
 use pgonce_testing::{Database, Options};
 use sqlx::PgPool;
@@ -61,7 +61,7 @@ async fn handle(request: Request<Buffered<Incoming>>) -> Result<Response<Full<By
 
 /// Serves for ever: authentication, inside of it the layer, inside of that the handler.
 pub async fn serve(listener: TcpListener, pool: PgPool, once: PgOnce) -> Result<(), Error> {
-    let idempotency = Idempotency::new(once, pool, |request: &Parts| {
+    let idempotency = IdempotencyLayer::new(once, pool, |request: &Parts| {
         let Tenant(name) = request.extensions.get()?;
         Some(Scope::of([name, "payments.create"]))
     });

@@ -9,7 +9,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router};
-use pgonce::web::Idempotency;
+use pgonce::web::IdempotencyLayer;
 use pgonce::{Lease, Scope};
 use serde_json::json;
 use sqlx::PgPool;
@@ -30,7 +30,7 @@ pub struct App {
 /// in production.
 const LEASE: Duration = Duration::from_secs(3);
 
-pub fn router(app: App, idempotency: &Idempotency) -> pgonce::Result<Router> {
+pub fn router(app: App, idempotency: &IdempotencyLayer) -> pgonce::Result<Router> {
     let leased = idempotency.clone().leased(Lease::new(LEASE)?)?;
     let tenants = Router::new()
         .route("/payments", get(payments::list).post(payments::create).layer(idempotency.clone()))

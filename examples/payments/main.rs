@@ -19,7 +19,7 @@ mod payments;
 mod provider;
 
 use anyhow::Context;
-use pgonce::web::Idempotency;
+use pgonce::web::IdempotencyLayer;
 use pgonce::{PgOnce, Reaper};
 use pgonce_testing::{Database, Options};
 use sqlx::{Connection, PgConnection, PgPool};
@@ -55,7 +55,7 @@ async fn main() -> anyhow::Result<()> {
     let reaper =
         tokio::spawn(async move { reaper.run_until(reaped, std::future::pending::<()>()).await });
 
-    let idempotency = Idempotency::new(once, pool.clone(), api::scope);
+    let idempotency = IdempotencyLayer::new(once, pool.clone(), api::scope);
     let app = App { pool: pool.clone(), provider: provider.clone() };
     let router = api::router(app, &idempotency)?;
     let stop = asked_to_stop()?;

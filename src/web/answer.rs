@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::error::{Error, ErrorKind};
 
 /// What the layer did with a request. It is in the extensions of every response that went through
-/// the layer, and [`Idempotency::counters`](super::Idempotency::counters) counts it.
+/// the layer, and [`IdempotencyLayer::counters`](super::IdempotencyLayer::counters) counts it.
 ///
 /// ```
 /// use pgonce::web::Answer;
@@ -54,7 +54,7 @@ pub enum Answer {
     RequestTooLarge,
     /// The request's body could not be read to its end.
     RequestUnreadable,
-    /// The replay was refused by [`authorize_replay`](super::Idempotency::authorize_replay).
+    /// The replay was refused by [`authorize_replay`](super::IdempotencyLayer::authorize_replay).
     ReplayRefused,
     /// The database could not be asked; nothing ran.
     Unavailable,
@@ -70,7 +70,7 @@ pub enum Answer {
     /// The handler did not give its transaction back, or lost it; its code must be looked at.
     TransactionLost,
     /// The handler of a transactional route answered with a success and had never used its transaction. Given where
-    /// the route refuses it ([`refuse_unused_tx`](super::Idempotency::refuse_unused_tx)); otherwise counted as
+    /// the route refuses it ([`refuse_unused_tx`](super::IdempotencyLayer::refuse_unused_tx)); otherwise counted as
     /// [`observed`](super::Counters::observed), and the response is kept.
     TransactionUnused,
     /// The handler's response broke off while it was read.

@@ -9,7 +9,7 @@ const ANSWERS: usize = Answer::ALL.len();
 /// Counts of answers since the layer was made, shared by all its clones: for metrics.
 ///
 /// ```no_run
-/// # fn example(idempotency: &pgonce::web::Idempotency) {
+/// # fn example(idempotency: &pgonce::web::IdempotencyLayer) {
 /// for (answer, count) in idempotency.counters().all() {
 ///     println!("idempotency_answers{{answer=\"{}\"}} {count}", answer.code());
 /// }
@@ -29,8 +29,8 @@ impl Counters {
     }
 
     /// How often this answer would have been given by a stricter policy: on routes that only
-    /// [`observe`](super::Idempotency::observe), or do not
-    /// [refuse an unused transaction](super::Idempotency::refuse_unused_tx).
+    /// [`observe`](super::IdempotencyLayer::observe), or do not
+    /// [refuse an unused transaction](super::IdempotencyLayer::refuse_unused_tx).
     #[must_use]
     pub fn observed(&self, answer: Answer) -> u64 {
         self.observed[answer as usize].load(Ordering::Relaxed)

@@ -66,7 +66,7 @@ pub struct OnceClaim(Handle);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OnceRejection {
-    /// The request did not go through an [`Idempotency`](super::Idempotency) layer, or its method is
+    /// The request did not go through an [`IdempotencyLayer`](super::IdempotencyLayer), or its method is
     /// none that the layer covers.
     #[error("no idempotency layer around this handler covers this method")]
     NoLayer,

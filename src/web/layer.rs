@@ -31,17 +31,17 @@ type AuthorizeFn = Arc<dyn Fn(Parts) -> Authorized + Send + Sync>;
 /// A [`tower::Layer`](tower_layer::Layer) that makes the handlers under it idempotent: a request with a key that was
 /// answered before gets the same answer, and the handler does not run again.
 ///
-/// Transactional unless [`leased`](Idempotency::leased), and with a key required. Every method below
+/// Transactional unless [`leased`](IdempotencyLayer::leased), and with a key required. Every method below
 /// returns a changed copy, so one layer made at start-up is the base of every route's:
 ///
 /// ```
 /// # fn example(pool: sqlx::PgPool) -> pgonce::Result<()> {
 /// use std::time::Duration;
 /// use http::request::Parts;
-/// use pgonce::{Lease, PgOnce, Scope, web::Idempotency};
+/// use pgonce::{Lease, PgOnce, Scope, web::IdempotencyLayer};
 /// # #[derive(Clone)] struct Tenant(String);
 ///
-/// let idempotency = Idempotency::new(PgOnce::new(), pool, |request: &Parts| {
+/// let idempotency = IdempotencyLayer::new(PgOnce::new(), pool, |request: &Parts| {
 ///     let Tenant(name) = request.extensions.get()?; // put there by the authentication, outside
 ///     Some(Scope::of([name, "payments.create"]))
 /// });
@@ -54,11 +54,11 @@ type AuthorizeFn = Arc<dyn Fn(Parts) -> Authorized + Send + Sync>;
 ///
 /// ```compile_fail,E0061
 /// # fn example(pool: sqlx::PgPool) {
-/// let idempotency = pgonce::web::Idempotency::new(pgonce::PgOnce::new(), pool);
+/// let idempotency = pgonce::web::IdempotencyLayer::new(pgonce::PgOnce::new(), pool);
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Idempotency {
+pub struct IdempotencyLayer {
     pub(crate) once: PgOnce,
     pub(crate) pool: PgPool,
     pub(crate) scope: ScopeFn,
@@ -94,7 +94,7 @@ const KEY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
 pub(crate) const REPLAY_MARKER: HeaderName = HeaderName::from_static("idempotent-replayed");
 pub(crate) const DOCS: &str = "https://docs.rs/pgonce/latest/pgonce/_docs/http/index.html";
 
-impl Idempotency {
+impl IdempotencyLayer {
     /// A layer over this pool, for the scope that `scope` finds in a request: its authenticated tenant or
     /// user, and the operation. The same key in another scope is another operation.
     ///
@@ -230,7 +230,7 @@ impl Idempotency {
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) when the retention is shorter than the lease of a
-    /// [leased](Idempotency::leased) route.
+    /// [leased](IdempotencyLayer::leased) route.
     pub fn policy(mut self, policy: Policy) -> Result<Self> {
         if let Mode::Leased(lease) = self.mode {
             check_lease(lease.length, policy.retention)?;
@@ -351,9 +351,9 @@ impl Idempotency {
     }
 }
 
-impl fmt::Debug for Idempotency {
+impl fmt::Debug for IdempotencyLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Idempotency")
+        f.debug_struct("IdempotencyLayer")
             .field("mode", &self.mode)
             .field("presence", &self.presence)
             .field("observe", &self.observe)

@@ -13,7 +13,7 @@ use tracing::Instrument;
 use super::answer::{Answer, Refusal};
 use super::body::Buffered;
 use super::handle::Handle;
-use super::layer::Idempotency;
+use super::layer::IdempotencyLayer;
 use super::perform::{Answered, perform};
 use super::service::Ended;
 use super::settle::Settle;
@@ -38,7 +38,7 @@ enum TaskEnd<S, B, R, E> {
 }
 
 pub(crate) async fn respond<S, B, R>(
-    config: &Arc<Idempotency>,
+    config: &Arc<IdempotencyLayer>,
     mut inner: S,
     mut request: Request<Buffered<B>>,
     op: Operation,
@@ -93,7 +93,7 @@ where
 }
 
 async fn begin_and_run<S, B, R>(
-    config: Arc<Idempotency>,
+    config: Arc<IdempotencyLayer>,
     inner: S,
     request: Request<Buffered<B>>,
     op: Operation,
@@ -115,7 +115,7 @@ where
 
 /// Runs the handler under its claim, renews the lease meanwhile, and settles the claim.
 async fn run<S, B, R>(
-    config: &Idempotency,
+    config: &IdempotencyLayer,
     mut inner: S,
     request: Request<Buffered<B>>,
     op: Operation,
@@ -201,7 +201,7 @@ where
 /// Stores the response of outside work. The work is done, so its client is told in any case, unless
 /// another request has taken the claim over: then that one's response is the operation's.
 async fn store<R, E>(
-    config: &Idempotency,
+    config: &IdempotencyLayer,
     op: &Operation,
     mut claim: Claim,
     finished: Finished,
@@ -225,7 +225,7 @@ async fn store<R, E>(
 
 /// The handler's last writes were not committed, and neither was the end of its claim.
 async fn uncommitted<R, E>(
-    config: &Idempotency,
+    config: &IdempotencyLayer,
     op: &Operation,
     id: &ClaimId,
     error: &Error,
@@ -241,7 +241,7 @@ async fn uncommitted<R, E>(
 
 /// How a claim ends whose handler came to nothing.
 struct GivenUp<'a> {
-    config: &'a Idempotency,
+    config: &'a IdempotencyLayer,
     /// Whether the handler has asked for a derived key, or opened its last transaction.
     acted: bool,
 }
@@ -272,7 +272,7 @@ impl GivenUp<'_> {
 
 /// The answer of a request whose claim another one has taken over: what begin answers now, which is
 /// that one's response, or *in progress*. Never its own, which is not the operation's.
-async fn told_by_holder<R, E>(config: &Idempotency, op: &Operation) -> Ended<R, E> {
+async fn told_by_holder<R, E>(config: &IdempotencyLayer, op: &Operation) -> Ended<R, E> {
     tracing::warn!("a handler outlived its lease and another request took its key over");
     match config.once.ask_pool(&config.pool, op).await {
         // Given back and free. It is not begun again here: the client decides.

@@ -7,12 +7,12 @@
 //! # #[cfg(feature = "axum")]
 //! # mod example {
 //! use axum::{Json, Router, http::{StatusCode, request::Parts}, routing::post};
-//! use pgonce::{PgOnce, Scope, web::{Idempotency, OnceTx}};
+//! use pgonce::{PgOnce, Scope, web::{IdempotencyLayer, OnceTx}};
 //! # #[derive(Clone)] struct Tenant(String);
 //! # #[derive(serde::Deserialize)] struct Payment { amount: i64 }
 //!
 //! fn router(pool: sqlx::PgPool) -> Router {
-//!     let idempotency = Idempotency::new(PgOnce::new(), pool, |request: &Parts| {
+//!     let idempotency = IdempotencyLayer::new(PgOnce::new(), pool, |request: &Parts| {
 //!         let Tenant(name) = request.extensions.get()?;
 //!         Some(Scope::of([name, "payments.create"]))
 //!     });
@@ -57,6 +57,6 @@ pub use body::Buffered;
 pub use counters::Counters;
 pub use fingerprint::RequestFingerprint;
 pub use handle::{OnceClaim, OnceRejection, OnceTx};
-pub use layer::Idempotency;
-pub use service::IdempotencyService;
+pub use layer::IdempotencyLayer;
+pub use service::Idempotency;
 pub use settle::{Secret, Settle};

@@ -15,7 +15,7 @@ use tower_service::Service;
 use super::answer::{Answer, Refusal};
 use super::body::Buffered;
 use super::handle::{Handle, Left};
-use super::layer::Idempotency;
+use super::layer::IdempotencyLayer;
 use super::service::Ended;
 use super::settle::{Secret, Settle};
 use crate::operation::response::Response as Stored;
@@ -79,7 +79,7 @@ pub(crate) struct Answered<R> {
 /// Calls the handler, and reads its response if that is to be stored. `keyed`: whether there is a key
 /// to store it under.
 pub(crate) async fn perform<S, B, R>(
-    config: &Idempotency,
+    config: &IdempotencyLayer,
     inner: &mut S,
     mut request: Request<Buffered<B>>,
     handle: &Handle,
@@ -110,7 +110,7 @@ struct Unreadable;
 /// The response for the client, what becomes of the key, and what to store. Read are only bodies that say how long
 /// they are and are short enough; a stream may never end, and is passed on and stored as *omitted*.
 async fn keep<R: Body>(
-    config: &Idempotency,
+    config: &IdempotencyLayer,
     response: Response<R>,
     used: bool,
     keyed: bool,
@@ -151,7 +151,7 @@ async fn keep<R: Body>(
     Ok(Answered { response, settle, stored })
 }
 
-fn store(config: &Idempotency, headers: &HeaderMap, body: &Bytes) -> Stored {
+fn store(config: &IdempotencyLayer, headers: &HeaderMap, body: &Bytes) -> Stored {
     if headers.contains_key(http::header::SET_COOKIE) {
         tracing::warn!("a response under an idempotency key sets a cookie; a replay will not");
     }

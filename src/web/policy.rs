@@ -10,8 +10,8 @@ use tower_layer::Layer;
 
 use super::answer::{Answer, Refusal};
 use super::handle::Handle;
-use super::layer::Idempotency;
-use super::service::IdempotencyService;
+use super::layer::IdempotencyLayer;
+use super::service::Idempotency;
 use super::settle::Settle;
 use crate::leased::lease::Lease;
 use crate::operation::key::{Key, Scope};
@@ -44,15 +44,15 @@ pub(crate) enum Course {
     Serve,
 }
 
-impl<S> Layer<S> for Idempotency {
-    type Service = IdempotencyService<S>;
+impl<S> Layer<S> for IdempotencyLayer {
+    type Service = Idempotency<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        IdempotencyService::new(inner, self.clone().into())
+        Idempotency::new(inner, self.clone().into())
     }
 }
 
-impl Idempotency {
+impl IdempotencyLayer {
     /// What the layer has to do with this request. An upgrade is a GET or CONNECT, which it never covers.
     pub(crate) fn course_of<B>(&self, request: &Request<B>) -> Course {
         if !self.methods.contains(request.method()) {
@@ -181,7 +181,7 @@ impl Idempotency {
     /// which keys it takes and for how long it remembers them. Serve it, or put it into an OpenAPI document.
     ///
     /// ```
-    /// # fn example(idempotency: &pgonce::web::Idempotency) {
+    /// # fn example(idempotency: &pgonce::web::IdempotencyLayer) {
     /// let published = idempotency.specification();
     /// assert_eq!(published["retention_seconds"], 86_400);
     /// # }

@@ -12,7 +12,7 @@ use crate::operation::response::Response as Stored;
 use crate::transactional::RunError;
 
 /// The work's own error as its own response; the rest with the statuses and problem documents of the
-/// [layer](crate::web::Idempotency). A kept failure is sent as it is stored: with its code as the status (422 without
+/// [layer](crate::web::IdempotencyLayer). A kept failure is sent as it is stored: with its code as the status (422 without
 /// one), and as JSON if it is JSON.
 ///
 /// A key that breaks the limits of a [`Key`](crate::Key) is the client's fault (400). Whatever else is wrong with an

@@ -14,7 +14,7 @@ use tracing::{Instrument, Span};
 
 use super::answer::{Answer, Refusal, takes_json};
 use super::body::{BoxError, Buffered, Read, read};
-use super::layer::Idempotency;
+use super::layer::IdempotencyLayer;
 use super::perform::Panic;
 use super::policy::{Course, Mode, Presence};
 use super::unkeyed::{Unkeyed, unkeyed};
@@ -23,11 +23,11 @@ use crate::operation::key::log_hash;
 use crate::operation::response::Response as Stored;
 use crate::protocol::answer::Begin;
 
-/// The service that [`Idempotency`] wraps around a handler.
+/// The service that [`IdempotencyLayer`] wraps around a handler.
 #[derive(Debug, Clone)]
-pub struct IdempotencyService<S> {
+pub struct Idempotency<S> {
     inner: S,
-    config: Arc<Idempotency>,
+    config: Arc<IdempotencyLayer>,
 }
 
 /// How a request ended.
@@ -45,13 +45,13 @@ pub(crate) enum Ended<R, E> {
     Panicked(Panic),
 }
 
-impl<S> IdempotencyService<S> {
-    pub(crate) fn new(inner: S, config: Arc<Idempotency>) -> Self {
+impl<S> Idempotency<S> {
+    pub(crate) fn new(inner: S, config: Arc<IdempotencyLayer>) -> Self {
         Self { inner, config }
     }
 }
 
-impl<S, B, R> Service<Request<B>> for IdempotencyService<S>
+impl<S, B, R> Service<Request<B>> for Idempotency<S>
 where
     S: Service<Request<Buffered<B>>, Response = Response<R>> + Clone + Send + 'static,
     S::Error: Send + 'static,
@@ -89,7 +89,7 @@ where
 }
 
 async fn respond<S, B, R>(
-    config: Arc<Idempotency>,
+    config: Arc<IdempotencyLayer>,
     inner: S,
     request: Request<B>,
     refusal: Option<Refusal>,
@@ -157,7 +157,7 @@ fn whole<R>(response: Response<Bytes>) -> Response<Buffered<R>> {
 
 /// Everything up to the words of the answer.
 async fn decide<S, B, R>(
-    config: &Arc<Idempotency>,
+    config: &Arc<IdempotencyLayer>,
     inner: S,
     request: Request<B>,
 ) -> Ended<R, S::Error>
@@ -243,7 +243,11 @@ pub(crate) fn answer_to(begin: &Begin) -> Answer {
 }
 
 /// Puts an answer to begin into words.
-async fn tell<R, E>(config: &Idempotency, begin: Begin, asked_by: Option<Parts>) -> Ended<R, E> {
+async fn tell<R, E>(
+    config: &IdempotencyLayer,
+    begin: Begin,
+    asked_by: Option<Parts>,
+) -> Ended<R, E> {
     Ended::Refused(match begin {
         Begin::Replay(replay) => return replay_to(config, replay.into_response(), asked_by).await,
         Begin::InProgress(wait) => Refusal::in_progress(config.pause_for(&wait)),
@@ -254,7 +258,7 @@ async fn tell<R, E>(config: &Idempotency, begin: Begin, asked_by: Option<Parts>)
 }
 
 async fn replay_to<R, E>(
-    config: &Idempotency,
+    config: &IdempotencyLayer,
     stored: Stored,
     asked_by: Option<Parts>,
 ) -> Ended<R, E> {

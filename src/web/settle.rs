@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, StatusCode};
 
-use super::layer::Idempotency;
+use super::layer::IdempotencyLayer;
 
 /// A handler's own word on what becomes of its key, put into the response's extensions (with feature
 /// `axum`: returned as a part of the response). It overrides the route's rule for statuses.
@@ -45,7 +45,7 @@ pub enum Settle {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Secret;
 
-impl Idempotency {
+impl IdempotencyLayer {
     /// Stores 5xx of the handler's own too, as the first version of Stripe's interface does: their writes
     /// are undone and retries get the same error.
     #[must_use]
@@ -85,8 +85,8 @@ impl Idempotency {
     /// how long it is. `None` leaves it to the rule for statuses, and [`Settle`] in the response overrides both.
     ///
     /// ```
-    /// # use pgonce::web::{Idempotency, Settle};
-    /// # fn example(idempotency: Idempotency) -> Idempotency {
+    /// # use pgonce::web::{IdempotencyLayer, Settle};
+    /// # fn example(idempotency: IdempotencyLayer) -> IdempotencyLayer {
     /// idempotency.classify(|_, _, body| {
     ///     let answer: serde_json::Value = serde_json::from_slice(body?).ok()?;
     ///     answer.get("errors").map(|_| Settle::Release)

@@ -9,7 +9,7 @@ use tower_service::Service;
 use super::answer::{Answer, Refusal};
 use super::body::Buffered;
 use super::handle::Handle;
-use super::layer::Idempotency;
+use super::layer::IdempotencyLayer;
 use super::perform::{Answered, perform};
 use super::service::Ended;
 use super::settle::Settle;
@@ -23,7 +23,7 @@ use crate::transactional::{Begun, Call, Ended as TxEnd, OwnedTransaction, Perfor
 const ROLLBACK_MAX: Duration = Duration::from_secs(1);
 
 pub(crate) async fn respond<S, B, R>(
-    config: &Idempotency,
+    config: &IdempotencyLayer,
     inner: S,
     request: Request<Buffered<B>>,
     op: Operation,
@@ -49,7 +49,7 @@ where
 
 /// Runs the handler in the transaction of its key, and ends both.
 async fn run<S, B, R>(
-    config: &Idempotency,
+    config: &IdempotencyLayer,
     mut inner: S,
     request: Request<Buffered<B>>,
     op: &Operation,

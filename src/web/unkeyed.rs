@@ -7,7 +7,7 @@ use tower_service::Service;
 use super::answer::{Answer, Refusal};
 use super::body::Buffered;
 use super::handle::Handle;
-use super::layer::Idempotency;
+use super::layer::IdempotencyLayer;
 use super::perform::{Answered, perform};
 use super::service::{Ended, answer_to};
 use super::settle::Settle;
@@ -21,7 +21,7 @@ use crate::transactional::OwnedTransaction;
 /// Runs the handler without a claim. What it writes through the layer is one transaction all the same. `op`: what
 /// the request names, for the keys that remotes are handed.
 pub(crate) async fn unkeyed<S, B, R>(
-    config: &Idempotency,
+    config: &IdempotencyLayer,
     mut inner: S,
     request: Request<Buffered<B>>,
     op: Option<Operation>,
@@ -95,7 +95,7 @@ impl Unkeyed {
 }
 
 /// A begin that did not start the operation.
-pub(crate) fn not_begun(config: &Idempotency, begun: Result<Begin>) -> NotBegun {
+pub(crate) fn not_begun(config: &IdempotencyLayer, begun: Result<Begin>) -> NotBegun {
     let error = match begun {
         Ok(begin) if config.observe => {
             config.counters.observe(answer_to(&begin));

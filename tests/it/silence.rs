@@ -132,7 +132,7 @@ async fn a_call_that_never_gets_an_answer_ends_and_may_be_tried_again() {
 #[tokio::test]
 async fn a_route_whose_transaction_falls_silent_loses_its_lease_and_says_so() {
     use axum::response::IntoResponse;
-    use pgonce::web::{Answer, Idempotency};
+    use pgonce::web::{Answer, IdempotencyLayer};
 
     use crate::web::kit::{app, handled, tx_of};
     use crate::web::{layer, post, scoped, send};
@@ -140,7 +140,8 @@ async fn a_route_whose_transaction_falls_silent_loses_its_lease_and_says_so() {
     let db = TestDb::new().await;
     let proxy = std::sync::Arc::new(Proxy::start(&db, None));
     let (pool, lease) = (pool(&proxy), lease().silent_for(Duration::from_secs(2)).unwrap());
-    let silent = Idempotency::new(db.once.clone(), pool.clone(), scoped).leased(lease).unwrap();
+    let silent =
+        IdempotencyLayer::new(db.once.clone(), pool.clone(), scoped).leased(lease).unwrap();
     let schema = db.schema.clone();
     let silent = handled(silent, move |_, request| {
         let (proxy, schema) = (std::sync::Arc::clone(&proxy), schema.clone());

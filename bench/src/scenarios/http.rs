@@ -11,7 +11,7 @@ use http::StatusCode;
 use http::request::Parts;
 use http_body_util::BodyExt;
 use pgonce::sqlx::{self, PgConnection, PgPool, SqlStr};
-use pgonce::web::{Idempotency, OnceClaim, OnceTx};
+use pgonce::web::{IdempotencyLayer, OnceClaim, OnceTx};
 use pgonce::{Fingerprint, Lease, Operation, PgOnce, Scope};
 use tower_service::Service;
 
@@ -104,7 +104,7 @@ fn router(stage: &Stage, pool: PgPool, lease: Lease) -> Router {
         values ($1, $2, $3, $4, $5)";
     let (once, insert) = (stage.once.clone(), stage.sql(insert));
     let scope = |request: &Parts| Scope::new(format!("bench{}", request.uri.path())).ok();
-    let layer = Idempotency::new(once.clone(), pool.clone(), scope);
+    let layer = IdempotencyLayer::new(once.clone(), pool.clone(), scope);
     let of_leased = layer.clone().leased(lease).expect("the lease is shorter than a day");
     Router::new()
         .route("/bare", post(bare))

@@ -3,7 +3,7 @@
 use axum::extract::Request;
 use axum::response::IntoResponse;
 use http::StatusCode;
-use pgonce::web::{Answer, Idempotency};
+use pgonce::web::{Answer, IdempotencyLayer};
 use sqlx::PgPool;
 
 use super::{LEAKS, drop_begin, leave, nothing_is_left, pool};
@@ -14,7 +14,7 @@ use crate::web::{post, scoped, send};
 
 /// A request that performs, its retry, and one that fails, each on a pool that was left so.
 async fn requests(db: &TestDb, pool: &PgPool, mode: Mode, how: &str, leave: impl AsyncFn()) {
-    let layer = mode.of(Idempotency::new(db.once.clone(), pool.clone(), scoped));
+    let layer = mode.of(IdempotencyLayer::new(db.once.clone(), pool.clone(), scoped));
     let schema = db.schema.clone();
     let app = handled(layer, move |_, request: Request| {
         let schema = schema.clone();

@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode};
-use pgonce::web::{Answer, Idempotency, Secret, Settle};
+use pgonce::web::{Answer, IdempotencyLayer, Secret, Settle};
 
 use super::bodies::Frames;
 use super::kit::{MODES, app, handled, numbered};
@@ -49,7 +49,7 @@ async fn an_observing_route_lets_grpc_pass_as_it_is() {
 }
 
 /// Says `Settle` by a header, or by what GraphQL calls `errors`.
-fn classified(idempotency: Idempotency) -> Idempotency {
+fn classified(idempotency: IdempotencyLayer) -> IdempotencyLayer {
     idempotency.classify(|status, headers: &HeaderMap, body| {
         assert_ne!(status, StatusCode::ACCEPTED, "the handler has said it");
         match headers.get("x-outcome").map(HeaderValue::as_bytes) {

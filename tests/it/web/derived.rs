@@ -4,7 +4,7 @@ use axum::extract::Request;
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use http::StatusCode;
-use pgonce::web::{Answer, Idempotency, OnceClaim};
+use pgonce::web::{Answer, IdempotencyLayer, OnceClaim};
 use pgonce::{Operation, Scope};
 
 use super::kit::{App, MODES, Mode, closed_pool, handled};
@@ -12,7 +12,7 @@ use super::{layer, post, send};
 use crate::support::db::TestDb;
 
 /// Answers with the derived key, which it asks for twice, as a handler does that calls a remote again.
-fn tells(idempotency: Idempotency) -> App {
+fn tells(idempotency: IdempotencyLayer) -> App {
     handled(idempotency, |_, request: Request| async move {
         let claim = OnceClaim::of(request.extensions()).unwrap();
         let key = claim.derived_key("charge");
@@ -49,7 +49,8 @@ async fn a_route_that_fails_open_hands_out_the_same_key_for_each_retry() {
     for mode in MODES {
         let db = TestDb::new().await;
         let scope = |_: &http::request::Parts| Scope::new("acme/test").ok();
-        let down = Idempotency::new(db.once.clone(), closed_pool(&db).await, scope).fail_open();
+        let down =
+            IdempotencyLayer::new(db.once.clone(), closed_pool(&db).await, scope).fail_open();
         let app = tells(mode.of(down));
         for _ in 0..3 {
             let got = send(&app.router, post("k", "")).await;

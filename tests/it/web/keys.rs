@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
-use pgonce::web::{Answer, Idempotency};
+use pgonce::web::{Answer, IdempotencyLayer};
 
 use super::kit::{MODES, app, closed_pool, keys, numbered};
 use super::{Got, layer, post, send};
@@ -123,7 +123,7 @@ async fn a_key_takes_up_to_255_bytes() {
     assert_eq!(escaped.answer, Some(Answer::Performed));
 
     let pool = closed_pool(&db).await;
-    let down = Idempotency::new(db.once.clone(), pool, |_| pgonce::Scope::new("s").ok());
+    let down = IdempotencyLayer::new(db.once.clone(), pool, |_| pgonce::Scope::new("s").ok());
     let down = app(&db, down, numbered);
     refused(&send(&down.router, with_keys(&[&[b'k'; 256]])).await, "key_malformed");
     refused(&send(&down.router, with_keys(&[])).await, "key_missing");
@@ -239,7 +239,7 @@ async fn other_methods_pass_untouched() {
             (Some(all), &["GET", "HEAD", "OPTIONS", "TRACE", "CONNECT", "PATCH", "DELETE"][..]),
         ] {
             let scope = |_: &http::request::Parts| pgonce::Scope::new("s").ok();
-            let mut down = mode.of(Idempotency::new(db.once.clone(), pool.clone(), scope));
+            let mut down = mode.of(IdempotencyLayer::new(db.once.clone(), pool.clone(), scope));
             if let Some(methods) = methods {
                 down = down.methods(methods);
             }

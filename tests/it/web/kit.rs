@@ -8,7 +8,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use http::{Extensions, StatusCode};
-use pgonce::web::{Idempotency, OnceClaim, OnceRejection, OnceTx};
+use pgonce::web::{IdempotencyLayer, OnceClaim, OnceRejection, OnceTx};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Semaphore;
@@ -29,14 +29,14 @@ pub const MODES: [Mode; 2] = [Mode::Transactional, Mode::Leased];
 pub const LEASE: Duration = Duration::from_secs(60);
 
 impl Mode {
-    pub fn of(self, idempotency: Idempotency) -> Idempotency {
+    pub fn of(self, idempotency: IdempotencyLayer) -> IdempotencyLayer {
         match self {
             Self::Transactional => idempotency,
             Self::Leased => idempotency.leased(lease(LEASE)).unwrap(),
         }
     }
 
-    pub fn layer(self, db: &TestDb) -> Idempotency {
+    pub fn layer(self, db: &TestDb) -> IdempotencyLayer {
         self.of(layer(db))
     }
 }
@@ -56,7 +56,7 @@ impl App {
 
 /// An application that answers every method and path: it writes one effect through the layer's
 /// transaction, in either mode, and answers as told. The closure gets the number of the call.
-pub fn app<F, R>(db: &TestDb, idempotency: Idempotency, answer: F) -> App
+pub fn app<F, R>(db: &TestDb, idempotency: IdempotencyLayer, answer: F) -> App
 where
     F: Fn(u32) -> R + Clone + Send + Sync + 'static,
     R: IntoResponse + Send,
@@ -74,7 +74,7 @@ where
 }
 
 /// An application with this handler, which gets the number of the call.
-pub fn handled<F, W>(idempotency: Idempotency, handler: F) -> App
+pub fn handled<F, W>(idempotency: IdempotencyLayer, handler: F) -> App
 where
     F: Fn(u32, Request) -> W + Clone + Send + Sync + 'static,
     W: Future<Output = Response> + Send + 'static,
@@ -135,7 +135,7 @@ impl Gate {
 }
 
 /// As [`app`], but every call stops at the gate after its write.
-pub fn gated(db: &TestDb, idempotency: Idempotency, gate: &Gate) -> App {
+pub fn gated(db: &TestDb, idempotency: IdempotencyLayer, gate: &Gate) -> App {
     let (schema, gate) = (db.schema.clone(), gate.clone());
     handled(idempotency, move |call, request: Request| {
         let (schema, gate) = (schema.clone(), gate.clone());

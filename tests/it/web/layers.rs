@@ -14,7 +14,7 @@ use http::header::{ACCEPT_ENCODING, HeaderName};
 use http::{HeaderValue, Method, StatusCode};
 use http_body_util::channel::Channel;
 use pgonce::Scope;
-use pgonce::web::{Answer, Idempotency, OnceClaim, OnceTx};
+use pgonce::web::{Answer, IdempotencyLayer, OnceClaim, OnceTx};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
@@ -309,7 +309,7 @@ async fn authentication_comes_first_and_names_the_scope() {
         let Tenant(name) = request.extensions.get()?;
         Scope::new(format!("{name}/pay")).ok()
     };
-    let idempotency = Idempotency::new(db.once.clone(), db.pool.clone(), by_tenant);
+    let idempotency = IdempotencyLayer::new(db.once.clone(), db.pool.clone(), by_tenant);
     let schema = db.schema.clone();
     let handler =
         async move |mut tx: OnceTx| effect(&mut tx, &schema, "paid").await.unwrap().to_string();

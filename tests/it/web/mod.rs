@@ -49,15 +49,15 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
-use pgonce::web::{Answer, Idempotency};
+use pgonce::web::{Answer, IdempotencyLayer};
 use pgonce::{Lease, Scope};
 use tower::ServiceExt;
 
 use crate::support::db::TestDb;
 
 /// A layer whose scope is the request's `x-tenant` header.
-pub fn layer(db: &TestDb) -> Idempotency {
-    Idempotency::new(db.once.clone(), db.pool.clone(), scoped)
+pub fn layer(db: &TestDb) -> IdempotencyLayer {
+    IdempotencyLayer::new(db.once.clone(), db.pool.clone(), scoped)
 }
 
 pub fn lease(length: Duration) -> Lease {

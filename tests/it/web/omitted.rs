@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::Frame;
-use pgonce::web::{Answer, Idempotency, Secret};
+use pgonce::web::{Answer, IdempotencyLayer, Secret};
 
 use super::kit::{MODES, app};
 use super::replays::thrice;
@@ -154,7 +154,8 @@ async fn a_response_that_breaks_off_is_not_stored() {
 #[tokio::test]
 async fn a_secret_response_is_not_in_the_table() {
     for mode in MODES {
-        let routes: [fn(Idempotency) -> Idempotency; 2] = [Idempotency::secret, |layer| layer];
+        let routes: [fn(IdempotencyLayer) -> IdempotencyLayer; 2] =
+            [IdempotencyLayer::secret, |layer| layer];
         for (number, policy) in routes.into_iter().enumerate() {
             let db = TestDb::new().await;
             let app = app(&db, policy(mode.layer(&db)), move |_| {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use pgonce::Reaper;
-use pgonce::web::{Answer, Idempotency, RequestFingerprint};
+use pgonce::web::{Answer, IdempotencyLayer, RequestFingerprint};
 use serde_json::json;
 
 use super::concurrency::sent;
@@ -98,7 +98,7 @@ async fn an_observing_route_needs_no_database() {
         let db = TestDb::new().await;
         let pool = closed_pool(&db).await;
         let scope = |_: &http::request::Parts| pgonce::Scope::new("s").ok();
-        let idempotency = mode.of(Idempotency::new(db.once.clone(), pool, scope)).observe();
+        let idempotency = mode.of(IdempotencyLayer::new(db.once.clone(), pool, scope)).observe();
         let down = super::kit::handled(idempotency.clone(), |call, _| async move {
             axum::response::IntoResponse::into_response(numbered(call))
         });

@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::IntoResponse;
 use http::StatusCode;
-use pgonce::web::{Answer, Idempotency};
+use pgonce::web::{Answer, IdempotencyLayer};
 use pgonce::{Failure, Operation};
 use sqlx::{Executor, PgConnection};
 
@@ -49,7 +49,7 @@ async fn fail_at_commit(db: &TestDb) {
     .await;
 }
 
-fn app(db: &TestDb, idempotency: Idempotency, what: Work) -> App {
+fn app(db: &TestDb, idempotency: IdempotencyLayer, what: Work) -> App {
     let schema = db.schema.clone();
     handled(idempotency, move |call, request: Request| {
         let schema = schema.clone();
@@ -134,7 +134,7 @@ async fn without_a_key_no_answer_speaks_of_the_same_key() {
         let db = TestDb::new().await;
         fail_at_commit(&db).await;
         let scope = |_: &http::request::Parts| pgonce::Scope::new("s").ok();
-        let down = Idempotency::new(db.once.clone(), closed_pool(&db).await, scope);
+        let down = IdempotencyLayer::new(db.once.clone(), closed_pool(&db).await, scope);
         let lost = app(&db, mode.layer(&db).optional(), Work::FailsAtCommit("40001"));
         let refused = app(&db, mode.layer(&db).optional(), Work::Swallows);
         let mut answers =

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, StatusCode};
 use pgonce::Scope;
-use pgonce::web::{Answer, Idempotency, OnceTx};
+use pgonce::web::{Answer, IdempotencyLayer, OnceTx};
 
 use super::kit::{MODES, app, keys, numbered};
 use super::{post, send};
@@ -84,9 +84,10 @@ async fn what_is_refused_outside_of_the_layer_leaves_the_key_free() {
 async fn nested_routes_are_kept_apart_by_their_scopes() {
     let db = TestDb::new().await;
     let nested = |operation: &'static str| {
-        let idempotency = Idempotency::new(db.once.clone(), db.pool.clone(), move |_: &Parts| {
-            Scope::new(format!("acme/{operation}")).ok()
-        });
+        let idempotency =
+            IdempotencyLayer::new(db.once.clone(), db.pool.clone(), move |_: &Parts| {
+                Scope::new(format!("acme/{operation}")).ok()
+            });
         app(&db, idempotency, move |_| operation).router
     };
     let router = axum::Router::new()
@@ -103,7 +104,7 @@ async fn nested_routes_are_kept_apart_by_their_scopes() {
 #[tokio::test]
 async fn no_path_of_a_client_is_an_error_or_an_operation_of_its_own() {
     let db = TestDb::new().await;
-    let idempotency = Idempotency::new(db.once.clone(), db.pool.clone(), |request: &Parts| {
+    let idempotency = IdempotencyLayer::new(db.once.clone(), db.pool.clone(), |request: &Parts| {
         let route = request.extensions.get::<MatchedPath>()?.as_str();
         Some(Scope::of(["acme", route]))
     });

@@ -7,7 +7,7 @@ use axum::Router;
 use axum::routing::post as on_post;
 use bytes::Bytes;
 use http::StatusCode;
-use pgonce::web::{Idempotency, OnceClaim, OnceTx};
+use pgonce::web::{IdempotencyLayer, OnceClaim, OnceTx};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -66,7 +66,12 @@ async fn all(mut answers: mpsc::UnboundedReceiver<Got>) -> Vec<Got> {
     all
 }
 
-fn transactional(db: &TestDb, idempotency: Idempotency, entered: &Count, go: &Count) -> Router {
+fn transactional(
+    db: &TestDb,
+    idempotency: IdempotencyLayer,
+    entered: &Count,
+    go: &Count,
+) -> Router {
     let (schema, entered, go) = (db.schema.clone(), entered.clone(), go.clone());
     let handler = async move |mut tx: OnceTx| {
         entered.add();
@@ -77,7 +82,7 @@ fn transactional(db: &TestDb, idempotency: Idempotency, entered: &Count, go: &Co
     Router::new().route("/", on_post(handler).layer(idempotency))
 }
 
-fn leased(db: &TestDb, idempotency: Idempotency, entered: &Count, go: &Count) -> Router {
+fn leased(db: &TestDb, idempotency: IdempotencyLayer, entered: &Count, go: &Count) -> Router {
     let (schema, entered, go) = (db.schema.clone(), entered.clone(), go.clone());
     let handler = async move |claim: OnceClaim| {
         entered.add();
@@ -89,7 +94,7 @@ fn leased(db: &TestDb, idempotency: Idempotency, entered: &Count, go: &Count) ->
     Router::new().route("/", on_post(handler).layer(idempotency.leased(lease(PATIENCE)).unwrap()))
 }
 
-type Make = fn(&TestDb, Idempotency, &Count, &Count) -> Router;
+type Make = fn(&TestDb, IdempotencyLayer, &Count, &Count) -> Router;
 const MODES: [(&str, Make); 2] = [("transactional", transactional), ("leased", leased)];
 
 #[tokio::test]

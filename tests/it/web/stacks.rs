@@ -12,7 +12,7 @@ use axum::extract::Path;
 use axum::routing::{get, post as on_post};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
-use pgonce::web::{Answer, Buffered, Idempotency, OnceClaim, OnceTx};
+use pgonce::web::{Answer, Buffered, IdempotencyLayer, OnceClaim, OnceTx};
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use super::wire::Count;
@@ -49,7 +49,7 @@ impl<B> Service<Request<B>> for Strict {
     }
 }
 
-fn modes(db: &TestDb) -> [(&'static str, Idempotency); 2] {
+fn modes(db: &TestDb) -> [(&'static str, IdempotencyLayer); 2] {
     [("transactional", layer(db)), ("leased", layer(db).leased(lease(PATIENCE)).unwrap())]
 }
 

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post as on_post;
 use http::StatusCode;
 use pgonce::OnLapse;
-use pgonce::web::{Answer, Idempotency, OnceClaim, OnceTx, Secret, Settle};
+use pgonce::web::{Answer, IdempotencyLayer, OnceClaim, OnceTx, Secret, Settle};
 
 use super::kit::{App, MODES, Mode, app, handled, keys, tx_of};
 use super::{Got, post, send};
@@ -188,7 +188,7 @@ async fn what_an_extractor_rejects_leaves_the_key_free() {
 }
 
 /// The same answer of an acting handler, with its own word about the key.
-fn says(db: &TestDb, idempotency: Idempotency, status: u16, settle: Settle) -> App {
+fn says(db: &TestDb, idempotency: IdempotencyLayer, status: u16, settle: Settle) -> App {
     let status = StatusCode::from_u16(status).unwrap();
     app(db, idempotency, move |call| (status, settle, format!("call {call}")))
 }

@@ -3,14 +3,14 @@
 use axum::Router;
 use axum::routing::post as on_post;
 use http::StatusCode;
-use pgonce::web::{Answer, Idempotency, OnceClaim};
+use pgonce::web::{Answer, IdempotencyLayer, OnceClaim};
 
 use super::kit::MODES;
 use super::{post, send};
 use crate::support::db::{TestDb, effect};
 
 /// A route with one layer in a router with another.
-fn nested(db: &TestDb, outer: Idempotency, inner: Idempotency) -> Router {
+fn nested(db: &TestDb, outer: IdempotencyLayer, inner: IdempotencyLayer) -> Router {
     let schema = db.schema.clone();
     let handler = async move |claim: OnceClaim| {
         effect(&mut claim.begin().await.unwrap(), &schema, "done").await.unwrap();

@@ -3,7 +3,7 @@
 use axum::extract::Request;
 use axum::response::IntoResponse;
 use http::StatusCode;
-use pgonce::web::{Answer, Idempotency, OnceClaim, OnceTx, Settle};
+use pgonce::web::{Answer, IdempotencyLayer, OnceClaim, OnceTx, Settle};
 use pgonce::{Begin, Operation};
 use sqlx::{Connection, Executor};
 use tracing::Level;
@@ -14,7 +14,7 @@ use crate::secrets::Log;
 use crate::support::db::{TestDb, effect, lasting, started};
 
 /// A handler that takes its transaction and writes through the pool all the same.
-fn forgets(db: &TestDb, idempotency: Idempotency, status: StatusCode) -> App {
+fn forgets(db: &TestDb, idempotency: IdempotencyLayer, status: StatusCode) -> App {
     let (pool, schema) = (db.pool.clone(), db.schema.clone());
     handled(idempotency, move |_, request: Request| {
         let (pool, schema) = (pool.clone(), schema.clone());

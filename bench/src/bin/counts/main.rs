@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderName, Request, Response, StatusCode, header};
 use http_body_util::Full;
-use pgonce::web::{Buffered, Idempotency};
+use pgonce::web::{Buffered, IdempotencyLayer};
 use pgonce::{Begin, Claim, Failure, Fingerprint, Key, Lease, Operation, PgOnce, Scope};
 use pgonce_testing::{Options, Throwaway};
 use sqlx::postgres::PgPoolOptions;
@@ -152,7 +152,7 @@ impl Database {
         headers: &'static [HeaderName],
     ) -> impl Service<Request<Full<Bytes>>, Response = StatusCode, Error = Infallible> + Clone {
         let scope = |_: &http::request::Parts| Scope::new("bench/orders").ok();
-        let layer = Idempotency::new(self.once.clone(), self.pool.clone(), scope);
+        let layer = IdempotencyLayer::new(self.once.clone(), self.pool.clone(), scope);
         let handler = async |_: Request<Buffered<Full<Bytes>>>| {
             let response = headers.iter().fold(Response::builder(), |response, name| {
                 response.header(name, "a value of the length of many")

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
-use pgonce::web::{Buffered, Idempotency};
+use pgonce::web::{Buffered, IdempotencyLayer};
 use pgonce::{Fingerprint, Key, PgOnce, Scope};
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -65,7 +65,7 @@ fn request(method: &'static str) -> Box<dyn FnMut()> {
     let pool = sqlx::PgPool::connect_lazy("postgres://nobody@localhost/nowhere").unwrap();
     drop(entered);
     let scope = |_: &http::request::Parts| Scope::new("bench/orders").ok();
-    let layer = Idempotency::new(PgOnce::new(), pool, scope).key_entropy_min(f64::INFINITY);
+    let layer = IdempotencyLayer::new(PgOnce::new(), pool, scope).key_entropy_min(f64::INFINITY);
     let service = layer.layer(service_fn(async |_: Request<Buffered<Full<Bytes>>>| {
         Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::new())))
     }));
