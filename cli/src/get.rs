@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use pgonce::{Filter, Inspected, Key, Progress, Record, Response, Scope, Status};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::exit::CliError;
 use crate::output::{self, at_second};
@@ -52,7 +52,9 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
         None => None,
     };
     if session.json {
-        let mut shown = output::record(&args.scope, &args.key, &record);
+        let mut shown = json!(record);
+        shown["scope"] = args.scope.as_str().into();
+        shown["key"] = args.key.as_str().into();
         if let Some(response) = &response {
             shown["response_headers_bytes"] = response.headers().len().into();
             shown["response_body_bytes"] = response.body().len().into();

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use pgonce::{ClaimState, Filter, Listed, Scope, Status};
-use serde_json::Value;
+use serde_json::json;
 
 use crate::exit::CliError;
 use crate::output::{self, at_second};
@@ -54,8 +54,7 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
         false => once.list(conn, &filter(args)?, args.limit).await?,
     };
     if session.json {
-        let records = listed.iter().map(|row| output::record(&row.scope, &row.key, &row.record));
-        return output::json(&Value::Array(records.collect()));
+        return output::json(&json!(listed));
     }
     const HEADING: [&str; 7] = ["SCOPE", "KEY", "STATUS", "CLAIM", "ATTEMPT", "CREATED", "EXPIRES"];
     output::table(&HEADING, &listed.iter().map(cells).collect::<Vec<_>>())?;

@@ -4,8 +4,7 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::time::Duration;
 
-use pgonce::Record;
-use serde_json::{Value, json};
+use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -45,25 +44,6 @@ pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> Result<(), CliErr
     [&heading].into_iter().chain(rows).try_for_each(|row| {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
         line(cells.collect::<Vec<_>>().join("  ").trim_end())
-    })
-}
-
-/// What is known of a key, without its response.
-pub(crate) fn record(scope: &str, key: &str, record: &Record) -> Value {
-    json!({
-        "scope": scope,
-        "key": key,
-        "status": record.status.as_str(),
-        "claim": record.claim.map(|claim| claim.as_str()),
-        "attempt": record.attempt,
-        "seen": record.seen,
-        "fingerprinted": record.fingerprinted,
-        "created_at": at(record.created_at),
-        "completed_at": record.completed_at.map(at),
-        "lease_expires_at": at(record.lease_expires_at),
-        "expires_at": at(record.expires_at),
-        "response_code": record.response_code,
-        "response_omitted": record.response_omitted,
     })
 }
 

@@ -14,17 +14,7 @@ pub(crate) struct Args {}
 pub(crate) async fn run(session: &mut Session) -> Result<(), CliError> {
     let stats = session.once.stats(&mut session.conn).await?;
     if session.json {
-        return output::json(&json!({
-            "live": stats.live,
-            "lapsed": stats.lapsed,
-            "released": stats.released,
-            "completed": stats.completed,
-            "failed": stats.failed,
-            "overdue": stats.overdue,
-            "oldest_in_progress_ms": stats.oldest_in_progress.map(output::millis),
-            "table_bytes": stats.table_bytes,
-            "index_bytes": stats.index_bytes,
-        }));
+        return output::json(&json!(stats));
     }
     let oldest = stats.oldest_in_progress.map_or("-".to_owned(), output::duration);
     output::pairs(&[

@@ -114,8 +114,8 @@ impl PgOnce {
         };
         let id = claim.id();
         let error: RunError<E> = match ending {
-            Ok(value) => match self.end_leased(pool, op, claim, tx, &value).await {
-                Ok(()) => return Ok(Done::new(value)),
+            Ok(value) => match self.end_leased(pool, op, claim, tx, value).await {
+                Ok(value) => return Ok(Done::new(value)),
                 // Nobody knows whether it is completed.
                 Err(error) if error.kind() == ErrorKind::CommitUnknown => return Err(error.into()),
                 Err(error) => error.into(),
@@ -141,30 +141,31 @@ impl PgOnce {
         Err(error)
     }
 
-    /// Completes the operation with the returned value, and commits it with the last writes if there are some.
-    async fn end_leased<T: Serialize>(
+    /// Completes the operation with the returned value, and commits it with the last writes if there are some. Returns
+    /// the value as a retry will read it.
+    async fn end_leased<T: Serialize + DeserializeOwned>(
         &self,
         pool: &PgPool,
         op: &Operation,
         claim: Claim,
         tx: Option<OwnedTransaction>,
-        value: &T,
-    ) -> Result<()> {
-        let mut response = match Response::json(value) {
-            Ok(response) => response,
+        value: T,
+    ) -> Result<T> {
+        let (value, response) = match Response::of_value(value, op.secret) {
+            Ok(stored) => stored,
             Err(error) => {
                 rollback(tx).await;
                 return Err(error);
             }
         };
-        response.omitted = op.secret;
         match tx {
-            Some(tx) => tx.complete(claim, response).await,
+            Some(tx) => tx.complete(claim, response).await?,
             None => {
                 let bytes_max = claim.response_bytes_max;
-                claim.id().finish(pool, Finished::Completed, response, bytes_max).await
+                claim.id().finish(pool, Finished::Completed, response, bytes_max).await?;
             }
         }
+        Ok(value)
     }
 
     /// Begins, and waits out a claim that another process holds, without a connection.

@@ -14,6 +14,7 @@ use crate::leased::loans::Loans;
 use crate::operation::Operation;
 use crate::operation::fingerprint::Fingerprint;
 use crate::operation::key::{Key, checked};
+use crate::operation::response::read_back;
 use crate::protocol::claim::ClaimId;
 use crate::protocol::procedure::{self, answered};
 use crate::transactional::Failure;
@@ -104,7 +105,7 @@ impl Work {
     }
 
     /// Does `work` once per operation, and commits its output. A later attempt does not do it again: it gets the
-    /// recorded output.
+    /// recorded output. This attempt gets the output as it is read back from its JSON, too.
     ///
     /// A crash between `work` and the record does it again. If it calls a remote, hand that a
     /// [`derived_key`](Work::derived_key); if it writes to this database, use
@@ -120,7 +121,8 @@ impl Work {
     /// Whatever `work` returns; nothing is recorded then. An [`Error`] of the kind
     /// [`ClaimLost`](ErrorKind::ClaimLost) when another holder has taken over: nothing was recorded, return
     /// it. [`StepChanged`](ErrorKind::StepChanged) when the step does not fit what earlier attempts recorded.
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for its name, before `work`, or for its output.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for its name, before `work`, or for its output;
+    /// [`Encoding`](ErrorKind::Encoding) for an output that cannot be read back.
     /// After one that [is retryable](Error::is_retryable) the step may be recorded or not: call it again, or
     /// return it, and what is recorded is not done again.
     ///
@@ -138,7 +140,7 @@ impl Work {
             return Ok(output);
         }
         let value = work().await.map_err(Into::into)?;
-        let output = output(&value)?;
+        let (output, value) = recordable(&value)?;
         self.stale = true; // until the record is confirmed
         match self.record(&step, &output).await {
             Ok(()) => {
@@ -171,7 +173,7 @@ impl Work {
         }
         let mut tx = OwnedTransaction::lend(&self.pool, &self.loans).await?;
         let done = match work(&mut tx).await.map_err(Into::into) {
-            Ok(value) => tx.check().and_then(|()| Ok((output(&value)?, value))).map_err(Into::into),
+            Ok(value) => tx.check().and_then(|()| recordable(&value)).map_err(Into::into),
             Err(failure) => Err(failure),
         };
         let (output, value) = match done {
@@ -308,6 +310,13 @@ impl Work {
         }
         self.stale = false;
     }
+}
+
+/// A step's output, and what a later attempt will read from it.
+fn recordable<T: Serialize + DeserializeOwned>(value: &T) -> Result<(Vec<u8>, T)> {
+    let output = output(value)?;
+    let value = read_back(&output)?;
+    Ok((output, value))
 }
 
 fn output<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {

@@ -62,9 +62,20 @@ impl Fingerprint {
     /// ([RFC 8785](https://www.rfc-editor.org/rfc/rfc8785)): key order, spaces and the spelling of
     /// numbers do not matter.
     ///
+    /// An integer beyond 2^53 - 1, such as a snowflake id, counts as the string of its digits. Canonical JSON writes
+    /// numbers as doubles, in which such neighbours look alike.
+    ///
+    /// ```
+    /// # use pgonce::Fingerprint;
+    /// let id = Fingerprint::of_json(&9_007_199_254_740_993_u64)?;
+    /// assert_ne!(id, Fingerprint::of_json(&9_007_199_254_740_992_u64)?);
+    /// assert_eq!(id, Fingerprint::of_json("9007199254740993")?);
+    /// # Ok::<(), pgonce::Error>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`Encoding`](crate::ErrorKind::Encoding) when the value cannot be written as JSON, or holds a
-    /// number beyond 2^53 - 1: canonical JSON writes numbers as doubles, in which neighbours look alike.
+    /// [`Encoding`](crate::ErrorKind::Encoding) when the value cannot be written as JSON: a map whose keys are not text,
+    /// or an integer beyond 64 bits.
     pub fn of_json<T: Serialize + ?Sized>(value: &T) -> Result<Self> {
         Ok(Self::of_bytes(canonical(value)?))
     }
@@ -149,26 +160,27 @@ pub(crate) fn canonical<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
     let refused = |error: serde_json::Error| {
         Error::with_source(ErrorKind::Encoding, "the request cannot be written as JSON", error)
     };
-    let value = serde_json::to_value(value).map_err(refused)?;
-    check_integers(&value)?;
+    let mut value = serde_json::to_value(value).map_err(refused)?;
+    spell_large_integers(&mut value);
     serde_json_canonicalizer::to_vec(&value).map_err(refused)
 }
 
-/// RFC 8785 writes every number as a double. Beyond 2^53 - 1 two integers share one, and two requests
-/// would share a fingerprint; so they are refused, as I-JSON (RFC 7493, section 2.2) advises.
-fn check_integers(value: &Value) -> Result<()> {
-    const INTEGER_MAX: f64 = 9_007_199_254_740_991.0;
+/// Above it two integers may share a double.
+pub(crate) const INTEGER_MAX: u64 = (1 << 53) - 1;
+
+/// RFC 8785 writes every number as a double. An integer that a double cannot hold becomes a string, as I-JSON (RFC 7493,
+/// section 2.2) advises.
+fn spell_large_integers(value: &mut Value) {
     match value {
-        Value::Number(number) if number.as_f64().is_none_or(|n| n.abs() > INTEGER_MAX) => {
-            Err(Error::new(
-                ErrorKind::Encoding,
-                "the request has a number beyond 2^53 - 1, which canonical JSON cannot tell from its \
-                 neighbours; send it as a string, or fingerprint the bytes",
-            ))
+        Value::Number(number) => {
+            let size = number.as_u64().or_else(|| number.as_i64().map(i64::unsigned_abs));
+            if size.is_some_and(|size| size > INTEGER_MAX) {
+                *value = Value::String(number.to_string());
+            }
         }
-        Value::Array(items) => items.iter().try_for_each(check_integers),
-        Value::Object(fields) => fields.values().try_for_each(check_integers),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Ok(()),
+        Value::Array(items) => items.iter_mut().for_each(spell_large_integers),
+        Value::Object(fields) => fields.values_mut().for_each(spell_large_integers),
+        Value::Null | Value::Bool(_) | Value::String(_) => {}
     }
 }
 
@@ -193,17 +205,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn integers_that_a_double_cannot_hold_are_refused_at_any_depth() {
-        for value in [
-            json!(9_007_199_254_740_992_u64),
-            json!(-9_007_199_254_740_992_i64),
-            json!(u64::MAX),
-            json!(18_446_744_073_709_551_616.0),
+    fn integers_that_a_double_cannot_hold_are_told_apart_at_any_depth() {
+        let of = |id: Value| Fingerprint::of_json(&json!({"a": [1, {"b": id}]})).unwrap();
+        for (id, neighbour) in [
+            (json!(u64::MAX), json!(u64::MAX - 1)),
+            (json!(i64::MIN), json!(i64::MIN + 1)),
+            (json!(9_007_199_254_740_993_u64), json!(9_007_199_254_740_992_u64)),
+            (json!(9_007_199_254_740_991_u64), json!(9_007_199_254_740_990_u64)),
         ] {
-            let error = Fingerprint::of_json(&json!({"a": [1, {"b": value}]})).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Encoding);
+            assert_ne!(of(id.clone()), of(neighbour));
+            let is_small = id == json!(9_007_199_254_740_991_u64);
+            assert_eq!(of(id.clone()) == of(json!(id.to_string())), !is_small, "{id}");
         }
-        let largest = Fingerprint::of_json(&json!(9_007_199_254_740_991_u64)).unwrap();
-        assert_ne!(largest, Fingerprint::of_json(&json!(9_007_199_254_740_990_u64)).unwrap());
+        assert_ne!(of(json!(1e300)), of(json!(1.1e300)));
     }
 }

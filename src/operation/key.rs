@@ -18,7 +18,8 @@ pub(crate) const NAME_BYTES_MAX: usize = 255;
 /// The caller's identifier of an operation, unique within a [`Scope`].
 ///
 /// 1 to 255 bytes of UTF-8, not blank, without control characters; kept byte for byte.
-/// `Debug` shows its length, never the key.
+/// `Debug` shows its length, never the key, and there is no `Display`: a log line must not show keys by mistake. To print
+/// one on purpose, call [`as_str`](Key::as_str); as JSON it is its text.
 ///
 /// ```
 /// use pgonce::Key;
@@ -161,6 +162,19 @@ macro_rules! from_text {
                 Self::new(text)
             }
         }
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = <String as serde::Deserialize>::deserialize(deserializer)?;
+                Self::new(text).map_err(serde::de::Error::custom)
+            }
+        }
+
         impl AsRef<str> for $name {
             fn as_ref(&self) -> &str {
                 self.as_str()

@@ -43,6 +43,19 @@ impl Response {
         })
     }
 
+    /// What to store of a value, and what its first caller gets: what a retry will read from it. A value that its own
+    /// JSON does not give back is refused, since every retry would fail.
+    pub(crate) fn of_value<T>(value: T, secret: bool) -> Result<(T, Self)>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        let response = Self::json(&value)?;
+        if secret {
+            return Ok((value, response.secret()));
+        }
+        Ok((read_back(response.body())?, response))
+    }
+
     /// A response without code, headers or body: "it is done".
     #[must_use]
     pub fn empty() -> Self {
@@ -127,6 +140,18 @@ impl Response {
             )
         })
     }
+}
+
+/// Reads what was just written.
+pub(crate) fn read_back<T: DeserializeOwned>(json: &[u8]) -> Result<T> {
+    serde_json::from_slice(json).map_err(|error| {
+        let message = format!(
+            "the value cannot be read back from its own JSON (column {}), so no retry could get it; does it have a \
+             NaN, or a field that is not written?",
+            error.column()
+        );
+        Error::new(ErrorKind::Encoding, message)
+    })
 }
 
 impl fmt::Debug for Response {

@@ -1,9 +1,12 @@
 //! Looking at keys: for operators, dashboards and polling endpoints.
 
+use std::fmt;
 use std::time::Duration;
 
+use serde::{Serialize, Serializer};
 use sqlx::PgConnection;
 use sqlx::postgres::PgRow;
+use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
 use crate::client::{PgOnce, get, response};
@@ -12,8 +15,8 @@ use crate::operation::key::{Key, Scope};
 use crate::operation::response::Response;
 use crate::protocol::claim::Claim;
 
-/// What the table says about one key, without its response.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What the table says about one key, without its response. As JSON its times are RFC 3339.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Record {
     /// Where the operation stands.
@@ -29,12 +32,16 @@ pub struct Record {
     /// Whether the key is bound to a request.
     pub fingerprinted: bool,
     /// When the key was first begun, or begun anew after a release or after it was forgotten.
+    #[serde(serialize_with = "rfc3339")]
     pub created_at: OffsetDateTime,
     /// When it was completed or failed.
+    #[serde(serialize_with = "rfc3339_if_any")]
     pub completed_at: Option<OffsetDateTime>,
     /// When the claim lapses or has lapsed.
+    #[serde(serialize_with = "rfc3339")]
     pub lease_expires_at: OffsetDateTime,
     /// When the key is forgotten.
+    #[serde(serialize_with = "rfc3339")]
     pub expires_at: OffsetDateTime,
     /// The code of the stored response.
     pub response_code: Option<i32>,
@@ -43,7 +50,8 @@ pub struct Record {
 }
 
 /// Where an operation stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Status {
     /// Begun and not finished.
@@ -57,7 +65,8 @@ pub enum Status {
 }
 
 /// What an operation in progress is waiting for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ClaimState {
     /// Its holder, whose lease runs.
@@ -68,10 +77,8 @@ pub enum ClaimState {
     Released,
 }
 
-/// A row of [`PgOnce::list`].
-// No Debug: it would show the key.
-#[allow(missing_debug_implementations)]
-#[derive(Clone, PartialEq, Eq)]
+/// A row of [`PgOnce::list`]. `Debug` does not show scope and key; as JSON it has both.
+#[derive(Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Listed {
     /// The scope.
@@ -79,7 +86,30 @@ pub struct Listed {
     /// The key.
     pub key: String,
     /// The rest.
+    #[serde(flatten)]
     pub record: Record,
+}
+
+impl fmt::Debug for Listed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listed")
+            .field("scope_bytes", &self.scope.len())
+            .field("key_bytes", &self.key.len())
+            .field("record", &self.record)
+            .finish()
+    }
+}
+
+fn rfc3339<S: Serializer>(time: &OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
+    rfc3339_if_any(&Some(*time), serializer)
+}
+
+/// Null beyond the year 9999, which has no such form.
+fn rfc3339_if_any<S: Serializer>(
+    time: &Option<OffsetDateTime>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    time.and_then(|time| time.format(&Rfc3339).ok()).serialize(serializer)
 }
 
 /// Which keys [`PgOnce::list`] returns; the default is all.
@@ -96,7 +126,7 @@ pub struct Filter {
 }
 
 /// Counts over the whole table.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// Claims whose lease runs.
@@ -111,12 +141,17 @@ pub struct Stats {
     pub failed: u64,
     /// Keys past their retention, for the reaper.
     pub overdue: u64,
-    /// The age of the oldest unfinished key.
+    /// The age of the oldest unfinished key. As JSON it is `oldest_in_progress_ms`.
+    #[serde(rename = "oldest_in_progress_ms", serialize_with = "milliseconds")]
     pub oldest_in_progress: Option<Duration>,
     /// Size of the table with its TOAST, in bytes.
     pub table_bytes: u64,
     /// Size of its indexes, in bytes.
     pub index_bytes: u64,
+}
+
+fn milliseconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)).serialize(serializer)
 }
 
 /// What [`PgOnce::inspect`] finds: everything about one key.

@@ -38,7 +38,8 @@ impl PgOnce {
     ///
     /// Takes a connection, opens a transaction, begins, runs `work` on it, completes with the
     /// returned value as JSON, commits. A retry of a finished key gets the stored value and does not
-    /// run `work`. Serialization failures and deadlocks (40001, 40P01) run the whole transaction
+    /// run `work`. The first caller gets the value as it is read back from that JSON, too: a value that cannot be read
+    /// back (a NaN, a field that is not written) is refused, and everything is rolled back. Serialization failures and deadlocks (40001, 40P01) run the whole transaction
     /// again, so `work` may be called several times; only one call's writes are ever committed.
     /// [Compile errors](crate::_docs::compile_errors) has those that a closure leads to.
     ///
@@ -101,8 +102,8 @@ impl PgOnce {
             };
             let (outcome, ended) = match work.clone()(&mut tx).await.map_err(E::into_ending) {
                 Ok(value) => {
-                    let response = match Response::json(&value) {
-                        Ok(response) => Response { omitted: op.secret, ..response },
+                    let (value, response) = match Response::of_value(value, op.secret) {
+                        Ok(stored) => stored,
                         Err(error) => {
                             tx.tx.rollback().await;
                             return Err(error.into());

@@ -115,3 +115,12 @@ async fn a_batch_of_the_reaper_has_its_limits() {
         is_refused(&error, &format!("limit is {limit}; it takes 1 to 100000"), "reap_once");
     }
 }
+
+#[test]
+fn a_key_from_json_has_the_same_limits() {
+    let key: pgonce::Key = serde_json::from_str("\"order-17\"").unwrap();
+    assert_eq!(serde_json::to_string(&key).unwrap(), "\"order-17\"");
+    let error = serde_json::from_str::<pgonce::Key>("\"\"").unwrap_err();
+    assert!(error.to_string().starts_with("key is empty; it takes 1 to 255 bytes"), "{error}");
+    assert!(serde_json::from_str::<pgonce::Scope>("\"a\\u0007\"").is_err());
+}

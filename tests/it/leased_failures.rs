@@ -177,3 +177,29 @@ async fn an_error_that_wraps_one_of_ours_is_told_in_words() {
         assert_eq!(told, expected);
     }
 }
+
+#[tokio::test]
+async fn an_output_that_no_later_attempt_could_read_is_refused_at_once() {
+    let db = TestDb::new().await;
+    let op = op("k");
+    for in_transaction in [false, true] {
+        let run = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
+            if in_transaction {
+                let write = async |tx: &mut sqlx::PgConnection| {
+                    effect(tx, &db.schema, "k").await.map(|_| f64::NAN)
+                };
+                work.step_tx("write", write).await.map(drop)
+            } else {
+                work.step("ask", async || Ok::<_, Failure>(f64::NAN)).await.map(drop)
+            }
+        });
+        let RunError::Protocol(error) = run.await.unwrap_err() else { panic!("it is refused") };
+        assert_eq!(error.kind(), ErrorKind::Encoding);
+    }
+    let steps: i64 = db.ask("select count(*) from {}.steps").await;
+    assert_eq!((steps, db.effects().await), (0, 0));
+    let run =
+        db.once.run_leased(&db.pool, &op, lease(), async |_: &mut Work| Ok::<_, Failure>(f64::NAN));
+    let RunError::Protocol(error) = run.await.unwrap_err() else { panic!("it is refused") };
+    assert_eq!(error.kind(), ErrorKind::Encoding);
+}

@@ -224,6 +224,41 @@ async fn the_other_answers_are_errors_of_their_own() {
     assert_eq!(db.effects().await, 0);
 }
 
+/// A value that some of its JSON does not give back.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Reading {
+    celsius: f64,
+    #[serde(skip)]
+    sensor: u32,
+}
+
+#[tokio::test]
+async fn a_value_that_no_retry_could_read_is_refused_at_once() {
+    let db = TestDb::new().await;
+    let read = async |tx: &mut PgConnection, celsius| {
+        effect(tx, &db.schema, "k").await?;
+        Ok::<_, sqlx::Error>(Reading { celsius, sensor: 7 })
+    };
+    for optimistic in [op("k"), op("k").optimistic()] {
+        let run = db.once.run(&db.pool, &optimistic, async |tx| read(tx, f64::NAN).await);
+        let RunError::Protocol(error) = run.await.unwrap_err() else { panic!("it is refused") };
+        assert_eq!(error.kind(), ErrorKind::Encoding);
+        assert!(error.to_string().contains("cannot be read back"), "{error}");
+    }
+    assert_eq!(db.effects().await, 0, "it is undone");
+    let rows: i64 = db.ask("select count(*) from {}.idempotency_keys").await;
+    assert_eq!(rows, 0, "nothing is remembered");
+    // The first caller gets what a retry gets.
+    let first = db.once.run(&db.pool, &op("k"), async |tx| read(tx, 20.5).await).await.unwrap();
+    let again = db.once.run(&db.pool, &op("k"), async |tx| read(tx, 20.5).await).await.unwrap();
+    assert_eq!(*first, Reading { celsius: 20.5, sensor: 0 });
+    assert_eq!(*first, *again);
+    // Of a secret there is nothing to read.
+    let secret = op("secret").secret();
+    let run = db.once.run(&db.pool, &secret, async |tx| read(tx, f64::NAN).await);
+    assert_eq!(run.await.unwrap().sensor, 7);
+}
+
 #[tokio::test]
 async fn a_replay_that_does_not_fit_the_type_runs_nothing() {
     let db = TestDb::new().await;

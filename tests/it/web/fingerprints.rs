@@ -166,12 +166,17 @@ async fn canonical_json_looks_through_spelling_and_leaves_fields_out() {
         let expected = if same { Answer::Replayed } else { Answer::Mismatch };
         assert_eq!(second(&app, json(first), json(body)).await, expected, "{body}");
     }
+    // A snowflake id is told from its neighbour.
+    let [id, spelled, neighbour] =
+        [r#"{"n":9007199254740993}"#, r#"{"n": 9007199254740993}"#, r#"{"n":9007199254740992}"#];
+    assert_eq!(second(&app, json(id), json(spelled)).await, Answer::Replayed);
+    assert_eq!(second(&app, json(id), json(neighbour)).await, Answer::Mismatch);
     // What has no canonical form counts by its bytes.
     for [one, other] in [
         ["not JSON", "not  JSON"],
         ["", " "],
-        [r#"{"n":9007199254740992}"#, r#"{"n":9007199254740993}"#],
-        [r#"{"n":9007199254740992}"#, r#"{"n": 9007199254740992}"#],
+        [r#"{"n":18446744073709551616}"#, r#"{"n": 18446744073709551616}"#],
+        [r#"{"n":1e17}"#, r#"{"n":1.0e17}"#],
     ] {
         assert_eq!(second(&app, json(one), json(other)).await, Answer::Mismatch, "{other}");
         assert_eq!(second(&app, json(one), json(one)).await, Answer::Replayed);
