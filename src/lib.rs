@@ -54,6 +54,9 @@ pub mod _docs {
     pub mod upgrading {}
     #[doc = include_str!("docs/compile-errors.md")]
     pub mod compile_errors {}
+    #[cfg(feature = "tower")]
+    #[doc = include_str!("docs/testing.md")]
+    pub mod testing {}
     #[doc = include_str!("docs/performance.md")]
     pub mod performance {}
     #[doc = include_str!("docs/architecture.md")]

@@ -213,7 +213,10 @@ impl OnceTx {
     /// # Errors
     /// [`OnceRejection`]: the request did not go through a layer that opens one, or another extractor has it.
     pub fn of(extensions: &Extensions) -> Result<Self, OnceRejection> {
-        let handle = extensions.get::<Handle>().ok_or(OnceRejection::NoLayer)?;
+        Self::from_handle(extensions.get().ok_or(OnceRejection::NoLayer)?)
+    }
+
+    pub(crate) fn from_handle(handle: &Handle) -> Result<Self, OnceRejection> {
         if handle.0.leased {
             return Err(OnceRejection::Leased);
         }
@@ -227,7 +230,11 @@ impl OnceClaim {
     /// # Errors
     /// [`OnceRejection::NoLayer`]: the request did not go through a layer that covers it.
     pub fn of(extensions: &Extensions) -> Result<Self, OnceRejection> {
-        extensions.get::<Handle>().cloned().map(Self).ok_or(OnceRejection::NoLayer)
+        extensions.get().map(Self::from_handle).ok_or(OnceRejection::NoLayer)
+    }
+
+    pub(crate) fn from_handle(handle: &Handle) -> Self {
+        Self(handle.clone())
     }
 
     /// A key for a remote that takes idempotency keys itself: the same one in every attempt at this

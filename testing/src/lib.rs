@@ -31,6 +31,7 @@ mod error;
 mod server;
 #[cfg(unix)]
 mod server;
+mod shared;
 #[cfg(unix)]
 mod user;
 

@@ -8,6 +8,7 @@ mod concurrency;
 mod derived;
 mod example;
 mod fingerprints;
+mod handler_test;
 mod hangups;
 mod hyper;
 mod keys;

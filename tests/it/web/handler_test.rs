@@ -1,0 +1,43 @@
+//! Handlers that are called as functions, without the layer.
+
+use pgonce::web::{HandlerTest, OnceRejection};
+use pgonce::ErrorKind;
+
+use crate::support::db::{TestDb, effect, op};
+
+#[tokio::test]
+async fn what_a_handler_writes_is_committed_or_rolled_back() {
+    let db = TestDb::new().await;
+    for commits in [true, false] {
+        let test = HandlerTest::transactional(&db.pool, op("k")).await.unwrap();
+        effect(&mut test.tx().unwrap(), &db.schema, "transactional").await.unwrap();
+        // As on a route: one at a time, and again when it is dropped.
+        let tx = test.tx().unwrap();
+        assert_eq!(test.tx().unwrap_err(), OnceRejection::InUse);
+        drop(tx);
+        if commits {
+            test.commit().await.unwrap();
+        }
+        assert_eq!(db.effects().await, 1);
+    }
+    let test = HandlerTest::leased(&db.pool, op("k"));
+    assert_eq!(test.tx().unwrap_err(), OnceRejection::Leased);
+    let claim = test.claim();
+    assert_eq!((claim.attempt(), claim.derived_key("x")), (1, op("k").derived_key("x")));
+    effect(&mut claim.begin().await.unwrap(), &db.schema, "leased").await.unwrap();
+    test.commit().await.unwrap();
+    assert_eq!(db.effects().await, 2);
+    let keys: i64 = db.ask("select count(*) from {}.idempotency_keys").await;
+    assert_eq!(keys, 0, "there is no key");
+}
+
+#[tokio::test]
+async fn a_handler_that_keeps_its_transaction_commits_nothing() {
+    let db = TestDb::new().await;
+    let test = HandlerTest::transactional(&db.pool, op("k")).await.unwrap();
+    let mut kept = test.tx().unwrap();
+    effect(&mut kept, &db.schema, "kept").await.unwrap();
+    assert_eq!(test.commit().await.unwrap_err().kind(), ErrorKind::TransactionLost);
+    drop(kept);
+    assert_eq!(db.effects().await, 0);
+}
