@@ -1,4 +1,4 @@
-//! The entry point: configuration and the two begins.
+//! The entry point: configuration and begin.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +22,8 @@ use crate::protocol::statements::Statements;
 use crate::transactional::OwnedTransaction;
 use crate::transactional::{Lines, Plans};
 
-/// The entry point: which schema to use, and the defaults. Cheap to clone; holds no connection. Make one per process
-/// and clone it: clones know of each other's calls, and [wait](Policy::wait) for them at less cost.
+/// The entry point: schema and defaults. Cheap to clone; keeps no connection. Make one per process and clone it: only
+/// clones share their [waits](Policy::wait), which costs less.
 ///
 /// ```
 /// use std::time::Duration;
@@ -46,7 +46,6 @@ pub struct PgOnce {
     pub(crate) response_bytes_max: u32,
 }
 
-/// How large a stored response may be unless told otherwise.
 const RESPONSE_BYTES_MAX_DEFAULT: u32 = 1024 * 1024;
 
 impl Default for PgOnce {
@@ -76,11 +75,11 @@ impl PgOnce {
     pub fn schema(mut self, schema: SchemaName) -> Self {
         self.statements = Arc::new(Statements::new(&schema));
         self.schema = schema;
-        (self.lines, self.beside) = (Lines::default(), Beside::default()); // its keys are others
+        (self.lines, self.beside) = (Lines::default(), Beside::default()); // for the keys of one schema
         self
     }
 
-    /// The policy of operations that have none of their own.
+    /// The policy of operations without their own.
     #[must_use]
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
@@ -91,7 +90,7 @@ impl PgOnce {
         op.policy.unwrap_or(self.policy)
     }
 
-    /// The longest header block and body, together, that are stored. What is longer is stored as
+    /// How many bytes of a response may be stored, header block and body together. A longer response is stored as
     /// *omitted*: the key still blocks a second run, and a replay says that the response was not kept.
     #[must_use]
     pub fn response_bytes_max(mut self, bytes: u32) -> Self {
@@ -99,12 +98,12 @@ impl PgOnce {
         self
     }
 
-    /// Begins in the caller's open transaction: claim, effects and response commit together or
-    /// vanish together. Outside a transaction the claim would be committed at once, and a crash before
-    /// complete would block the key for its whole retention: use [`begin_leased`](PgOnce::begin_leased).
+    /// Begins in the caller's open transaction: claim, effects and response commit or roll back together. Outside a
+    /// transaction use [`begin_leased`](PgOnce::begin_leased): this claim would commit at once, and a crash before
+    /// complete would block the key for its whole retention.
     ///
-    /// `Started` inserts one row and holds the key's lock until the transaction ends. Every other
-    /// answer writes nothing. Inside a savepoint the claim goes with the savepoint.
+    /// `Started` writes one row and keeps the key's lock until the transaction ends; other answers write nothing. A
+    /// rollback to an earlier savepoint removes the claim.
     ///
     /// ```no_run
     /// # use pgonce::{Begin, Operation, PgOnce, Response};
@@ -128,11 +127,11 @@ impl PgOnce {
     ///
     /// # Errors
     /// [`InvalidInput`](ErrorKind::InvalidInput), [`Corrupt`](ErrorKind::Corrupt),
-    /// [`Contention`](ErrorKind::Contention) (run the whole transaction again with the same key),
-    /// or what the database answers. Roll back on any.
+    /// [`Contention`](ErrorKind::Contention) (rerun the whole transaction with the same key), or an error of the
+    /// database. Roll back on any.
     ///
     /// # Cancel safety
-    /// Dropped before it returns, the claim may or may not be in the transaction: roll it back.
+    /// If dropped, the claim may be in the transaction: roll back.
     pub async fn begin(&self, conn: &mut PgConnection, op: &Operation) -> Result<Begin> {
         self.ask(conn, op, self.policy_of(op).wait).await
     }
@@ -148,7 +147,7 @@ impl PgOnce {
         self.answer(op, &row, None)
     }
 
-    /// What [`ask`](PgOnce::ask) would be told at once, in a transaction that is rolled back.
+    /// Asks without waiting, in a transaction that rolls back.
     #[cfg(feature = "tower")]
     pub(crate) async fn ask_pool(&self, pool: &sqlx::PgPool, op: &Operation) -> Result<Begin> {
         let rows = OwnedTransaction::look(pool, || self.query(op, Duration::ZERO)).await;
@@ -173,7 +172,7 @@ impl PgOnce {
             .bind(op.lock_replay)
     }
 
-    /// `token`: the caller's, which a leased begin does not repeat.
+    /// `token`: the caller's; `begin_leased` does not return it.
     pub(crate) fn answer(&self, op: &Operation, row: &PgRow, token: Option<Uuid>) -> Result<Begin> {
         let attempt = || get::<Option<i32>>(row, "attempt").map(|n| n.unwrap_or(0).unsigned_abs());
         Ok(match get::<&str>(row, "answer")? {
@@ -223,7 +222,6 @@ pub(crate) fn replay(row: &PgRow) -> Result<Replay> {
     Ok(Replay { status, response: response(row)? })
 }
 
-/// The stored response in a row of begin or inspect.
 pub(crate) fn response(row: &PgRow) -> Result<Response> {
     Ok(Response {
         code: get(row, "response_code")?,
