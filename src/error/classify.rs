@@ -1,4 +1,4 @@
-//! What an error of the database or of its driver means. Whatever asks whether a call may be made again, asks here.
+//! What an error of the database or its driver means. Every check for retryable errors relies on this file.
 
 use std::error::Error as StdError;
 
@@ -12,7 +12,7 @@ impl ErrorKind {
     pub(super) fn is_retryable(self, sqlstate: Option<&str>) -> bool {
         match self {
             Self::Contention | Self::CommitUnknown | Self::Connection | Self::ReadOnly => true,
-            // Lock not available: it ends with the transaction that has it. 53: out of disk, memory, locks.
+            // 55P03: the lock ends with its transaction. 53: out of disk, memory or locks.
             Self::Database => {
                 sqlstate.is_some_and(|code| code == "55P03" || code.starts_with("53"))
             }
@@ -34,26 +34,26 @@ impl ErrorKind {
 
     fn of_raised(raised: &PgDatabaseError) -> Self {
         match raised.code() {
-            // NUL and bad UTF-8 in an argument, and what the database's encoding cannot hold.
+            // An argument with NUL, bad UTF-8, or a character that the database's encoding lacks.
             "IK001" | "22021" | UNTRANSLATABLE => Self::InvalidInput,
             "IK002" => Self::ClaimLost,
             "IK003" => Self::Corrupt,
             "IK006" => Self::SchemaOutdated,
             "IK007" => Self::SchemaTooNew,
             "IK008" => Self::TransactionLost,
-            // A procedure inside a transaction.
+            // A procedure was called inside a transaction.
             "2D000" => Self::InvalidInput,
             "40001" | "40P01" => Self::Contention,
-            // No such savepoint: COMMIT meant one that a leaked nested transaction had made. No transaction: the
-            // work has sent a COMMIT or ROLLBACK of its own.
+            // COMMIT became RELEASE, because a nested transaction was left open (3B001), or the work sent its own
+            // COMMIT or ROLLBACK (25P01).
             "3B001" | "25P01" => Self::TransactionLost,
             "25P02" => Self::TransactionAborted,
             "25006" => Self::ReadOnly,
             // No such schema, table, column, type or function.
             "3F000" | "42P01" | "42703" | "42704" | "42883" => Self::SchemaOutdated,
-            // No connection is left, or the server has ended this one.
+            // The server accepts no connection, or has ended this one.
             "53300" | "25P03" | "25P04" | "57P01" | "57P02" | "57P03" | "57P05" => Self::Connection,
-            // Of the server's: what was bound does not fit the statement. Poolers hang up with the same code.
+            // From the server: bound values do not fit the statement. Poolers hang up with the same code.
             "08P01" if raised.severity() == PgSeverity::Error => Self::Database,
             code if code.starts_with("08") => Self::Connection,
             _ => Self::Database,
@@ -61,7 +61,7 @@ impl ErrorKind {
     }
 }
 
-/// Wraps an error of one of pgonce's own statements.
+/// Wraps an error of one of pgonce's statements.
 pub(crate) fn database(error: sqlx::Error) -> Error {
     let raised = raised_by(&error);
     let kind = match raised {
@@ -88,18 +88,18 @@ fn is_silence(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Io(io) if io.kind() == std::io::ErrorKind::TimedOut)
 }
 
-/// Whether somebody has written the key's row without its lock, after begin had seen none.
+/// Whether another transaction wrote the key's row without the key's lock, after begin saw no row.
 fn took_the_key(raised: &PgDatabaseError) -> bool {
     raised.code() == "23505" && raised.constraint() == Some("idempotency_keys_pkey")
 }
 
 pub(super) const UNREACHED: &str = "the database could not be reached or hung up";
 
-/// What the server's error is, in words. Never its own text, which may quote a row, unless that can only name objects.
+/// Describes the server's error. Repeats its text, which may quote a row, only if that can name nothing but objects.
 fn of_raised(kind: ErrorKind, raised: &PgDatabaseError) -> String {
     let code = raised.code();
     let words = match (kind, code) {
-        // Raised by our own functions: the message names field and limit, never a value.
+        // From pgonce's functions: the message names field and limit, never a value.
         (_, code) if code.starts_with("IK") => return raised.message().to_owned(),
         (_, "2D000") => "a transaction is open on this connection, and this call commits by itself",
         (_, "25P03" | "57P05") => {
@@ -149,7 +149,7 @@ fn of_raised(kind: ErrorKind, raised: &PgDatabaseError) -> String {
 
 /// The SQLSTATE, and the objects that the error is about.
 fn objects(raised: &PgDatabaseError) -> String {
-    /// Where the server looks up names, rights and policies: what it says there names objects, and no value.
+    /// Where the server looks up names, rights and policies: messages from there name objects, never values.
     const NAMES_ONLY: [&str; 6] = [
         "aclchk.c",
         "execMain.c",
@@ -171,8 +171,8 @@ fn objects(raised: &PgDatabaseError) -> String {
     words.join(", ")
 }
 
-/// Wraps an error of a statement that finishes or extends a claim. A claim was begun where pgonce is; a database
-/// without it is another one.
+/// Wraps an error of a statement that needs a claim. Claims live in pgonce's schema, so a database without the schema
+/// is not the claim's.
 pub(crate) fn of_claim(error: sqlx::Error) -> Error {
     match raised_by(&error) {
         Some(raised) if ErrorKind::of_raised(raised) == ErrorKind::SchemaOutdated => {
@@ -187,7 +187,7 @@ pub(crate) fn of_claim(error: sqlx::Error) -> Error {
     }
 }
 
-/// The same for an error that is wrapped already.
+/// The same for a wrapped error.
 pub(crate) fn of_claims_call(error: Error) -> Error {
     if error.kind != ErrorKind::SchemaOutdated {
         return error;
@@ -198,12 +198,12 @@ pub(crate) fn of_claims_call(error: Error) -> Error {
     }
 }
 
-/// Wraps an error of COMMIT. An ERROR from the server means rolled back; anything that cuts the
-/// conversation short (a FATAL, a lost connection, also as a proxy reports it) leaves the outcome open.
+/// Wraps an error of COMMIT. After an ERROR the server has rolled back, except for the codes of `leaves_open`. After a
+/// FATAL or a lost connection, also one that a proxy reports, the outcome is unknown.
 pub(crate) fn commit(error: sqlx::Error) -> Error {
     let Some(raised) = raised_by(&error) else {
         return match &error {
-            // Only writing can fail like this: COMMIT did not get out.
+            // Only a write fails like this: COMMIT was not sent.
             sqlx::Error::Io(io) if io.kind() == std::io::ErrorKind::BrokenPipe => {
                 Error::with_source(
                     ErrorKind::Connection,
@@ -215,12 +215,12 @@ pub(crate) fn commit(error: sqlx::Error) -> Error {
         };
     };
     match raised.code() {
-        // The server says this only before it reads what comes next, which would have been COMMIT.
+        // The server says this only while it waits for a command: it has not read COMMIT.
         "25P03" | "57P05" if raised.severity() == PgSeverity::Fatal => database(error),
         code if raised.severity() != PgSeverity::Error || leaves_open(code) => unknown(error),
         code if code.starts_with("IK") || took_the_key(raised) => database(error),
         code => match ErrorKind::of_raised(raised) {
-            // Not of a statement of ours: of a deferred constraint or trigger.
+            // From a deferred constraint or trigger, not from a statement of pgonce.
             ErrorKind::Database | ErrorKind::SchemaOutdated | ErrorKind::InvalidInput
                 if !ErrorKind::Database.is_retryable(Some(code)) =>
             {
@@ -237,8 +237,8 @@ pub(crate) fn commit(error: sqlx::Error) -> Error {
     }
 }
 
-/// Whether a server, or a proxy in front of it, that answers this to COMMIT may have committed: connection exception,
-/// operator intervention, system error, internal error, statement completion unknown.
+/// Whether a server, or a proxy in front of it, that answers COMMIT with this code may have committed: connection
+/// exception, operator intervention, system error, internal error, statement completion unknown.
 fn leaves_open(sqlstate: &str) -> bool {
     ["08", "57P", "58", "XX", "40003"].iter().any(|start| sqlstate.starts_with(start))
 }
@@ -263,7 +263,7 @@ pub(super) fn raised_by(error: &sqlx::Error) -> Option<&PgDatabaseError> {
 pub(super) fn raised_in<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e PgDatabaseError> {
     causes(error).find_map(|error| match error.downcast_ref::<sqlx::Error>() {
         Some(driver) => raised_by(driver),
-        // What is left of a driver's error in an `anyhow::Error`, which hides the outermost type.
+        // What remains of a driver's error in an `anyhow::Error`, which hides its outermost type.
         None => error.downcast_ref().or_else(|| {
             let boxed = error.downcast_ref::<Box<dyn sqlx::error::DatabaseError>>();
             boxed.and_then(|e| e.try_downcast_ref())
@@ -281,7 +281,7 @@ pub(crate) fn causes<'e>(
     })
 }
 
-/// Whether somebody else's error has a cause in the database that may pass.
+/// Whether an error has a cause that may pass: `Later`, or an error of pgonce, the database or a connection.
 pub(crate) fn is_retryable(error: &(dyn StdError + 'static)) -> bool {
     if Later::in_causes(error).is_some() {
         return true;
@@ -295,8 +295,8 @@ pub(crate) fn is_retryable(error: &(dyn StdError + 'static)) -> bool {
     }
 }
 
-/// Whether a connection broke, or was not to be had. An `anyhow::Error` hides the driver's error and
-/// shows only the I/O error in it; a work's other I/O errors are none of ours.
+/// Whether a connection broke or could not be made. An `anyhow::Error` shows only the I/O error in a driver's error, so
+/// these kinds of I/O errors count wherever they come from; other kinds do not.
 pub(super) fn is_disconnection(error: &(dyn StdError + 'static)) -> bool {
     use std::io::ErrorKind as Io;
     causes(error).any(|error| {

@@ -1,4 +1,4 @@
-//! What the database's encoding cannot hold.
+//! Text that the database's encoding cannot represent.
 
 use sqlx::postgres::PgDatabaseError;
 
@@ -10,14 +10,14 @@ use crate::operation::Operation;
 pub(super) const UNTRANSLATABLE: &str = "22P05";
 
 impl Error {
-    /// Whether the database's encoding cannot hold a text that was sent to it.
+    /// Whether the database's encoding cannot represent a text that was sent.
     pub(crate) fn is_untranslatable(&self) -> bool {
         sqlstate_in(self) == Some(UNTRANSLATABLE)
     }
 
-    /// Says which of an operation's texts the database's encoding cannot hold, if this is about that.
+    /// Names the field that the encoding cannot represent, if this error is about that.
     pub(crate) fn naming(mut self, op: &Operation) -> Self {
-        // Every encoding holds ASCII.
+        // Every encoding has ASCII.
         let field = match (op.scope.as_str().is_ascii(), op.key.as_str().is_ascii()) {
             (true, false) => "key",
             (false, true) => "scope",
@@ -30,13 +30,12 @@ impl Error {
     }
 }
 
-/// The message for a text that `encoding` cannot hold.
 pub(crate) fn cannot_hold(field: &str, encoding: Option<&str>) -> String {
     let encoding = encoding.map(|name| format!(" ({name})")).unwrap_or_default();
     format!("{field} has a character that the encoding of the database{encoding} cannot hold")
 }
 
-/// The name of the encoding in the server's message, whatever language that is in.
+/// The encoding's name in the server's message, in any language.
 pub(super) fn named_in(raised: &PgDatabaseError) -> Option<&str> {
     let is_name = |word: &&str| {
         let mut chars = word.chars();

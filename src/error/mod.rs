@@ -19,10 +19,10 @@ pub(crate) use redacted::{OPAQUE, redacted};
 /// The result of a pgonce call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong in pgonce or in the database under it.
+/// What went wrong in pgonce or its database.
 ///
-/// Replay, in progress, mismatch and held are answers ([`Begin`](crate::Begin)), not errors.
-/// Neither `Display` nor `Debug` shows keys, scopes or bodies.
+/// Replay, in progress, mismatch and held are answers ([`Begin`](crate::Begin)), not errors. `Display` and `Debug` show
+/// no keys, scopes or bodies.
 ///
 /// ```
 /// let error = pgonce::Key::new("").unwrap_err();
@@ -40,50 +40,49 @@ pub struct Error {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A key, scope, duration or other argument is outside its limits, or the database's encoding cannot hold it. The
-    /// message names the field and the limit. Nothing was written, and nothing ran but a [step](crate::Work::step) whose output is
-    /// too large.
+    /// An argument (key, scope, duration, ..) is outside its limits, or the database's encoding cannot represent it.
+    /// The message names field and limit. Nothing was written. Nothing ran, except a [step](crate::Work::step) whose
+    /// output is too large, or the work of an [optimistic](crate::Operation::optimistic) call.
     InvalidInput,
-    /// The claim was released, taken over, finished or forgotten, or it is in another database. The caller must roll
-    /// back.
+    /// The claim was released, taken over, finished or forgotten, or is in another database; for operators: the key has
+    /// changed. Roll back.
     ClaimLost,
-    /// The database gave up this transaction for another one (40001 or 40P01). Nothing was written;
-    /// run the whole transaction again with the same key.
+    /// Serialization failure or deadlock (40001, 40P01), or another transaction wrote or locked the key's row. Nothing
+    /// was written; rerun the whole transaction with the same key.
     Contention,
-    /// The connection or the server broke while COMMIT was on its way: the transaction may or may not be there.
-    /// Beginning again with the same key finds out.
+    /// The connection or the server broke during COMMIT, which may have succeeded. Begin again with the same key to
+    /// find out.
     CommitUnknown,
-    /// A deferred constraint or trigger of the work's refused the COMMIT. Nothing was committed. Not retryable: look at
-    /// the work's code.
+    /// A deferred constraint or trigger refused the work's COMMIT. Nothing was committed. Not retryable: fix the work.
     CommitRefused,
-    /// The work given to `run` ended or left open a transaction that was not its own to end. The
-    /// message says whether anything it wrote may be committed. Not retryable: look at the work's code.
+    /// The work ended pgonce's transaction, or left a nested one open. The message says whether the work's writes may
+    /// be committed. Not retryable: fix the work.
     TransactionLost,
-    /// The database could not be reached, hung up (also because the session was idle for too long), or no connection
+    /// The database could not be reached, hung up (also on an idle session) or gave no answer in time, or no connection
     /// came free in time.
     Connection,
     /// The database takes no writes: a replica, or a read-only transaction.
     ReadOnly,
-    /// The schema is missing or older than this library. Run `migrate`.
+    /// The schema is missing or older than this library: run `migrate`. If `migrate` returns this, the message says
+    /// why.
     SchemaOutdated,
-    /// The schema was migrated by a newer library, which this one would damage.
+    /// A newer library migrated the schema; this library would damage it.
     SchemaTooNew,
-    /// A pooler, or a default of the session, with which pgonce cannot keep its promises. The message names it and the
-    /// cure. Only [`PgOnce::check`](crate::PgOnce::check) says this.
+    /// A pooler, a session default or the database's encoding breaks pgonce's promises. The message names problem and
+    /// cure. Only [`PgOnce::check`](crate::PgOnce::check) returns this.
     Environment,
-    /// A stored row holds what pgonce never writes. It is neither replayed nor run again.
+    /// A stored row has a value that pgonce never writes, or something hides the row. The operation is neither replayed
+    /// nor run again.
     Corrupt,
-    /// A step of leased work does not fit what is recorded: it is new and comes before recorded steps that this attempt
-    /// has not reached (was one renamed or left out?), has the name of another step, is made from another input, or has
-    /// another type. It was not done.
+    /// A step of leased work does not fit the records: it is new but comes before recorded steps that this attempt has
+    /// not reached (was one renamed or left out?), repeats a name, or its input or type has changed. It did not run.
     StepChanged,
-    /// A value could not be turned into a response, or a stored response not into the wanted type.
+    /// A value could not be written as JSON, or a stored response is not of the wanted type.
     Encoding,
-    /// An error inside the work was swallowed: the work went on after a statement that had failed. PostgreSQL takes
-    /// nothing but a rollback then, so nothing was committed. Not retryable: look at the work's code, or set a
-    /// savepoint before a statement that may fail.
+    /// The work ignored a database error and went on. PostgreSQL then accepts only a rollback: nothing was committed.
+    /// Not retryable: fix the work, or set a savepoint before a statement that may fail.
     TransactionAborted,
-    /// Any other answer of the database; [`Error::sqlstate`] says which.
+    /// Any other answer of the database; see [`Error::sqlstate`].
     Database,
 }
 
@@ -100,7 +99,7 @@ impl Error {
         Self { source: Some(source.into()), ..Self::new(kind, message) }
     }
 
-    /// Says in which schema what is missing was looked for.
+    /// Adds the schema's name to an error about missing objects or rights.
     pub(crate) fn in_schema(mut self, schema: &SchemaName) -> Self {
         if self.kind == ErrorKind::SchemaOutdated || sqlstate_in(&self) == Some("42501") {
             self.message.push_str(&format!("; pgonce's schema here is {}", schema.as_str()));
@@ -108,13 +107,13 @@ impl Error {
         self
     }
 
-    /// Says how the work had failed before this.
+    /// Adds how the work had failed before.
     pub(crate) fn after(mut self, failed: &str) -> Self {
         self.message.push_str(&format!("; before that, the work had failed: {failed}"));
         self
     }
 
-    /// Says of an error before COMMIT what a lost connection leaves open otherwise.
+    /// Adds that nothing was committed, when the connection was lost before COMMIT.
     pub(crate) fn before_commit(mut self) -> Self {
         const COMMITTED: &str = "nothing was committed";
         if self.kind == ErrorKind::Connection && !self.message.contains(COMMITTED) {
@@ -134,7 +133,7 @@ impl Error {
         Self::new(ErrorKind::InvalidInput, message)
     }
 
-    /// Whether the connection broke after the statement was sent, so that it may have taken effect.
+    /// Whether the connection broke after the statement may have been sent, so that it may have taken effect.
     pub(crate) fn lost_answer(&self) -> bool {
         let driver = self.source.as_deref().and_then(|source| source.downcast_ref::<sqlx::Error>());
         let unsent = matches!(driver, Some(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed));
@@ -153,12 +152,13 @@ impl Error {
         sqlstate_in(self).map(str::to_owned)
     }
 
-    /// Whether the same call with the same key may succeed later: serialization failures,
-    /// deadlocks, lock time-outs, lost connections, a server that shuts down, is read-only or has run out of
-    /// something (class 53), and an unknown COMMIT. Decided by SQLSTATE, never by message text. Not retryable is what
-    /// fails the same way again: a swallowed error, a constraint that refuses the COMMIT, a missing right, a pooler
-    /// that loses prepared statements, and a transaction that has itself filled the server's lock table. Nor is a lost
-    /// claim, after which the caller of a verb must roll back; for a whole run ask
+    /// Whether the same call with the same key may succeed later. The SQLSTATE decides, never the message text.
+    /// Retryable: serialization failures, deadlocks, lock timeouts, lost connections, an unknown COMMIT, and a server
+    /// that shuts down, is read-only or has run out of something (class 53).
+    ///
+    /// Not retryable, because they fail the same way again: ignored errors, constraints that refuse the COMMIT, missing
+    /// rights, poolers that lose prepared statements, and a transaction that has itself filled the server's lock table.
+    /// Nor is a lost claim: the caller of a verb must roll back. For a whole run see
     /// [`RunError::is_retryable`](crate::RunError::is_retryable).
     #[must_use]
     pub fn is_retryable(&self) -> bool {
@@ -166,7 +166,7 @@ impl Error {
     }
 }
 
-// So that a `Key` is as good an argument as text that becomes one.
+// Lets arguments be a `Key`, or text that becomes one.
 impl From<Infallible> for Error {
     fn from(never: Infallible) -> Self {
         match never {}
@@ -179,7 +179,7 @@ impl fmt::Display for Error {
     }
 }
 
-// By hand: the derived one would print the driver's error with its DETAIL, which can quote a row.
+// By hand: a derived one would print the driver's error with its DETAIL, which can quote a row.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Error")

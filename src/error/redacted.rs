@@ -1,4 +1,4 @@
-//! What of an error is kept, and shown in logs.
+//! What pgonce keeps of an error and shows in logs.
 
 use std::error::Error as StdError;
 
@@ -6,11 +6,11 @@ use super::classify::{UNREACHED, is_disconnection};
 use super::{Error, causes, sqlstate_in};
 use crate::protocol::answer::{Held, InProgress, Mismatch};
 
-/// An error of the work's, of which nothing may be shown.
+/// For an error of the work of which nothing may be shown.
 pub(crate) const OPAQUE: &str = "the work returned an error";
 
-/// Its SQLSTATE, what an error of ours says, or that there was one. Its own text could quote what the work was about.
-/// Errors that wrap others are looked into.
+/// The SQLSTATE, pgonce's own message, or only that there was an error: any other text could quote the work's data.
+/// Looks into errors that wrap others.
 pub(crate) fn redacted(error: &(dyn StdError + 'static)) -> String {
     if let Some(code) = sqlstate_in(error) {
         return format!("a database error (SQLSTATE {code})");
