@@ -1,4 +1,4 @@
-//! Two futures, of which the first to end counts.
+//! Waits for the first of two futures.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};

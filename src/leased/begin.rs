@@ -1,4 +1,4 @@
-//! Asking for a claim that outlives its transaction.
+//! Begins a claim that outlives its transaction.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use crate::protocol::answer::Begin;
 use crate::protocol::procedure;
 
 impl PgOnce {
-    /// Begins with a lease, for work that leaves the database: the claim is committed when this returns. Takes a
-    /// connection of the pool for a moment; the work holds none.
+    /// Begins with a lease, for work that also acts outside the database. The claim is committed when this returns.
+    /// Takes a pooled connection for a moment; the work needs none.
     ///
-    /// The claim lapses when the [length](Lease::new) of `lease` is over, on the database's clock, unless it is
-    /// [extended](crate::Claim::extend): only `run_leased` and HTTP routes have a heartbeat. The length is at most the
-    /// retention. `Started` writes two rows.
+    /// The claim lapses after the [length](Lease::new) of `lease` (at most the retention), on the database's clock,
+    /// unless you [extend](crate::Claim::extend) it: only `run_leased`, HTTP routes and inboxes have a heartbeat.
+    /// `Started` writes two rows.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -37,10 +37,10 @@ impl PgOnce {
     /// ```
     ///
     /// # Errors
-    /// As [`begin`](PgOnce::begin). When the answer is lost it asks again, up to three times.
+    /// As [`begin`](PgOnce::begin). If the answer is lost, asks again, up to three times.
     ///
     /// # Cancel safety
-    /// Dropped before it returns, the claim may have been committed; it then lapses with its lease.
+    /// If dropped, the claim may be committed; it then lapses with its lease.
     pub async fn begin_leased(&self, pool: &PgPool, op: &Operation, lease: Lease) -> Result<Begin> {
         self.ask_leased(pool, op, lease, self.policy_of(op).wait).await
     }

@@ -1,4 +1,4 @@
-//! Keeping the leases of claims alive while their holders work.
+//! Renews the leases of claims while their holders work.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,38 +15,35 @@ use crate::leased::lease::Lease;
 use crate::leased::loans::Loans;
 use crate::protocol::claim::{Claim, ClaimId, Extended};
 
-/// Connections for heartbeats beside each pool. One is enough until it gives no answer: the second one beats then.
+/// Heartbeat connections beside each pool. The second one is used if the first gives no answer.
 const CONNECTIONS_MAX: u32 = 2;
-/// How long a connection for heartbeats is kept when nothing beats.
+/// How long an idle heartbeat connection is kept.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-/// How long a connection is waited for.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// How many claims one call extends. The database takes 10,000; but a call keeps the rows locked that it has
-/// extended, and their holders wait for it when they record a step.
+/// How many claims one call extends. The database takes 10,000, but the call keeps its rows locked, and a holder that
+/// records a step waits for it.
 const CLAIMS_MAX: usize = 1000;
 const RENEWED_FOR_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 
-/// One beating task beside each pool, with a few connections of its own. The work may use its pool up, and wait for
-/// more than there is; its leases are pushed all the same.
+/// One heartbeat task per pool, with its own few connections: leases are renewed even if the work exhausts the pool.
 #[derive(Clone, Default)]
 pub(crate) struct Beside(Arc<Mutex<Known>>);
 
 type Known = Vec<(PoolOptions, Arc<Beats>)>;
-/// What tells one pool from another.
+/// Identifies a pool.
 type PoolOptions = Arc<PgConnectOptions>;
 
 impl Beside {
     fn beats(&self, pool: &PgPool) -> Arc<Beats> {
         let options = pool.connect_options();
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // A pool's options stay where they are until they are replaced (a new password).
+        // A pool's options stay the same object until replaced (a new password).
         if let Some((_, beats)) = known.iter().find(|(of, _)| Arc::ptr_eq(of, &options)) {
             return Arc::clone(beats);
         }
-        // Options that are known here only belong to a pool that is gone, or are its former ones.
+        // Options without another owner belong to a pool that is gone, or were replaced.
         known.retain(|(of, _)| Arc::strong_count(of) > 1);
-        // With the pool's own hooks: they may set a role. A beat over a dead connection is sent again, so that none
-        // needs a ping before it.
+        // With the pool's hooks, which may set a role. No ping: a beat over a dead connection is sent again.
         let beside = pool
             .options()
             .clone()
@@ -62,36 +59,33 @@ impl Beside {
     }
 }
 
-// By hand: the options hold the password.
+// By hand: the options contain the password.
 impl fmt::Debug for Beside {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Beside(..)")
     }
 }
 
-/// Pushes a claim's lease until it is dropped.
+/// Renews a claim's lease until dropped.
 ///
-/// A beat that is on its way then may still arrive. It extends no claim that was completed, failed, released or given
-/// up by [`lapse`](ClaimId::lapse), whichever of the two comes first: each of these takes the claim's token out of use.
+/// A beat under way may arrive after the drop. It cannot revive a claim that was completed, failed, released or given
+/// up by [`lapse`](ClaimId::lapse), whichever comes first: each of these makes the token invalid.
 pub(crate) struct Heartbeat {
     beats: Arc<Beats>,
     number: u64,
     stopped: oneshot::Receiver<Stopped>,
-    /// Those of the claim's work.
     pub(crate) loans: Loans,
 }
 
-/// Why work is to be stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stopped {
-    /// Its claim is another holder's.
+    /// The claim is no longer this holder's.
     Lost,
-    /// A connection that was lent to it gives no answer.
+    /// A connection lent to the work gives no answer.
     Silent,
 }
 
 impl Heartbeat {
-    /// Starts to beat.
     pub(crate) fn start(beside: &Beside, pool: &PgPool, claim: &Claim, lease: Lease) -> Self {
         let beats = beside.beats(pool);
         let (tell, stopped) = oneshot::channel();
@@ -100,11 +94,11 @@ impl Heartbeat {
         Self { beats, number, stopped, loans }
     }
 
-    /// Completes when the work is to be stopped, and never otherwise.
+    /// Completes only when the work must stop.
     pub(crate) async fn stopped(&mut self) -> Stopped {
         match (&mut self.stopped).await {
             Ok(stopped) => stopped,
-            // It beats no longer, but no other holder is known.
+            // The lease is not renewed any more, but no takeover is known: the work goes on.
             Err(_) => std::future::pending().await,
         }
     }
@@ -120,10 +114,10 @@ impl Drop for Heartbeat {
     }
 }
 
-/// The claims whose leases are pushed beside one pool.
+/// The claims whose leases are renewed beside one pool.
 struct Beats {
     pool: PgPool,
-    /// Tells the task that it must look before the time that it waits for.
+    /// Wakes the task early.
     wake: Notify,
     held: Mutex<Held>,
 }
@@ -132,7 +126,7 @@ struct Beats {
 struct Held {
     claims: HashMap<u64, HeldClaim>,
     next_number: u64,
-    /// The task that beats. It ends when there are no claims, and with its runtime.
+    /// The heartbeat task. Ends when there are no claims, or with its runtime.
     task: Option<AbortHandle>,
 }
 
@@ -141,27 +135,26 @@ struct HeldClaim {
     lease: Lease,
     /// None: a beat is under way.
     due: Option<Instant>,
-    /// When it is renewed no longer.
+    /// When renewal ends.
     ends: Option<Instant>,
     loans: Loans,
-    /// Gone when it was told.
+    /// None: already used.
     tell: Option<oneshot::Sender<Stopped>>,
 }
 
 impl HeldClaim {
-    /// Tells the holder, if it is still there.
+    /// Tells the holder, if still there.
     fn stop(&mut self, why: Stopped) {
         let _ = self.tell.take().map(|tell| tell.send(why));
     }
 
-    /// A part of the time between two beats: how much earlier it may beat together with others, and how soon it beats
-    /// again when it could not.
+    /// A quarter of the heartbeat interval: how much earlier a beat may go out with others, and when a failed beat is
+    /// repeated.
     fn soon(&self) -> Duration {
         self.lease.heartbeat / 4
     }
 }
 
-/// A claim to be extended.
 struct Due {
     number: u64,
     id: ClaimId,
@@ -197,7 +190,7 @@ impl Beats {
         number
     }
 
-    /// When to look next. None: there are no claims, and the task has ended.
+    /// When to look next. None: no claims; the task ends.
     fn next(&self) -> Option<Instant> {
         let mut held = self.held();
         if held.claims.is_empty() {
@@ -207,7 +200,7 @@ impl Beats {
         Some(held.next_due().unwrap_or_else(|| Instant::now() + IDLE_MAX))
     }
 
-    /// The claims that are due, and those that will be soon; in as many parts as there must be calls.
+    /// The claims that are due or will be soon, split into calls.
     fn take_due(&self) -> Vec<Vec<Due>> {
         let now = Instant::now();
         let mut held = self.held();
@@ -230,7 +223,6 @@ impl Beats {
         calls
     }
 
-    /// Extends claims with one call.
     async fn extend(self: Arc<Self>, due: Vec<Due>) {
         let sent = Instant::now();
         let within = due.iter().map(|due| answer_within(due.lease)).min().unwrap_or(CONNECT_MAX);
@@ -242,14 +234,14 @@ impl Beats {
             Err(error) => {
                 let works = due.len();
                 tracing::warn!(%error, sqlstate = error.sqlstate(), works, "leases were not renewed");
-                // Without an answer the time is spent: the next beat goes over another connection at once.
+                // The call used up the time without an answer: beat again at once, over another connection.
                 error.lost_answer().then_some(now)
             }
         };
         let answers = answers.unwrap_or_default();
         let mut held = self.held();
         for (at, due) in due.iter().enumerate() {
-            let Some(claim) = held.claims.get_mut(&due.number) else { continue }; // it has ended
+            let Some(claim) = held.claims.get_mut(&due.number) else { continue }; // its work has ended
             match answers.get(at) {
                 Some(Extended::Lost) => {
                     claim.stop(Stopped::Lost);
@@ -272,7 +264,7 @@ impl Held {
 }
 
 impl HeldClaim {
-    /// Whether the lease is still to be pushed.
+    /// Whether to go on renewing the lease.
     fn is_renewed(&mut self, now: Instant) -> bool {
         if self.loans.are_silent() {
             tracing::warn!(
@@ -293,8 +285,7 @@ impl HeldClaim {
     }
 }
 
-/// How long a call may take: between one beat and the end of the lease there is time for two without an answer, and a
-/// third.
+/// How long a call may take. Before the lease ends there is time for two calls without an answer, and a third call.
 fn answer_within(lease: Lease) -> Duration {
     let spare = (lease.length - lease.heartbeat) / 3;
     spare.clamp(Duration::from_millis(200), CONNECT_MAX)
@@ -303,9 +294,9 @@ fn answer_within(lease: Lease) -> Duration {
 /// Beats until there are no claims.
 async fn beat(beats: Arc<Beats>) {
     while let Some(next) = beats.next() {
-        let _ = timeout_at(next, beats.wake.notified()).await; // either way it looks
+        let _ = timeout_at(next, beats.wake.notified()).await; // look in both cases
         for due in beats.take_due() {
-            // In a task of its own: a call without an answer holds up no other one.
+            // In its own task: a call without an answer delays no other.
             tokio::spawn(Arc::clone(&beats).extend(due));
         }
     }

@@ -1,11 +1,11 @@
-//! How a lease is held.
+//! The lease of a claim.
 
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::operation::limits::{SHORTEST, outside, spelled};
 
-/// How long a claim outlives its holder, how often its holder says that it lives, and for how long at most.
+/// How long a claim outlives its holder, how often it is renewed, and for how long at most.
 ///
 /// ```
 /// use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::operation::limits::{SHORTEST, outside, spelled};
 pub struct Lease {
     pub(crate) length: Duration,
     pub(crate) heartbeat: Duration,
-    /// None: the default of the way to run.
+    /// None: the default of `run_leased` or the route.
     pub(crate) renewed_for: Option<Duration>,
     pub(crate) silent_for: Duration,
 }
@@ -27,12 +27,12 @@ pub struct Lease {
 const SILENT_FOR_MAX: Duration = Duration::from_secs(315_576_000);
 
 impl Lease {
-    /// A lease of this length, pushed every third of it. A process that dies blocks its keys for so long; one that is
-    /// held up for longer may lose them.
+    /// A lease of this length, renewed every third of it. A process that dies blocks its keys for this long; a process
+    /// that pauses for longer may lose its claims.
     ///
     /// # Errors
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for less than 1 ms. Begin refuses one above the
-    /// operation's retention.
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for less than 1 ms. Begin refuses more than the operation's
+    /// retention.
     pub fn new(length: Duration) -> Result<Self> {
         if length < SHORTEST {
             return Err(outside("lease", &spelled(length), "1 ms up to the retention"));
@@ -41,11 +41,10 @@ impl Lease {
         Ok(Self { length, heartbeat: length / 3, renewed_for: None, silent_for })
     }
 
-    /// Pushes the lease at this interval.
+    /// Renews the lease at this interval.
     ///
     /// # Errors
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for zero, or for an interval that is not shorter
-    /// than the lease.
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) unless the interval is above zero and shorter than the lease.
     pub fn heartbeat(mut self, interval: Duration) -> Result<Self> {
         if interval.is_zero() || interval >= self.length {
             return Err(Error::invalid("heartbeat takes more than zero and less than the lease"));
@@ -54,23 +53,23 @@ impl Lease {
         Ok(self)
     }
 
-    /// Stops pushing after this time: work that hangs loses its key in the end. 24 hours unless set, and ten minutes on
-    /// an HTTP route.
+    /// Stops renewing after this time, so that work that hangs loses its key. Default: 24 hours; on an HTTP route ten
+    /// minutes.
     #[must_use]
     pub fn renewed_for(mut self, ceiling: Duration) -> Self {
         self.renewed_for = Some(ceiling);
         self
     }
 
-    /// How long a connection that was lent to the work may be silent; ten times the lease unless set. Work that has one
-    /// for longer is stopped, and its lease is pushed no longer: a statement may have gone into a black hole, on a
-    /// network path that drops packets and says nothing. Work that has none on loan may take as long as it likes.
+    /// How long the work may have a connection on loan. Default: ten times the lease. Then the work is stopped, and its
+    /// lease no longer renewed: the network may have dropped a statement silently. Work without a loan may take any
+    /// time.
     ///
-    /// What the work sends is not seen from here, so the time counts from when the connection was handed out: for
-    /// [`step_tx`](crate::Work::step_tx) from its beginning, for [`last_tx`](crate::Work::last_tx) from the latest call
-    /// of it, and for the transaction of a leased route from the latest use of it. Set it above the longest such time.
+    /// pgonce does not see what the work sends. The time counts from the loan: for [`step_tx`](crate::Work::step_tx)
+    /// from its start, for [`last_tx`](crate::Work::last_tx) from its latest call, for a leased route's transaction
+    /// from its latest use. Set it above the longest such time.
     ///
-    /// Calls of pgonce for the claim are given up after this time, too, or after 60 s if that is less.
+    /// pgonce's own calls for the claim also end after this time, at most 60 s.
     ///
     /// ```
     /// use std::time::Duration;

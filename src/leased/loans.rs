@@ -1,5 +1,4 @@
-//! Connections that leased work has on loan. What the work sends over them is not seen here; only for how long it has
-//! them.
+//! Connections lent to leased work. pgonce sees how long the work has them, not what it sends.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +9,6 @@ use tokio::time::Instant;
 use crate::leased::lease::Lease;
 use crate::protocol::procedure::ANSWER_MAX;
 
-/// The loans of one claim.
 #[derive(Clone)]
 pub(crate) struct Loans {
     since: Arc<Mutex<Since>>,
@@ -23,7 +21,7 @@ struct Since {
     loans: HashMap<u64, Instant>,
 }
 
-/// A connection on loan, until this is dropped.
+/// A connection on loan, until dropped.
 pub(crate) struct Loan {
     loans: Loans,
     number: u64,
@@ -43,12 +41,12 @@ impl Loans {
         Loan { loans: self.clone(), number }
     }
 
-    /// Whether one is out for longer than it may be.
+    /// Whether a loan lasts longer than it may.
     pub(crate) fn are_silent(&self) -> bool {
         self.since().loans.values().any(|since| since.elapsed() > self.silent_for)
     }
 
-    /// How long a call of ours for the claim may take.
+    /// How long a pgonce call for the claim may take.
     pub(crate) fn answer_within(&self) -> Duration {
         self.silent_for.min(ANSWER_MAX)
     }
@@ -59,7 +57,7 @@ impl Loans {
 }
 
 impl Loan {
-    /// It was asked for again, so what was sent over it before was answered.
+    /// The work asked for the connection again, so its earlier statements were answered.
     pub(crate) fn renew(&self) {
         self.loans.since().loans.insert(self.number, Instant::now());
     }

@@ -1,4 +1,4 @@
-//! Work that leaves the database, under a lease.
+//! Work under a lease, which also acts outside the database.
 
 pub(crate) mod before;
 mod begin;

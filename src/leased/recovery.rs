@@ -1,4 +1,4 @@
-//! Running abandoned work again, without waiting for its client.
+//! Runs abandoned work again, without waiting for its client.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,16 +19,15 @@ use crate::protocol::procedure;
 use crate::transactional::OwnedTransaction;
 use crate::transactional::{BoxError, jitter};
 
-/// Runs abandoned operations again in the background: leased ones whose holder has died, has failed, or has
-/// given them back.
+/// Runs abandoned operations again in the background: leased ones whose holder died, failed, or gave them back.
 ///
-/// It looks for them all the time, picks as many as it may run at once, and calls a handler for each. The
-/// handler does what the first caller did: builds the operation from scope and key, and calls
-/// [`run_leased`](PgOnce::run_leased). Any number of recoveries may run, in any number of processes: each
-/// picks other keys, and should two meet on one, begin decides as for any two callers.
+/// A recovery looks all the time, picks as many operations as it may run at once, and calls a handler for each. The
+/// handler does what the first caller did: it builds the operation from scope and key, and calls
+/// [`run_leased`](PgOnce::run_leased). Any number of recoveries may run, in any number of processes. They pick
+/// different keys; if two meet on a key, begin decides as for any two callers.
 ///
-/// A picked key is put off: it is picked again, if it is still abandoned, after a pause that doubles from try
-/// to try. So one that fails every time leaves room for the others, and those that are due longest come first.
+/// A picked key is postponed: if still abandoned, it is picked again after a pause that doubles with each try. So a key
+/// that always fails leaves room for others. Keys due longest come first.
 ///
 /// ```no_run
 /// # use pgonce::{Failure, Lease, Listed, Operation, PgOnce, Recovery, RunError, Work};
@@ -66,16 +65,16 @@ const INTERVAL_DEFAULT: Duration = Duration::from_millis(500);
 const FIRST_PAUSE_DEFAULT: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE_DEFAULT: Duration = Duration::from_secs(3600);
 const TIME_LIMIT_DEFAULT: Duration = Duration::from_secs(3600);
-/// A look that takes longer hangs on a dead connection.
+/// A look that takes longer has met a dead connection.
 const LOOK_MAX: Duration = Duration::from_secs(60);
-/// The longest pause after a look that failed.
+/// The longest pause after a failed look.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 impl PgOnce {
-    /// Leased operations without a live holder: it has died, has failed, or has given them back. The claim that lapsed
-    /// first comes first. Held keys are among them, because the policy that holds a key comes with each begin.
+    /// Leased operations without a live holder, within their retention: the holder died, failed, or gave them back. The
+    /// claim that lapsed first comes first. Includes held keys: the policy that holds a key comes with each begin.
     ///
-    /// Reads the keys that are not finished, and no others; locks nothing.
+    /// Reads only unfinished keys; locks nothing.
     ///
     /// ```no_run
     /// # async fn example(pool: sqlx::PgPool, once: pgonce::PgOnce) -> Result<(), Box<dyn std::error::Error>> {
@@ -102,13 +101,13 @@ impl PgOnce {
 }
 
 impl Recovery {
-    /// Recovers the operations whose scope is like this pattern: `%` stands for any characters, `_` for any
-    /// one, and `\` makes the next one literal. It should cover the scopes whose handler is given to
-    /// [`run_until`](Recovery::run_until), and no others: what is picked and not run is put off all the same.
+    /// Recovers operations whose scope matches this pattern: `%` stands for any characters, `_` for any one, `\` makes
+    /// the next one literal. Match only scopes that the handler of [`run_until`](Recovery::run_until) can run: a picked
+    /// key is postponed even if it is not run.
     ///
     /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for a pattern that is empty, blank, longer than 255 bytes,
-    /// has control characters in it, or ends with a `\` that makes nothing literal.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a pattern that is empty, blank, longer than 255 bytes, has control
+    /// characters, or ends with a `\` that makes nothing literal.
     pub fn new(once: &PgOnce, scopes: &str) -> Result<Self> {
         checked("scopes", scopes.to_owned())?;
         let backslashes = scopes.bytes().rev().take_while(|byte| *byte == b'\\').count();
@@ -126,7 +125,7 @@ impl Recovery {
         })
     }
 
-    /// How many operations to run at once: 1 to 1000; the default is 4.
+    /// How many operations run at once: 1 to 1000; default 4.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside these limits.
@@ -138,8 +137,8 @@ impl Recovery {
         Ok(self)
     }
 
-    /// The longest time between two looks while there is room for another operation: 1 ms to one day; the
-    /// default is half a second. Each is shorter by up to a tenth, so that many processes do not look in step.
+    /// The longest time between two looks while there is room for another operation: 1 ms to one day; default half a
+    /// second. Each is up to a tenth shorter, so that processes do not look in step.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside these limits.
@@ -149,8 +148,8 @@ impl Recovery {
         Ok(self)
     }
 
-    /// For how long a key is put off when it is picked for the first time, and at most. From try to try it
-    /// doubles; the defaults are five seconds and an hour. 1 ms to one day, and the first is not above the longest.
+    /// How long a picked key is postponed: the first pause and the longest; the pause doubles with each try. Default:
+    /// five seconds and one hour. 1 ms to one day; the first is not above the longest.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside these limits.
@@ -160,8 +159,8 @@ impl Recovery {
         Ok(self)
     }
 
-    /// How long a handler may take: 1 ms or more; the default is an hour. One that takes longer is dropped, and
-    /// its claim lapses: work that hangs must not block a place.
+    /// How long a handler may take: 1 ms or more; default one hour. Then it is dropped, and its claim lapses: work that
+    /// hangs must not block a place.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) below this limit.
@@ -173,17 +172,16 @@ impl Recovery {
         Ok(self)
     }
 
-    /// Runs abandoned operations until `shutdown` completes, and returns how many handlers ended well.
+    /// Runs abandoned operations until `shutdown` completes; returns how many handlers succeeded.
     ///
-    /// Each call of `handler` has a task; a panic ends that task only. Errors are logged, with a hash in place of the
-    /// key and without their text. Takes a connection for each look and gives it back; handlers take their own.
+    /// Each call of `handler` has its own task; a panic ends only that task. Logs show errors without their text, and a
+    /// hash in place of the key. Takes a connection for each look and gives it back; handlers take their own.
     ///
-    /// After `shutdown` it picks no more, and waits for the handlers that run. To wait for a bounded time,
-    /// drop it then.
+    /// After `shutdown` it picks no more, and waits for running handlers. To limit that wait, drop the future.
     ///
     /// # Cancel safety
-    /// Cancel safe: dropped, the handlers are dropped at their next await, as in a crash. Their claims lapse
-    /// with their leases, and another process continues them.
+    /// Cancel safe: if dropped, the handlers are dropped at their next await, as in a crash. Their claims lapse with
+    /// their leases, and another process continues them.
     pub async fn run_until<F, Fut, T, E>(
         &self,
         pool: PgPool,
@@ -207,7 +205,7 @@ impl Recovery {
                     failures = 0;
                     for found in picked {
                         let key = log_hash(&found.scope, &found.key);
-                        // Not only the future may panic.
+                        // The call of the handler may panic too, not only its future.
                         match catch_unwind(AssertUnwindSafe(|| handler(found))) {
                             Ok(work) => {
                                 let work = async move { work.await.map(drop).map_err(Into::into) };
@@ -217,7 +215,7 @@ impl Recovery {
                         }
                     }
                 }
-                // Two that look at once, under the stricter isolation levels.
+                // Another recovery looked at the same moment.
                 Err(error) if error.kind() == ErrorKind::Contention => {}
                 Err(error) => {
                     failures += 1;
@@ -238,7 +236,7 @@ impl Recovery {
 }
 
 impl Recovery {
-    /// Picks as many keys as may be run, and puts them off.
+    /// Picks as many keys as may run, and postpones them.
     async fn pick(&self, pool: &PgPool, free: usize) -> Result<Vec<Listed>> {
         if free == 0 {
             return Ok(Vec::new());
@@ -261,24 +259,24 @@ impl Recovery {
             });
             rows.await?.iter().map(listed).collect()
         };
-        // What is dropped then closes its connection.
+        // A dropped call closes its connection.
         tokio::time::timeout(LOOK_MAX, picking)
             .await
             .unwrap_or_else(|_| Err(Error::new(ErrorKind::Connection, "a look got no answer")))
     }
 }
 
-/// The handlers that run, each in a task of its own.
+/// The running handlers, each in its own task.
 #[derive(Default)]
 struct Running {
     tasks: JoinSet<Handled>,
     /// What logs may show of their keys.
     keys: HashMap<Id, String>,
-    /// How many have ended well.
+    /// How many succeeded.
     well: u64,
 }
 
-/// How a handler ended, unless its time was over.
+/// How a handler ended, or that its time was over.
 type Handled = Result<Result<(), BoxError>, tokio::time::error::Elapsed>;
 
 impl Running {
@@ -287,7 +285,7 @@ impl Running {
         self.keys.insert(id, key);
     }
 
-    /// Waits until a handler ends, or for this time when there is room for another one.
+    /// Waits until a handler ends, or for `pause` if there is room for another one.
     async fn next(&mut self, pause: Duration, full: bool) {
         let mut pause = pin!(tokio::time::sleep(pause));
         if full {
@@ -299,7 +297,7 @@ impl Running {
         }
     }
 
-    /// Waits until a handler ends, and says how.
+    /// Waits until a handler ends, and logs how.
     async fn one(&mut self) {
         let ended = self.tasks.join_next_with_id().await;
         let (id, problem) = match ended {

@@ -1,4 +1,4 @@
-//! The closure form for work that leaves the database.
+//! The closure form for work that also acts outside the database.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -21,25 +21,25 @@ use crate::protocol::procedure;
 use crate::transactional::OwnedTransaction;
 use crate::transactional::{Done, Ending, Next, RunError, WorkError, answered};
 
-/// How long it is tried to give up a claim whose work has met silence.
+/// How long to try to give up a claim whose work got no answer.
 const GIVE_UP_MAX: Duration = Duration::from_secs(5);
 
 impl PgOnce {
-    /// Runs `work` under a lease, for operations that call other services or take long: no transaction is
-    /// open and no connection is held while it runs.
+    /// Runs `work` under a lease, for operations that call other services or take long. While `work` runs, no
+    /// transaction is open and no pooled connection is in use, unless `work` asks for one.
     ///
-    /// Commits the claim, pushes its lease from a connection beside the pool while `work` runs, and
-    /// completes the operation with the returned value as JSON, in one transaction with what was written
-    /// through [`Work::last_tx`]. A retry of a finished key gets the stored value. After a crash the next
-    /// call takes the lapsed claim over; [steps](Work::step) that were recorded are not done again.
+    /// Commits the claim, renews its lease over a connection beside the pool, and completes the operation with the
+    /// returned value as JSON, in one transaction with the writes through [`Work::last_tx`]. A retry of a finished key
+    /// gets the stored value. After a crash the next call takes over the lapsed claim; recorded [steps](Work::step) are
+    /// not done again.
     ///
-    /// When the claim is lost, `work` is dropped at its next await, nothing more of it is written, and the
-    /// answer is [`ClaimLost`](ErrorKind::ClaimLost).
+    /// If the claim is lost, `work` is dropped at its next await, nothing more of it is written, and the answer is
+    /// [`ClaimLost`](ErrorKind::ClaimLost).
     ///
-    /// When `work` fails or its end is refused, its last transaction is rolled back and the claim lapses at once:
-    /// the same key and request run again, without the steps that are done, up to
-    /// [`max_attempts`](crate::Policy::max_attempts). With [`OnLapse::Hold`] it is left to lapse and then held for an
-    /// operator, because nobody knows what the remote has done. [`Failure::keep`](crate::Failure::keep) ends the operation for good.
+    /// If `work` fails or its end is refused, its last transaction rolls back and the claim lapses at once: the same
+    /// key and request run again, without recorded steps, up to [`max_attempts`](crate::Policy::max_attempts). Under
+    /// [`OnLapse::Hold`] the claim lapses with its lease, and the key is held for an operator: the remote's state is
+    /// unknown. [`Failure::keep`](crate::Failure::keep) ends the operation for good.
     ///
     /// ```no_run
     /// # use pgonce::{Lease, Operation, PgOnce, Work};
@@ -61,11 +61,11 @@ impl PgOnce {
     /// ```
     ///
     /// # Errors
-    /// [`RunError`], as [`run`](PgOnce::run). After [`CommitUnknown`](ErrorKind::CommitUnknown) of the last
-    /// transaction the key is completed, or its claim lapses with its lease.
+    /// [`RunError`], as [`run`](PgOnce::run). If the last transaction ends with
+    /// [`CommitUnknown`](ErrorKind::CommitUnknown), the key is completed, or its claim lapses with its lease.
     ///
     /// # Cancel safety
-    /// Dropped, `work` is dropped too, and the claim lapses with its lease; what was recorded stays.
+    /// If dropped, `work` is dropped too. The claim lapses with its lease; what was recorded stays.
     pub async fn run_leased<T, E, Kind, F>(
         &self,
         pool: &PgPool,
@@ -98,7 +98,7 @@ impl PgOnce {
             answer => return answered(answer),
         };
         let on_lapse = self.policy_of(op).on_lapse;
-        claim.settled = true; // from here on it ends or lapses, and both are said
+        claim.settled = true; // no log line on drop: its end or lapse is reported
         let mut heartbeat = Heartbeat::start(&self.beside, pool, &claim, lease);
         claim.answer_within = heartbeat.loans.answer_within();
         let mut held = Work::new(pool, op, claim.id(), claim.attempt(), &heartbeat.loans);
@@ -116,7 +116,7 @@ impl PgOnce {
         let error: RunError<E> = match ending {
             Ok(value) => match self.end_leased(pool, op, claim, tx, value).await {
                 Ok(value) => return Ok(Done::new(value)),
-                // Nobody knows whether it is completed.
+                // The operation may be completed: keep the claim.
                 Err(error) if error.kind() == ErrorKind::CommitUnknown => return Err(error.into()),
                 Err(error) => error.into(),
             },
@@ -135,14 +135,14 @@ impl PgOnce {
                 error
             }
         };
-        drop(heartbeat); // a late beat would bring the lapsed claim back to life
+        drop(heartbeat); // no beats for a claim that is given up
         let noted = error.retry_after().is_none().then(|| error.redacted());
         give_up(pool, on_lapse, &id, noted.as_deref()).await;
         Err(error)
     }
 
-    /// Completes the operation with the returned value, and commits it with the last writes if there are some. Returns
-    /// the value as a retry will read it.
+    /// Completes the operation with the returned value, and commits it with the last writes, if any. Returns the value as
+    /// a retry will read it.
     async fn end_leased<T: Serialize + DeserializeOwned>(
         &self,
         pool: &PgPool,
@@ -168,7 +168,7 @@ impl PgOnce {
         Ok(value)
     }
 
-    /// Begins, and waits out a claim that another process holds, without a connection.
+    /// Begins. Waits for another caller's leased claim without a connection.
     async fn begin_patiently(&self, pool: &PgPool, op: &Operation, lease: Lease) -> Result<Begin> {
         let mut waiting = self.lines.wait(pool, self.policy_of(op).wait);
         loop {
@@ -189,10 +189,10 @@ impl PgOnce {
     }
 }
 
-/// Lets the claim of failed work lapse at once, or leaves it to an operator, and notes how it ended; `None`: it was put
-/// off. Best effort: it lapses with its lease otherwise, and the attempt counts.
+/// Lets the claim of failed work lapse: at once, or with its lease if an operator must decide. Stores how the work
+/// ended; `None`: postponed. Best effort: otherwise the claim lapses with its lease, and the attempt counts.
 pub(crate) async fn give_up(pool: &PgPool, on_lapse: OnLapse, id: &ClaimId, told: Option<&str>) {
-    // Not released: a remote may have been called, so it stays the operation of this request.
+    // Not released: a remote may have been called, so the key stays bound to this request.
     let at_once = on_lapse == OnLapse::Retry;
     let given_up = id.lapse(pool, told, at_once).await;
     if let Err(error) = given_up
@@ -203,8 +203,8 @@ pub(crate) async fn give_up(pool: &PgPool, on_lapse: OnLapse, id: &ClaimId, told
 }
 
 impl ClaimId {
-    /// Gives the claim up; its key stays bound to its request. `error`: how the work ended, without what it was about;
-    /// none: it was put off, and the attempt does not count.
+    /// Gives the claim up; its key stays bound to its request. `error`: how the work ended, without its data; `None`:
+    /// postponed, the attempt does not count.
     async fn lapse(&self, pool: &PgPool, error: Option<&str>, at_once: bool) -> Result<()> {
         procedure::keeping(error, |text| async move {
             let query = || {
@@ -229,7 +229,7 @@ async fn rollback(tx: Option<OwnedTransaction>) {
     }
 }
 
-/// The error of work that was stopped. When its connection is silent, it is still the holder, and gives its claim up.
+/// The error of stopped work. If a connection was silent, the claim is still this holder's, and is given up.
 pub(crate) async fn stopped(pool: &PgPool, on_lapse: OnLapse, id: &ClaimId, why: Stopped) -> Error {
     let (kind, message) = match why {
         Stopped::Lost => {
@@ -242,7 +242,7 @@ pub(crate) async fn stopped(pool: &PgPool, on_lapse: OnLapse, id: &ClaimId, why:
     };
     let error = Error::new(kind, message);
     if why == Stopped::Silent {
-        // The database may be silent on every connection: the claim lapses by itself then.
+        // If every connection is silent, the claim lapses by itself.
         let told = redacted(&error);
         let given_up = give_up(pool, on_lapse, id, Some(&told));
         let _ = tokio::time::timeout(GIVE_UP_MAX, given_up).await;

@@ -1,4 +1,4 @@
-//! Work under a lease: steps that are done once, and what else it may do with its claim.
+//! Work under a lease: its steps, and what else it may do with its claim.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -20,7 +20,7 @@ use crate::protocol::procedure::{self, answered};
 use crate::transactional::Failure;
 use crate::transactional::OwnedTransaction;
 
-/// A piece of leased work that is done once per operation: its name, and what it was made from.
+/// A piece of leased work that is done once per operation: its name, and its input.
 ///
 /// ```
 /// use pgonce::Step;
@@ -34,14 +34,14 @@ pub struct Step {
 }
 
 impl Step {
-    /// A step of this name: 1 to 255 bytes, like a key. Names are permanent: a recorded step is found by its name,
-    /// wherever it stands, and a step with another name is another step.
+    /// A step with this name: 1 to 255 bytes, like a key. Names are permanent: a record is found by its name, wherever
+    /// the step stands, and another name is another step.
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), definition: None }
     }
 
-    /// What the step is made from. Recorded with it; a later attempt that makes it from something else is
-    /// refused instead of getting an output that does not fit.
+    /// The step's input, recorded with it. A later attempt with another input is refused: the recorded output would not
+    /// fit.
     ///
     /// # Errors
     /// As [`Fingerprint::of_json`].
@@ -65,10 +65,10 @@ pub struct Work {
     id: ClaimId,
     attempt: u32,
     steps: HashMap<String, Recorded>,
-    /// Whether the table may know of steps that are not in `steps`: those of earlier attempts, and one whose
-    /// record was not confirmed.
+    /// Whether the table may have steps that `steps` lacks: from earlier attempts, or one whose record was not
+    /// confirmed.
     stale: bool,
-    /// The transaction that will complete the operation, once it has been asked for.
+    /// The transaction that completes the operation, once the work has asked for it.
     pub(crate) tx: Option<OwnedTransaction>,
 }
 
@@ -76,7 +76,7 @@ pub struct Work {
 struct Recorded {
     definition: Option<Vec<u8>>,
     output: Vec<u8>,
-    /// Whether this attempt has reached it.
+    /// Whether this attempt has reached the step.
     passed: bool,
 }
 
@@ -104,31 +104,28 @@ impl Work {
         self.op.derived_key(name)
     }
 
-    /// Does `work` once per operation, and commits its output. A later attempt does not do it again: it gets the
-    /// recorded output. This attempt gets the output as it is read back from its JSON, too.
+    /// Does `work` once per operation and commits its output; later attempts get the recorded output. This attempt, too,
+    /// gets the output as it is read back from its JSON.
     ///
-    /// A crash between `work` and the record does it again. If it calls a remote, hand that a
-    /// [`derived_key`](Work::derived_key); if it writes to this database, use
-    /// [`step_tx`](Work::step_tx).
+    /// A crash before the record repeats `work`. If `work` calls a remote, give the remote a
+    /// [`derived_key`](Work::derived_key); if it writes to this database, use [`step_tx`](Work::step_tx).
     ///
-    /// The output takes up to 1 MiB (1,048,576 bytes) as JSON. A larger one is not recorded, and it is too late
-    /// then: `work` was done, and would be done again.
+    /// The output takes up to 1 MiB (1,048,576 bytes) as JSON. A larger one is not recorded: `work` was done, and would
+    /// be done again.
     ///
-    /// Takes a connection for a moment after `work`, and before the first step of a later attempt, and none while
-    /// `work` runs. Recording is tried again when the database is away for a moment.
+    /// Takes a connection briefly after `work`, and before the first step of a later attempt; none while `work` runs.
+    /// Retries the record if the database is briefly away.
     ///
     /// # Errors
-    /// Whatever `work` returns; nothing is recorded then. An [`Error`] of the kind
-    /// [`ClaimLost`](ErrorKind::ClaimLost) when another holder has taken over: nothing was recorded, return
-    /// it. [`StepChanged`](ErrorKind::StepChanged) when the step does not fit what earlier attempts recorded.
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for its name, before `work`, or for its output;
-    /// [`Encoding`](ErrorKind::Encoding) for an output that cannot be read back.
-    /// After one that [is retryable](Error::is_retryable) the step may be recorded or not: call it again, or
-    /// return it, and what is recorded is not done again.
+    /// The error of `work`; nothing is recorded. An [`Error`] of kind [`ClaimLost`](ErrorKind::ClaimLost): another
+    /// holder has taken over, nothing more is recorded; return it. [`StepChanged`](ErrorKind::StepChanged): the step
+    /// does not fit earlier records. [`InvalidInput`](ErrorKind::InvalidInput): for the name, before `work`, or for the
+    /// output. [`Encoding`](ErrorKind::Encoding): the output cannot be read back. After a [retryable](Error::is_retryable) error the step may be recorded: call it again or return the
+    /// error; recorded work is not repeated.
     ///
     /// # Cancel safety
-    /// Dropped while `work` runs, it may be done and not recorded; it is done again when it is called again,
-    /// in this attempt or a later one. Dropped after that, it may be recorded, and the next call finds out.
+    /// If dropped while `work` runs, `work` may be done but not recorded: the next call, in this attempt or a later
+    /// one, does it again. If dropped later, the step may be recorded, and the next call finds out.
     pub async fn step<T, E, F>(&mut self, step: impl Into<Step>, work: F) -> Result<T, Failure>
     where
         T: Serialize + DeserializeOwned,
@@ -151,16 +148,15 @@ impl Work {
         }
     }
 
-    /// As [`step`](Work::step), for work that writes to this database: its writes and its record are one
-    /// transaction, so that it is done exactly once.
+    /// As [`step`](Work::step), for work that writes to this database: writes and record commit together, so the work
+    /// takes effect exactly once.
     ///
     /// # Errors
-    /// As [`step`](Work::step). Everything is rolled back on any but
-    /// [`CommitUnknown`](ErrorKind::CommitUnknown), after which the next call finds out.
+    /// As [`step`](Work::step). Everything is rolled back, except after [`CommitUnknown`](ErrorKind::CommitUnknown):
+    /// then the next call finds out.
     ///
     /// # Cancel safety
-    /// Dropped, it is rolled back, or had been committed; the next call finds out, in this attempt or a later
-    /// one.
+    /// If dropped, the step is rolled back or committed; the next call, in this attempt or a later one, finds out.
     pub async fn step_tx<T, E, F>(&mut self, step: impl Into<Step>, work: F) -> Result<T, Failure>
     where
         T: Serialize + DeserializeOwned,
@@ -199,14 +195,14 @@ impl Work {
         }
     }
 
-    /// The transaction that will be committed with the operation's end: for its last writes. Opens it, or
-    /// returns the one that is open; it holds a connection from then on.
+    /// The transaction that commits with the operation's end, for its last writes. Opens it, or returns the open one.
+    /// It uses a connection from then on.
     ///
     /// # Errors
     /// [`Connection`](ErrorKind::Connection).
     ///
     /// # Cancel safety
-    /// Cancel safe: dropped, there is none.
+    /// Cancel safe: if dropped, no transaction is opened.
     pub async fn last_tx(&mut self) -> Result<&mut PgConnection> {
         let tx = match self.tx.take() {
             Some(tx) => tx,
@@ -216,22 +212,22 @@ impl Work {
         Ok(self.tx.insert(tx))
     }
 
-    /// Rolls the last transaction back, so that it can be begun anew.
+    /// Rolls the last transaction back, so that it can begin again.
     pub(crate) async fn undo_last_tx(&mut self) {
         if let Some(tx) = self.tx.take() {
             tx.rollback().await;
         }
     }
 
-    /// Says how far the work is, for those who poll: up to 64 KiB (65,536 bytes) as JSON. Tried again when the
-    /// database is away for a moment.
+    /// Reports how far the work is, for clients that poll: up to 64 KiB (65,536 bytes) as JSON. Retries if the database
+    /// is briefly away.
     ///
     /// # Errors
-    /// [`ClaimLost`](ErrorKind::ClaimLost) when another holder has taken over: return it.
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for more than that.
+    /// [`ClaimLost`](ErrorKind::ClaimLost): another holder has taken over; return it.
+    /// [`InvalidInput`](ErrorKind::InvalidInput): more than 64 KiB.
     ///
     /// # Cancel safety
-    /// Cancel safe: dropped, it is said or not.
+    /// Cancel safe: if dropped, the report is stored or not.
     pub async fn progress<T: Serialize + ?Sized>(&mut self, progress: &T) -> Result<()> {
         let (id, progress) = (&self.id, &output(progress)?);
         id.report_progress(&self.pool, progress).await
@@ -241,14 +237,14 @@ impl Work {
         self.id.commit_step(&self.pool, &step.name, step.definition.as_ref(), output).await
     }
 
-    /// The output of a step whose record failed, if it is recorded all the same: the COMMIT got through, or an
-    /// earlier try did, and only its confirmation not.
+    /// The output of a step that is recorded although recording failed: a COMMIT succeeded, and only its confirmation
+    /// was lost.
     async fn unless_recorded<T: DeserializeOwned>(
         &mut self,
         step: &Step,
         error: Error,
     ) -> Result<T, Failure> {
-        // InvalidInput: a step of this name is recorded already, if not too large.
+        // InvalidInput: the output is too large, or the name is already recorded.
         let may_be = matches!(error.kind(), ErrorKind::CommitUnknown | ErrorKind::InvalidInput);
         if may_be && let Ok(Some(output)) = self.recorded(step).await {
             return Ok(output);
@@ -256,7 +252,6 @@ impl Work {
         Err(error.into())
     }
 
-    /// Reads what is recorded.
     async fn read_steps(&mut self) -> Result<()> {
         let within = self.loans.answer_within();
         let read = || async {
@@ -273,21 +268,21 @@ impl Work {
         Ok(())
     }
 
-    /// The recorded output of a step, if there is one. Anything that does not fit is an error: another
-    /// step's value is worse than none.
+    /// The recorded output of a step, if any. Fails if the record does not fit: another step's value is worse than
+    /// none.
     async fn recorded<T: DeserializeOwned>(&mut self, step: &Step) -> Result<Option<T>> {
         if self.stale {
             self.read_steps().await?;
         }
         let changed = |what: &str| Err(Error::new(ErrorKind::StepChanged, what));
         let Some(recorded) = self.steps.get_mut(&step.name) else {
-            // Work is the same from attempt to attempt, so what is recorded comes first.
+            // Every attempt reaches the same steps, so recorded ones come first.
             if self.steps.values().any(|recorded| !recorded.passed) {
                 return changed(
                     "a step is new and comes before recorded ones; was one renamed or left out?",
                 );
             }
-            // Its record would be refused, and the work was done by then.
+            // Refuse a bad name now: later the work is already done.
             return checked("step", step.name.clone()).map(|_| None);
         };
         if std::mem::replace(&mut recorded.passed, true) {

@@ -1,7 +1,7 @@
 //! Handlers that are called as functions, without the layer.
 
-use pgonce::web::{HandlerTest, OnceRejection};
 use pgonce::ErrorKind;
+use pgonce::web::{HandlerTest, OnceRejection};
 
 use crate::support::db::{TestDb, effect, op};
 
