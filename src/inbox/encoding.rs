@@ -1,4 +1,4 @@
-//! Message ids that the database's encoding cannot hold.
+//! Message ids that the database's encoding cannot represent.
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool};
@@ -10,8 +10,8 @@ use crate::operation::Operation;
 use crate::transactional::OwnedTransaction;
 
 impl Inbox {
-    /// Refuses those ids that the database's encoding cannot hold, so that they do no harm to the others. Costs a round
-    /// trip where there are ids that are not ASCII, which every encoding holds.
+    /// Refuses the ids that the database's encoding cannot represent, so that they do not harm the others. Costs a
+    /// round trip if an id is not ASCII; every encoding has ASCII.
     pub(super) async fn refuse_untranslatable(
         &self,
         conn: &mut PgConnection,
@@ -26,8 +26,8 @@ impl Inbox {
         refuse(ops, &row)
     }
 
-    /// Why the message can never be handled here, if the database's encoding cannot hold its id. Otherwise the message
-    /// is not to blame that something could not be held: it is the consumer's name.
+    /// Why the message can never be handled here, if the database's encoding cannot represent its id. None: the
+    /// consumer's name is to blame, not the message.
     pub(super) async fn untranslatable(
         &self,
         pool: &PgPool,

@@ -1,4 +1,4 @@
-//! Handling a message from begin to commit, and what to tell the broker.
+//! Handles a message from begin to commit, and says what to tell the broker.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -27,16 +27,16 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message with this id: the broker's, or one from its content that says better what must happen once
-    /// (an order's number survives a publisher that sends twice). 1 to 255 bytes, as a [`Key`](crate::Key); a message
-    /// with another one is a [`DeadLetter`](Verdict::DeadLetter), never one that is handled unprotected.
+    /// A message with this id: the broker's, or one from the content (an order's number survives a publisher that sends
+    /// twice). 1 to 255 bytes, as a [`Key`](crate::Key). A message with an invalid id is a
+    /// [`DeadLetter`](Verdict::DeadLetter), and is never handled unprotected.
     pub fn new(id: impl Into<String>) -> Self {
         Self { id: id.into(), redelivered: None }
     }
 
-    /// Whether the broker says that it has delivered this message before. A redelivered message may have crashed its
-    /// consumer, so pgonce first commits a claim, which counts the attempt. A first delivery needs no such commit. If
-    /// this is not called, the message is taken for a redelivered one.
+    /// Whether the broker says that it has delivered this message before; the default is yes. Such a message may have
+    /// crashed its consumer, so pgonce first commits a claim, which counts the attempt. A first delivery needs no such
+    /// commit.
     #[must_use]
     pub fn redelivered(mut self, redelivered: bool) -> Self {
         self.redelivered = Some(redelivered);
@@ -44,43 +44,43 @@ impl Message {
     }
 }
 
-/// What became of a message.
+/// The result of handling a message.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Handled<T, E> {
     /// What to tell the broker.
     pub verdict: Verdict,
-    /// What the work returned, now or [in an earlier delivery](Done::is_replay), or why there is nothing.
+    /// The work's value, from now or [an earlier delivery](Done::is_replay), or why there is none.
     pub result: Result<Done<T>, RunError<E>>,
 }
 
 /// What to tell the broker about a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is done, and committed.
+    /// Done and committed.
     Ack,
-    /// It is not done: deliver it again, after this time.
+    /// Not done: deliver it again after this time.
     Retry(Duration),
-    /// It will not be done: put it where people look. The reason says nothing of what it was about.
+    /// Never to be done: put it where people look. The reason contains nothing of the message.
     DeadLetter(String),
 }
 
 impl Inbox {
     /// Handles a message once: begins, runs `work`, completes with its value and commits, as
-    /// [`PgOnce::run`](crate::PgOnce::run) does, and says what to tell the broker. Tell it after this has returned:
-    /// what is acknowledged is committed.
+    /// [`PgOnce::run`](crate::PgOnce::run) does. Says what to tell the broker. Tell it after this has returned, so that
+    /// an acknowledged message is committed.
     ///
     /// | what happens | verdict |
     /// |---|---|
     /// | `work` returns a value, and its transaction is committed | `Ack` |
     /// | the message is done already | `Ack`; `work` does not run |
     /// | another consumer handles it, and the wait is over | `Retry` |
-    /// | `work` fails: everything is rolled back, and the attempt is counted | `Retry`, or `DeadLetter` when the attempts are used up |
-    /// | `work` returns [`Failure::keep`](crate::Failure::keep) | `DeadLetter`, now and whenever it comes again |
-    /// | `work` returns [`Failure::later`](crate::Failure::later) | `Retry` with its pause; everything is rolled back, and nothing is counted |
-    /// | the connection breaks or the server ends the session while `work` runs, or COMMIT gets no answer | as a failure of `work`, unless it turns out to be committed |
-    /// | the database is away before `work` begins, or is read-only, or has no schema | `Retry`, and nothing is counted |
-    /// | the id is invalid, or the database's encoding cannot hold it | `DeadLetter` |
+    /// | `work` fails: everything is rolled back, and the attempt counts | `Retry`, or `DeadLetter` when the attempts are used up |
+    /// | `work` returns [`Failure::keep`](crate::Failure::keep) | `DeadLetter`, now and on each redelivery |
+    /// | `work` returns [`Failure::later`](crate::Failure::later) | `Retry` with its pause; everything is rolled back, no attempt counts |
+    /// | the connection breaks or the server ends the session while `work` runs, or COMMIT gets no answer | as if `work` failed, unless it was committed |
+    /// | the database is read-only, has no schema, or is away before `work` begins | `Retry`; no attempt counts, unless a redelivered message already has its claim |
+    /// | the id is invalid, or the database's encoding cannot represent it | `DeadLetter` |
     ///
     /// ```no_run
     /// # use pgonce::{Inbox, Message, Verdict};
@@ -98,7 +98,7 @@ impl Inbox {
     /// ```
     ///
     /// # Cancel safety
-    /// Cancel safe: dropped at any point, the message is handled whole or not at all. Do not acknowledge it.
+    /// Cancel safe: the message is handled as a whole or not at all. Do not acknowledge it.
     pub async fn handle<T, E, Kind, F>(
         &self,
         pool: &PgPool,
@@ -126,9 +126,9 @@ impl Inbox {
         let result = if first {
             self.once.run(pool, &op, work).await
         } else {
-            // It may have killed its consumer: a claim that is committed first counts this attempt.
+            // The message may have killed its consumer: a claim that is committed first counts this attempt.
             let work = async |held: &mut Work| {
-                // Transactions that lost against another one, as in `run`.
+                // After a serialization failure or deadlock, as in `run`.
                 let mut restarts = Restarts::default();
                 loop {
                     let tx = match held.last_tx().await {
@@ -153,15 +153,15 @@ impl Inbox {
         Handled { verdict, result }
     }
 
-    /// Says that the work of a message that was [received](Inbox::receive) has failed, after its transaction was
-    /// rolled back: counts the attempt, on a connection of the pool, and commits that. `error` is kept for people (1000 characters,
-    /// with question marks for what the database cannot hold); say nothing in it of what the message was about.
+    /// Counts a failed attempt at a [received](Inbox::receive) message, after its transaction was rolled back. Takes a
+    /// pooled connection, and commits. `error` is kept for people (1000 characters; what the database cannot represent
+    /// becomes question marks): it must contain nothing of the message.
     ///
     /// # Errors
     /// As [`begin`](crate::PgOnce::begin).
     ///
     /// # Cancel safety
-    /// Dropped before it returns, the attempt may or may not be counted.
+    /// If dropped, the attempt may or may not be counted.
     pub async fn failed(&self, pool: &PgPool, id: &str, error: &str) -> Result<Verdict> {
         let op = self.operation(id)?;
         let row = self.count(pool, &op, error).await?;
@@ -231,11 +231,11 @@ impl Inbox {
         rows.await?.pop().ok_or_else(none)
     }
 
-    /// What to tell the broker after an attempt has failed.
+    /// What to tell the broker after a failed attempt.
     fn after(&self, row: &PgRow) -> Result<Verdict> {
         let last_error = || get::<Option<String>>(row, "last_error");
         Ok(match get::<&str>(row, "status")? {
-            "completed" => Verdict::Ack, // by another consumer; or the stored value is of another type
+            "completed" => Verdict::Ack, // another consumer did it, or the stored value has another type
             "failed" => Verdict::DeadLetter(reason(last_error()?, FAILED)),
             "held" => Verdict::DeadLetter(reason(last_error()?, USED_UP)),
             "waiting" => self.retry(get::<i32>(row, "used")?.unsigned_abs()),
@@ -243,7 +243,6 @@ impl Inbox {
         })
     }
 
-    /// The pause after so many attempts.
     fn retry(&self, attempts: u32) -> Verdict {
         let doubled = self.first_pause.saturating_mul(1 << attempts.saturating_sub(1).min(30));
         let pause = jitter(doubled.min(self.longest_pause));
@@ -252,17 +251,17 @@ impl Inbox {
     }
 }
 
-/// What is known of an attempt beside its result.
+/// What is known of an attempt, beside its result.
 #[derive(Clone, Copy)]
 struct Attempt {
     /// Whether it was counted before the work began.
     counted: bool,
-    /// Whether the work began. What goes wrong from then on may be the message's fault, even if it looks like the
-    /// server's: a connection that breaks, a server-side time-out, a COMMIT without an answer.
+    /// Whether the work began. From then on the message may be the cause, even of a failure that looks like the
+    /// server's: a broken connection, a server-side timeout, a COMMIT without an answer.
     began: bool,
 }
 
-/// Whether the failure has nothing to do with this message: it would only be counted against it.
+/// Whether the failure has nothing to do with this message, and must not count against it.
 fn is_elsewhere(error: &Error, attempt: Attempt) -> bool {
     let deployment = matches!(
         error.kind(),

@@ -1,4 +1,4 @@
-//! Messages that are delivered at least once, and take effect once.
+//! Messages that are delivered at least once and take effect once.
 
 mod encoding;
 mod handle;
@@ -19,10 +19,10 @@ use crate::protocol::inspection::Record;
 
 pub use handle::{Handled, Message, Verdict};
 
-/// A consumer of messages: remembers which it has handled, in the transaction that handles them.
+/// A consumer of messages. Stores the ids that it has handled, in the transaction that handles them.
 ///
-/// Its name is the scope of its keys, and a message's id is the key. Two consumers of one message know nothing
-/// of each other.
+/// The consumer's name is the scope of its keys, a message's id the key. Consumers with different names are
+/// independent.
 ///
 /// ```
 /// # use pgonce::{Inbox, PgOnce, Policy};
@@ -49,19 +49,19 @@ const LONGEST_PAUSE_DEFAULT: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 #[must_use = "only `New` allows the message to be handled"]
 pub enum Received {
-    /// It is new, and recorded as done in this transaction: handle it in the same one.
+    /// New, and recorded as done in this transaction: handle it in the same transaction.
     New(Receipt),
-    /// It is done; the response is what [`Inbox::handle`] stored, or empty.
+    /// Done; the response is what [`Inbox::handle`] stored, or empty.
     Seen(Response),
-    /// Another transaction is at it. If that rolls back it must be delivered again.
+    /// Another transaction or a live claim has it: the broker must deliver it again.
     InProgress,
-    /// Its attempts are used up, or it has failed for good; why, in words.
+    /// Its attempts are used up, it failed for good, or its row is corrupt; the text says why.
     Dead(String),
-    /// The id is invalid, or the database's encoding cannot hold it; the rest of the batch is unaffected.
+    /// The id is invalid, or the database's encoding cannot represent it; the rest of the batch is unaffected.
     Refused(Error),
 }
 
-/// The record of a message that is handled in this transaction.
+/// The record of a message that this transaction handles.
 #[derive(Debug, Clone)]
 pub struct Receipt {
     op: Operation,
@@ -75,7 +75,7 @@ impl Receipt {
         self.attempt
     }
 
-    /// A key for what is sent on because of this message: the same in every attempt, so that the receiver recognizes a
+    /// A key for what you send because of this message: the same in every attempt, so that the receiver recognizes a
     /// repetition. See [`Operation::derived_key`].
     #[must_use]
     pub fn derived_key(&self, name: &str) -> Key {
@@ -84,10 +84,10 @@ impl Receipt {
 }
 
 impl Inbox {
-    /// The inbox of a consumer, with [`Policy::inbox`].
+    /// A consumer's inbox, with [`Policy::inbox`].
     ///
     /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput) when the name breaks the limits of a [`Scope`].
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if the name breaks the limits of a [`Scope`].
     pub fn new(once: &PgOnce, consumer: impl TryInto<Scope, Error: Into<Error>>) -> Result<Self> {
         Ok(Self {
             once: once.clone(),
@@ -99,19 +99,19 @@ impl Inbox {
         })
     }
 
-    /// How long ids are remembered, how long to wait while another consumer handles the same message, and after how many
-    /// attempts a message is dead; [`Policy::inbox`] unless set. The retention must outlast the last redelivery, also
-    /// from a dead-letter queue and by people; see [`outlasts`](Inbox::outlasts).
+    /// How long ids are remembered, how long to wait while another consumer handles the same message, and after how
+    /// many attempts a message is dead. Default: [`Policy::inbox`]. The retention must outlast the last redelivery,
+    /// also from a dead-letter queue or by people; see [`outlasts`](Inbox::outlasts).
     ///
     /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput) when the retention is shorter than the [lease](Inbox::lease).
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if the retention is shorter than the [lease](Inbox::lease).
     pub fn policy(mut self, policy: Policy) -> Result<Self> {
         check_lease(self.lease.length, policy.retention)?;
         self.policy = policy;
         Ok(self)
     }
 
-    /// Refuses a retention that is shorter than the longest time after which the broker, or a person with a dead-letter
+    /// Refuses a retention shorter than `horizon`: the longest time until the broker, or a person with a dead-letter
     /// queue, may deliver a message again.
     ///
     /// # Errors
@@ -128,20 +128,19 @@ impl Inbox {
         Ok(self)
     }
 
-    /// How [`handle`](Inbox::handle) holds a message that was delivered before; the default is ten seconds,
-    /// renewed while the work runs. So long it is *in progress* after its consumer was killed.
+    /// The lease that [`handle`](Inbox::handle) takes on a redelivered message, and renews while the work runs.
+    /// Default: ten seconds. A message whose consumer was killed stays *in progress* for this long.
     ///
     /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput) when it is longer than the retention.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if it is longer than the retention.
     pub fn lease(mut self, lease: Lease) -> Result<Self> {
         check_lease(lease.length, self.policy.retention)?;
         self.lease = lease;
         Ok(self)
     }
 
-    /// How long to wait before a message that has failed is delivered again: after its first attempt, and at
-    /// most. From attempt to attempt it doubles; the defaults are a second and five minutes. 1 ms to one day, and the
-    /// first is not above the longest.
+    /// The pauses before a failed message is delivered again: the first and the longest; the pause doubles with each
+    /// attempt. Default: one second and five minutes. 1 ms to one day; the first is not above the longest.
     ///
     /// # Errors
     /// [`InvalidInput`](ErrorKind::InvalidInput) outside these limits.
@@ -151,9 +150,9 @@ impl Inbox {
         Ok(self)
     }
 
-    /// Asks whether a message is new, in the caller's open transaction. `New` has recorded it as done there:
-    /// with a commit its record and its effects are there, with a rollback neither. **Outside of a transaction it is
-    /// done as soon as this has returned, and lost if the process dies then.**
+    /// Asks in the caller's open transaction whether a message is new. `New` has recorded it there as done: record and
+    /// effects commit or roll back together. **Outside a transaction the message is done as soon as this returns, and
+    /// lost if the process then dies.**
     ///
     /// ```no_run
     /// # use pgonce::{Inbox, Received};
@@ -167,15 +166,14 @@ impl Inbox {
     /// # }
     /// ```
     ///
-    /// Inserts one row, or takes over the one of an earlier attempt. When the work fails, roll back, and call
-    /// [`failed`](Inbox::failed) so that the attempt counts; [`handle`](Inbox::handle) does all of that.
+    /// Inserts one row, or takes over the row of an earlier attempt. If the work fails, roll back and call
+    /// [`failed`](Inbox::failed), so that the attempt counts; [`handle`](Inbox::handle) does all of this.
     ///
     /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for an invalid id, and as
-    /// [`begin`](PgOnce::begin). Roll back on any.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for an invalid id, and as [`begin`](PgOnce::begin). Roll back on any.
     ///
     /// # Cancel safety
-    /// Dropped before it returns, the record may or may not be in the transaction: roll it back.
+    /// If dropped, the record may be in the transaction: roll back.
     pub async fn receive(&self, conn: &mut PgConnection, id: &str) -> Result<Received> {
         match self.receive_many(conn, &[id]).await?.pop() {
             Some(Received::Refused(error)) => Err(error),
@@ -184,12 +182,11 @@ impl Inbox {
         }
     }
 
-    /// As [`receive`](Inbox::receive), for up to 1,000 messages in one round trip: what it says of each, in
-    /// their order. The first of several with one id is new, the others are seen.
+    /// As [`receive`](Inbox::receive), for up to 1,000 messages in one round trip, or two if an id is not ASCII.
+    /// Answers in the order of the ids. Of several messages with one id, the first is new and the others are seen.
     ///
-    /// Take one batch per transaction: within one, overlapping batches queue in the order of their ids and do
-    /// not deadlock. A message whose work fails rolls the whole transaction back; handle each of them alone
-    /// then.
+    /// Receive one batch per transaction: overlapping batches then queue in the order of their ids and do not deadlock.
+    /// If the work of one message fails, the whole transaction rolls back; then handle each message alone.
     ///
     /// # Errors
     /// As [`begin`](PgOnce::begin), and [`InvalidInput`](ErrorKind::InvalidInput) for too many. Roll back on any.
@@ -224,8 +221,8 @@ impl Inbox {
         ops.into_iter().map(received).collect()
     }
 
-    /// A key for what is sent on because of a message: the same in every attempt and every process, so that the
-    /// receiver recognizes a repetition. See [`Operation::derived_key`].
+    /// A key for what you send because of a message: the same in every attempt and process, so that the receiver
+    /// recognizes a repetition. See [`Operation::derived_key`].
     ///
     /// # Errors
     /// [`InvalidInput`](ErrorKind::InvalidInput) for an invalid id.
@@ -233,11 +230,11 @@ impl Inbox {
         Ok(Operation::new(&self.consumer, id)?.derived_key(name))
     }
 
-    /// For how long the newest message of the consumer is remembered, or none if it has none. Reads all of them:
-    /// for a check at deployment.
+    /// How long the consumer remembers its newest message; `None` if it has no messages. Reads all of them: for a check
+    /// at deployment.
     ///
     /// # Errors
-    /// What the database answers.
+    /// Errors of the database.
     ///
     /// # Cancel safety
     /// Cancel safe: it only reads.
@@ -251,14 +248,15 @@ impl Inbox {
         Ok(ms.map(|ms| Duration::from_millis(ms.unsigned_abs())))
     }
 
-    /// Lets a dead message be handled again, with all its attempts, when it is delivered again. `seen` is what
+    /// Lets a dead message be handled again when it is delivered again, with all its attempts. `seen` is what
     /// [`inspect`](PgOnce::inspect) or [`list`](PgOnce::list) showed of it.
     ///
     /// # Errors
-    /// [`ClaimLost`](ErrorKind::ClaimLost), in words, when it is unknown, forgotten, done, or being handled.
+    /// [`ClaimLost`](ErrorKind::ClaimLost) if the message has changed since, or is unknown, forgotten, done, or being
+    /// handled; the text says which.
     ///
     /// # Cancel safety
-    /// Cancel safe: dropped, it is done or not.
+    /// Cancel safe: the message can be handled again, or is unchanged.
     pub async fn redrive(&self, conn: &mut PgConnection, id: &str, seen: &Record) -> Result<()> {
         sqlx::query(self.once.statements.redrive_message.clone())
             .bind(self.consumer.as_str())
@@ -270,7 +268,6 @@ impl Inbox {
             .map_err(database)
     }
 
-    /// What handling this message is to pgonce.
     fn operation(&self, id: &str) -> Result<Operation> {
         Ok(Operation::new(&self.consumer, id)?.policy(self.policy))
     }
@@ -296,7 +293,7 @@ fn received(op: Operation, row: &PgRow) -> Result<Received> {
     })
 }
 
-/// Why a message is dead: what was noted when it last failed, or that.
+/// Why a message is dead, unless its last failure left a text.
 const FAILED: &str = "it has failed for good";
 const USED_UP: &str = "its attempts are used up";
 
