@@ -1,4 +1,4 @@
-//! What pgonce needs of the database, of the session's settings, and of a pooler in front of the server.
+//! What pgonce needs from the database, the session's settings, and a pooler in front of the server.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 
 use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
 
-/// The settings with which `begin deferrable` does not do what pgonce needs it for.
+/// Settings under which `begin deferrable` does not do what pgonce needs, and the encoding.
 const SETTINGS: &str = "
     select pg_catalog.current_setting('default_transaction_deferrable') operator(pg_catalog.=) 'on' as deferrable,
            pg_catalog.current_setting('default_transaction_isolation') operator(pg_catalog.=) 'serializable'
@@ -23,21 +23,21 @@ const ASCII: &str = "the encoding of this database is SQL_ASCII, which does not 
 const SWAPPED: &str = "prepared statements cannot be trusted behind this pooler: use PgBouncer 1.21 or later with \
                        max_prepared_statements, or session mode";
 
-/// With values that fit no statement of an application: one that a pooler runs instead fails before it does anything.
+/// With values that fit no statement of an application: if a pooler runs one instead, it fails before it does anything.
 const STATEMENTS: [&str; 2] = [
     "select 1, $1::pg_catalog.int2, $2::pg_catalog.float4, $3::pg_catalog.bool",
     "select 2, $1::pg_catalog.int2, $2::pg_catalog.float4, $3::pg_catalog.bool",
 ];
-/// How often to ask. Between two questions a pooler that is busy gives the server's session to others.
+/// How often to ask. Between two questions, a busy pooler lends the server's session to others.
 const ROUNDS: usize = 4;
 const QUESTIONS: usize = 2;
-/// How long a pooler may take to find a second session. One that has no other waits for the first.
+/// How long a pooler may take to find a second session. A pooler without one waits for the first.
 const SECOND_SESSION_WITHIN: Duration = Duration::from_secs(1);
 
-/// Each check takes two connections: several in one small pool would wait for each other.
+/// Each check takes two connections: several checks on one small pool would wait for each other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
-/// Refuses an environment that breaks pgonce's promises, and names all that is wrong with it.
+/// Refuses an environment that breaks pgonce's promises, and names every problem.
 pub(crate) async fn check(pool: &PgPool) -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
     let mut conn = pool.acquire().await.map_err(database)?;
@@ -66,10 +66,10 @@ async fn settings(conn: &mut PgConnection) -> Result<Vec<&'static str>> {
     Ok(problems)
 }
 
-/// Whether a pooler runs one client's prepared statement for another, or loses it. The driver counts its statements,
-/// so that two connections give the same name to different ones. While the other one has a transaction open, such a
-/// pooler gives it alone the server's session in which the first has prepared its statement. It may have given it another
-/// session: the first gets that session when the transaction is over, since poolers take the session that was used last.
+/// Whether a pooler runs one client's prepared statement for another, or loses it. The driver numbers its statements,
+/// so two connections give one name to different statements. While `other` has a transaction open, such a pooler lends
+/// only `other` the server session in which `conn` prepared its statement. Or `other` has another session: then `conn`
+/// gets that session after the transaction, because poolers take the session that was used last.
 async fn swaps(conn: &mut PgConnection, mut other: Holder) -> Result<bool> {
     for _ in 0..ROUNDS {
         if is_swapped(conn, 0).await? {
@@ -98,14 +98,14 @@ async fn swaps(conn: &mut PgConnection, mut other: Holder) -> Result<bool> {
     is_swapped(conn, 0).await
 }
 
-/// Whether another statement answers than this one.
+/// Whether another statement answers in place of this one.
 async fn is_swapped(conn: &mut PgConnection, statement: usize) -> Result<bool> {
     let query = sqlx::query(STATEMENTS[statement]).bind(-1_i16).bind(0_f32).bind(true);
     match query.fetch_one(conn).await {
         Ok(row) => Ok(row.try_get::<i32, _>(0).ok() != Some([1, 2][statement])),
         Err(sqlx::Error::RowNotFound) => Ok(true),
         Err(error) => match database(error) {
-            // Gone, there already, with other parameters, or with some of other types.
+            // The statement is gone, exists already, or has other parameters or types.
             error
                 if matches!(
                     sqlstate_in(&error),
@@ -119,7 +119,8 @@ async fn is_swapped(conn: &mut PgConnection, statement: usize) -> Result<bool> {
     }
 }
 
-/// Holds a session of the server's by a transaction. It is closed with it, not given back to the pool.
+/// Occupies a server session by a transaction. A drop while `is_open` closes the connection, and does not return it to
+/// the pool.
 struct Holder {
     conn: PoolConnection<Postgres>,
     is_open: bool,

@@ -1,4 +1,4 @@
-//! Bringing pgonce's schema up to date.
+//! Brings pgonce's schema up to date.
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool, Row};
@@ -14,11 +14,11 @@ use crate::protocol::statements::{FUNCTIONS, MIGRATIONS, SCHEMA_VERSION, render,
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Migrated {
-    /// The schema version found; 0 when there was no schema.
+    /// The schema version before; 0 if there was no schema.
     pub from: u32,
     /// The schema version now.
     pub to: u32,
-    /// Whether the functions were replaced; false when everything was up to date.
+    /// Whether the functions were replaced; false if everything was up to date.
     pub functions_replaced: bool,
 }
 
@@ -26,22 +26,22 @@ pub struct Migrated {
 struct Found {
     /// 0: there is no pgonce.
     version: u32,
-    /// The oldest version whose library may work on it.
+    /// The oldest library that may use it, by schema version.
     serves_from: u32,
     digest: Option<String>,
 }
 
-/// The schema version of this library. It goes up with every release that changes anything in `sql/` or `migrations/`.
+/// The schema version of this library. Goes up with every release that changes anything in `sql/` or `migrations/`.
 const VERSION: u32 = 1;
-/// The oldest schema that this library can work on: that of the minor release before.
+/// The oldest schema that this library can use: that of the previous minor release.
 const WORKS_FROM: u32 = 1;
-/// The oldest library that can work on this schema: that of the minor release before.
+/// The oldest library that can use this schema: that of the previous minor release.
 const SERVES_FROM: u32 = 1;
 
-/// The script up to the tables and functions. The first lock_timeout is patience with other processes that migrate;
-/// the second makes a DDL statement give up rather than queue behind a long reader with everybody else queued behind
-/// it. Views, and functions that are parsed when they are made, keep the operators that search_path leads to now.
-/// PostgreSQL's notices are not for the reader of this script.
+/// The script before the tables and functions. The first lock_timeout waits for other processes that migrate. The
+/// second makes a DDL statement give up rather than queue behind a long reader, with all others queued behind it.
+/// Views, and functions that are parsed at creation, keep the operators that search_path finds now. PostgreSQL's own
+/// notices are not for the reader of this script.
 const HEAD: &str = r#"do $pgonce_migrate$
 declare
   v_lock_timeout constant pg_catalog.text := pg_catalog.current_setting('lock_timeout');
@@ -90,12 +90,12 @@ $pgonce_migrate$;
 "#;
 
 impl PgOnce {
-    /// Creates the schema or brings it up to date. Does nothing when it is, or when a newer release has migrated it
-    /// that still serves this one.
+    /// Creates the schema or brings it up to date. Does nothing if it is up to date, or if a newer release has migrated
+    /// it and it still serves this one.
     ///
-    /// One statement, and so one transaction, per call: all of it is applied or nothing. Any number of processes may
-    /// call it at once. Takes only a transaction-scoped advisory lock, so it works through a pooler in transaction
-    /// mode. Waits at most 3 s for a table lock.
+    /// The migration is one statement, and so one transaction: all of it is applied or nothing. Any number of processes
+    /// may migrate at once. The only advisory lock is transaction-scoped, so poolers in transaction mode work. Waits at
+    /// most 60 s for other migrations, and 3 s for a table lock.
     ///
     /// ```no_run
     /// # async fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
@@ -106,13 +106,13 @@ impl PgOnce {
     /// ```
     ///
     /// # Errors
-    /// [`SchemaTooNew`](ErrorKind::SchemaTooNew) when a newer library has migrated the schema and it does not serve
-    /// this one; [`SchemaOutdated`](ErrorKind::SchemaOutdated), in words, for a schema that no release has made, and
-    /// for a database whose encoding is SQL_ASCII; a retryable [`Database`](ErrorKind::Database) error (55P03) when
-    /// another session kept a lock; what the database answers, for example for missing rights.
+    /// [`SchemaTooNew`](ErrorKind::SchemaTooNew) if a newer library has migrated the schema and it does not serve this
+    /// one; [`SchemaOutdated`](ErrorKind::SchemaOutdated), with the reason, for a schema that no release has made, and
+    /// for a database in SQL_ASCII; a retryable [`Database`](ErrorKind::Database) error (55P03) if another session kept
+    /// a lock; other errors of the database, such as missing rights.
     ///
     /// # Cancel safety
-    /// Cancel safe: dropped, the migration is applied whole or not at all.
+    /// Cancel safe: the migration is applied as a whole or not at all.
     pub async fn migrate(&self, conn: &mut PgConnection) -> Result<Migrated> {
         let found = self.found(conn).await?;
         self.refuse_too_new(&found)?;
@@ -122,14 +122,14 @@ impl PgOnce {
         }
         let sql = statement(&self.schema, &script(&self.schema));
         sqlx::raw_sql(sql).execute(&mut *conn).await.map_err(database)?;
-        // A newer release may have been quicker; the script then does nothing.
+        // If a newer release was faster, the script has done nothing.
         let to = self.found(conn).await?.version;
         Ok(Migrated { from, to, functions_replaced: to == VERSION })
     }
 
-    /// The SQL that [`migrate`](PgOnce::migrate) runs, for people who apply it with their own tool. One statement, for
-    /// a schema of any version and for none. On a schema that is up to date, or that a newer release has migrated, it
-    /// does nothing, and says so in a notice.
+    /// The SQL that [`migrate`](PgOnce::migrate) runs, for your own migration tool: one statement, for a schema of any
+    /// version or none. On a schema that is up to date, or that a newer release has migrated and still serves this one,
+    /// it does nothing and says so in a notice.
     ///
     /// ```
     /// let sql = pgonce::PgOnce::new().migration_sql();
@@ -140,14 +140,14 @@ impl PgOnce {
         render(&self.schema, &script(&self.schema))
     }
 
-    /// Checks that the schema fits this library, and that the way to the server does. For start-up.
+    /// Checks at start-up that schema, database, session settings and pooler fit this library.
     ///
-    /// The schema fits when it is of the library's own release, or of one that is at most a minor version older or
-    /// newer, so that a deployment may migrate before or after its processes are replaced, and be rolled back.
+    /// The schema fits if it is from the library's own release, or from one at most a minor version older or newer: a
+    /// deployment may migrate before or after it replaces its processes, and may roll them back.
     ///
-    /// The way fits when prepared statements can be trusted behind the pooler, if there is one, and no default of the
-    /// session breaks a promise ([operations](crate::_docs::operations)). A pooler shows itself to two connections
-    /// only: with a pool of one connection this is not checked. Behind a busy pooler it can also be missed.
+    /// The rest fits if prepared statements can be trusted behind the pooler, if there is one, and no session default
+    /// breaks a promise ([operations](crate::_docs::operations)). To detect a pooler takes two connections: a pool of
+    /// one skips this check. A busy pooler can go undetected.
     ///
     /// ```no_run
     /// # async fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
@@ -158,9 +158,9 @@ impl PgOnce {
     /// ```
     ///
     /// # Errors
-    /// [`SchemaOutdated`](ErrorKind::SchemaOutdated) when the schema is missing, too old, or not what this release
-    /// installs (for example under another name); [`SchemaTooNew`](ErrorKind::SchemaTooNew) when it is too new;
-    /// [`Environment`](ErrorKind::Environment), which names everything that does not fit, and its cure.
+    /// [`SchemaOutdated`](ErrorKind::SchemaOutdated) if the schema is missing, too old, or not what this release
+    /// installs (for example after a rename); [`SchemaTooNew`](ErrorKind::SchemaTooNew) if it is too new;
+    /// [`Environment`](ErrorKind::Environment), which names every problem and its cure.
     ///
     /// # Cancel safety
     /// Cancel safe: it only reads.
@@ -187,11 +187,11 @@ impl PgOnce {
         Err(Error::new(ErrorKind::SchemaOutdated, problem))
     }
 
-    /// Asks in the simple protocol, without a prepared statement: migrate and check work through
-    /// every pooler, also those that lose prepared statements between transactions.
+    /// Asks in the simple protocol, so that migrate and check work through every pooler, also through one that loses
+    /// prepared statements between transactions.
     async fn found(&self, conn: &mut PgConnection) -> Result<Found> {
-        // Two questions, because naming a missing function would abort a caller's transaction. A proxy may send what
-        // is not volatile to a standby, which may be late.
+        // Two questions: naming a missing function would abort the caller's transaction. The volatile function keeps a
+        // proxy from asking a standby, which may lag.
         let exists = "select pg_catalog.clock_timestamp(),
                               pg_catalog.to_regprocedure(pg_catalog.format('%I.schema_version()', :'schema')) is not null as there,
                              pg_catalog.to_regclass(pg_catalog.format('%I.migrations', :'schema')) is not null as unreleased";
@@ -244,18 +244,16 @@ impl PgOnce {
     }
 }
 
-/// Whether a library may work on a schema.
 #[derive(Debug, PartialEq, Eq)]
 enum Fit {
-    /// There is no schema.
     Missing,
     TooOld,
     Fits,
     TooNew,
 }
 
-/// For a library of this schema version that can work on schemas from `works_from` on. How far a newer schema serves
-/// older libraries, it says itself.
+/// For a library of this schema version that can use schemas from `works_from` on. A newer schema says which older
+/// libraries it serves.
 fn fit(found: &Found, version: u32, works_from: u32) -> Fit {
     match found.version {
         0 => Fit::Missing,
@@ -265,7 +263,7 @@ fn fit(found: &Found, version: u32, works_from: u32) -> Fit {
     }
 }
 
-/// Of everything that is installed, with the schema's name in it: a schema that was renamed has another one.
+/// Covers all that is installed, and the schema's name: a renamed schema has another digest.
 fn digest(schema: &SchemaName) -> String {
     let tables = MIGRATIONS.iter().map(|(_, _, sql)| *sql);
     let functions = FUNCTIONS.iter().map(|(_, sql)| *sql);
@@ -274,7 +272,7 @@ fn digest(schema: &SchemaName) -> String {
     digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// One statement, so that it is applied whole or not at all, whatever tool sends it.
+/// One statement, so that any tool applies it as a whole or not at all.
 fn script(schema: &SchemaName) -> String {
     let mut sql = format!("-- pgonce: schema :\"schema\", version {VERSION}\n{HEAD}");
     for (version, name, text) in MIGRATIONS {

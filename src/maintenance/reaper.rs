@@ -1,4 +1,4 @@
-//! Deleting keys past their retention.
+//! Deletes keys past their retention.
 
 use std::pin::{Pin, pin};
 use std::time::{Duration, Instant};
@@ -11,21 +11,20 @@ use crate::leased::before::before;
 use crate::operation::limits::{check_pause, outside};
 use crate::protocol::procedure::{Unfit, is_unfit};
 
-/// What reaping did and what is left to do.
+/// What a reaper has done, and what is left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reaped {
     /// Keys deleted.
     pub deleted: u64,
-    /// How long that took, with the pauses between the batches.
+    /// How long that took, including the pauses between batches.
     pub took: Duration,
-    /// Whether it ended before nothing was left: the one batch of [`PgOnce::reap_once`] was full, or
-    /// a pass of [`Reaper::run_until`] had used up its time. A reaper that cuts pass after pass short
-    /// while `oldest_overdue` grows does not keep up.
+    /// Whether keys may be left: the one batch of [`PgOnce::reap_once`] was full, or a pass of [`Reaper::run_until`]
+    /// used up its time. If pass after pass is cut short and `oldest_overdue` grows, the reaper does not keep up.
     pub cut_short: bool,
-    /// Keys past their retention that are still there, counted up to 100,000.
+    /// Keys past their retention that still exist, counted up to 100,000.
     pub backlog: u64,
-    /// For how long the oldest of them has been overdue.
+    /// How long the oldest of them has been overdue.
     pub oldest_overdue: Option<Duration>,
 }
 
@@ -40,9 +39,8 @@ impl Reaped {
 
 /// Deletes keys past their retention in the background.
 ///
-/// Works in passes: a pass deletes batch after batch until nothing is overdue. The size of the
-/// batches follows the time they take. Any number of reapers may run, in any number of processes;
-/// none touches a live lease, and correctness never depends on any of them.
+/// A pass deletes batch after batch until nothing is overdue. The size of the batches follows their time. Any number of
+/// reapers may run, in any number of processes. None touches a live lease, and correctness depends on none.
 ///
 /// ```no_run
 /// # async fn example(pool: sqlx::PgPool, once: pgonce::PgOnce) {
@@ -69,23 +67,22 @@ const BATCH_ROWS_FIRST: u32 = 1000;
 /// The largest batch that [`PgOnce::reap_once`] takes.
 const BATCH_ROWS_MAX: u32 = 100_000;
 const BATCH_ROWS: std::ops::RangeInclusive<u32> = 100..=10_000;
-/// A batch that takes longer hangs on a dead connection.
+/// A batch that takes longer has met a dead connection.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(60);
 const SHARE_DEFAULT: f64 = 0.9;
 const SHARE_MIN: f64 = 0.01;
-/// A pass that takes longer ends and reports; the next one looks at skipped keys again. Not shorter: each pass
-/// begins with the oldest key, and so reads whatever an old snapshot has kept of the passes before.
+/// A pass that takes longer ends and reports; the next pass looks at skipped keys again. Not shorter: each pass begins
+/// with the oldest key, and reads again what an old snapshot keeps of earlier passes.
 const PASS_MAX: Duration = Duration::from_secs(60);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
-/// Where a pass stands.
 struct Pass {
     began: Instant,
     rows: u32,
-    /// Everything before it is deleted; see `sql/internal/reap_batch.sql`.
+    /// Where the next batch begins; see `sql/internal/reap_batch.sql`.
     watermark_micros: Option<i64>,
     deleted: u64,
-    /// Whether the last batch was full, so that there may be more.
+    /// Whether the last batch was full: there may be more.
     more: bool,
     /// Before the next batch.
     pause: Duration,
@@ -94,16 +91,14 @@ struct Pass {
 impl PgOnce {
     /// Deletes one batch of up to `limit` keys past their retention (1 to 100,000), oldest first.
     ///
-    /// One statement; rows that others have locked are skipped, live leases are never touched.
-    /// Repeat while `deleted` equals `limit`, or use [`Reaper::pass`], which also remembers where
-    /// the last batch ended.
+    /// One statement deletes; it skips rows that others have locked, and never touches live leases. Repeat while
+    /// `deleted` equals `limit`, or use [`Reaper::pass`], which also remembers where the last batch ended.
     ///
     /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for a limit outside its range, or what the
-    /// database answers.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a limit outside its range, or errors of the database.
     ///
     /// # Cancel safety
-    /// Cancel safe: dropped, the batch is deleted whole or not at all.
+    /// Cancel safe: the batch is deleted as a whole or not at all.
     pub async fn reap_once(&self, conn: &mut PgConnection, limit: u32) -> Result<Reaped> {
         if limit == 0 || limit > BATCH_ROWS_MAX {
             let takes = format!("1 to {BATCH_ROWS_MAX}");
@@ -114,7 +109,6 @@ impl PgOnce {
         self.reaped(conn, &pass).await
     }
 
-    /// Deletes one batch and moves the watermark.
     async fn reap_batch(&self, conn: &mut PgConnection, pass: &mut Pass) -> Result<()> {
         let row = sqlx::query(self.statements.reap.clone())
             .bind(i32::try_from(pass.rows).unwrap_or(i32::MAX))
@@ -129,7 +123,6 @@ impl PgOnce {
         Ok(())
     }
 
-    /// What a pass has done, and what it leaves.
     async fn reaped(&self, conn: &mut PgConnection, pass: &Pass) -> Result<Reaped> {
         let took = pass.began.elapsed();
         let row = sqlx::query(self.statements.reap_backlog.clone())
@@ -149,7 +142,7 @@ impl PgOnce {
 }
 
 impl Reaper {
-    /// A reaper with a pass every minute, batches of about 100 ms and short pauses between them.
+    /// A reaper with a pass every minute, batches of about 100 ms, and short pauses between them.
     #[must_use]
     pub fn new(once: &PgOnce) -> Self {
         Self {
@@ -160,10 +153,10 @@ impl Reaper {
         }
     }
 
-    /// The time between two passes. Each is moved by up to a tenth, and the first comes at a random
-    /// moment within it, so that many processes do not reap in step. 1 ms to one day.
+    /// The time between two passes: 1 ms to one day. It varies by up to a tenth, and the first pass comes at a random
+    /// moment within it, so that processes do not reap in step.
     ///
-    /// A pass that takes longer than a minute is cut short; the next one follows it at once.
+    /// A pass over a minute is cut short; the next one follows at once.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside these limits.
@@ -173,19 +166,18 @@ impl Reaper {
         Ok(self)
     }
 
-    /// How long a batch should take. Batches that take longer are halved, quick ones are doubled,
-    /// between 100 and 10,000 keys.
+    /// How long a batch should take. A batch that takes longer halves the next, one that takes less than half doubles
+    /// it, between 100 and 10,000 keys.
     #[must_use]
     pub fn batch_budget(mut self, budget: Duration) -> Self {
         self.batch_budget = budget;
         self
     }
 
-    /// The share of the time that deleting may take: after each batch there is a pause, as long as
-    /// keeps to it. With 0.5 a batch of 100 ms is followed by a pause of 100 ms. 0.01 to 1 (no pause); the default is
-    /// 0.9.
+    /// The share of the time that deleting may take, kept by a pause after each batch: with 0.5, a batch of 100 ms is
+    /// followed by a pause of 100 ms. 0.01 to 1 (no pause); default 0.9.
     ///
-    /// It counts for each reaper by itself: two that work at once take up to twice as much.
+    /// It applies to each reaper: two that work at once take up to twice as much.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside these limits.
@@ -197,14 +189,14 @@ impl Reaper {
         Ok(self)
     }
 
-    /// Deletes everything overdue, batch after batch, however long it takes. For cron jobs and tests;
-    /// each batch is its own transaction unless the caller has one open.
+    /// Deletes everything overdue, batch after batch, however long that takes. For cron jobs and tests. Each batch is
+    /// its own transaction, unless the caller has one open.
     ///
     /// # Errors
-    /// What the database answers; the batches before it stay deleted.
+    /// Errors of the database; earlier batches stay deleted.
     ///
     /// # Cancel safety
-    /// Cancel safe: dropped, every batch is deleted whole or not at all.
+    /// Cancel safe: each batch is deleted as a whole or not at all.
     pub async fn pass(&self, conn: &mut PgConnection) -> Result<Reaped> {
         let mut pass = Pass::new(BATCH_ROWS_FIRST);
         self.batch(conn, &mut pass).await?;
@@ -215,11 +207,10 @@ impl Reaper {
         self.once.reaped(conn, &pass).await
     }
 
-    /// Runs passes until `shutdown` completes, and returns how many keys were deleted.
+    /// Runs passes until `shutdown` completes; returns how many keys were deleted.
     ///
-    /// Takes one connection per batch and gives it back in between. Errors are logged and retried
-    /// with a growing pause of at most a minute. A batch that has begun is finished before the
-    /// shutdown; nothing is left half done.
+    /// Takes one connection per batch and gives it back in between. Logs errors and retries, with a growing pause of at
+    /// most a minute. Finishes a batch that has begun.
     ///
     /// # Cancel safety
     /// Cancel safe, but prefer `shutdown`: a dropped batch keeps its connection busy until it ends.
@@ -278,7 +269,7 @@ impl Reaper {
         loop {
             let Some(conn) = before(shutdown, pool.acquire()).await else { return Ok(None) };
             let mut conn = conn.map_err(database)?;
-            // Never cancelled by the shutdown, only when the connection is dead.
+            // The shutdown never cancels a batch; only a dead connection does.
             let batch = async {
                 self.batch(&mut conn, pass).await?;
                 match pass.is_over(PASS_MAX) {
@@ -308,7 +299,7 @@ impl Reaper {
         }
     }
 
-    /// One batch, from whose time follow the size of the next one and the pause before it.
+    /// One batch. Its time sets the size of the next batch and the pause before it.
     async fn batch(&self, conn: &mut PgConnection, pass: &mut Pass) -> Result<()> {
         let began = Instant::now();
         let rows = pass.rows;
@@ -332,13 +323,12 @@ impl Pass {
         }
     }
 
-    /// Whether nothing is left, or no time.
+    /// Whether no keys are left, or no time.
     fn is_over(&self, time_max: Duration) -> bool {
         !self.more || self.began.elapsed() >= time_max
     }
 }
 
-/// The size of the next batch, from the time the last one took.
 fn next_rows(rows: u32, took: Duration, budget: Duration) -> u32 {
     let next = match took {
         took if took > budget => rows / 2,
@@ -348,7 +338,7 @@ fn next_rows(rows: u32, took: Duration, budget: Duration) -> u32 {
     next.clamp(*BATCH_ROWS.start(), *BATCH_ROWS.end())
 }
 
-/// The pause that makes a batch and itself take this share of the time.
+/// The pause after which batch and pause have taken this share.
 fn pause_after(took: Duration, share: f64) -> Duration {
     took.mul_f64(1.0 / share - 1.0)
 }
