@@ -120,8 +120,9 @@ impl Work {
     /// The error of `work`; nothing is recorded. An [`Error`] of kind [`ClaimLost`](ErrorKind::ClaimLost): another
     /// holder has taken over, nothing more is recorded; return it. [`StepChanged`](ErrorKind::StepChanged): the step
     /// does not fit earlier records. [`InvalidInput`](ErrorKind::InvalidInput): for the name, before `work`, or for the
-    /// output. [`Encoding`](ErrorKind::Encoding): the output cannot be read back. After a [retryable](Error::is_retryable) error the step may be recorded: call it again or return the
-    /// error; recorded work is not repeated.
+    /// output. [`Encoding`](ErrorKind::Encoding): the output cannot be read back. After a
+    /// [retryable](Error::is_retryable) error the step may be recorded: call it again or return the error; recorded work
+    /// is not repeated.
     ///
     /// # Cancel safety
     /// If dropped while `work` runs, `work` may be done but not recorded: the next call, in this attempt or a later

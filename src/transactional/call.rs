@@ -1,5 +1,5 @@
-//! One call on one key: begin and look, insert and commit, and what follows when they fail.
-//! `run` and transactional routes put their work between the two.
+//! One call on one key: begin and look, insert and commit, and what follows if they fail. `run` and transactional
+//! routes do their work in between.
 
 use std::time::Duration;
 
@@ -17,20 +17,20 @@ use crate::operation::response::Response;
 use crate::protocol::answer::{Begin, Finished, InProgress};
 use crate::protocol::procedure::Unfit;
 
-/// After how many INSERTs without a row, each followed by a look without a row, a call gives up.
+/// How many INSERTs without a row, each followed by a look without a row, make a call give up.
 const NO_ROWS_MAX: u32 = 2;
 
 pub(crate) struct Call<'a> {
     once: &'a PgOnce,
     pool: &'a PgPool,
     op: &'a Operation,
-    /// Tells the call's own transactions.
+    /// Marks the call's transactions.
     token: String,
     waiting: Waiting,
     unfit: Unfit,
     /// Whether the next start skips the look.
     optimistic: bool,
-    /// Above READ COMMITTED a snapshot is stale when a wait ends, so the wait has a separate transaction.
+    /// Above READ COMMITTED a snapshot is stale when a wait ends, so the wait has its own transaction.
     waits_apart: bool,
     restarts: Restarts,
     no_rows: u32,
@@ -57,7 +57,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Begins a transaction and looks for the key in it. Waits for others at work on the key, up to the call's bound.
+    /// Begins a transaction and looks for the key in it. Waits for other calls on the key, up to the call's limit.
     pub(crate) async fn begin(&mut self) -> Result<Begun> {
         loop {
             match self.begin_once().await {
@@ -74,7 +74,7 @@ impl<'a> Call<'a> {
                     self.waiting.end(Some(&answer));
                     return Ok(Begun::Answered(answer));
                 }
-                // The connection was left in a bad state. Nothing has run.
+                // The connection came in a bad state. Nothing has run.
                 Err(error) if self.unfit.takes_another(&error) => {}
                 Err(error) if self.starts_again(&error).await => {}
                 Err(error) => return Err(error),
@@ -82,7 +82,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Waits for others at work on the key. None: look again.
+    /// Waits for other calls on the key. None: look again.
     async fn wait(&mut self, wait: InProgress) -> Option<Begin> {
         match self.waiting.again(self.op, &wait).await {
             Next::Look => None,
@@ -109,15 +109,15 @@ impl<'a> Call<'a> {
         self.look(tx).await
     }
 
-    /// Begins a transaction that waits for the key's lock. It has the lock then, unless the wait was too short or the key
-    /// is finished.
+    /// Begins a transaction that waits for the key's lock. It then has the lock, unless the wait was too short or the
+    /// key is finished.
     async fn wait_for_key(&self, wait: Duration) -> Result<OwnedTransaction> {
         let mut tx = OwnedTransaction::begin(self.pool).await?;
         let waited = self.once.wait_for_key(&mut tx, self.op, wait).await;
         Ok(tx.unless_failed(waited).await?.0)
     }
 
-    /// Looks, and takes the key where it has no row.
+    /// Looks, and tries to take the key's lock if there is no row.
     async fn look(&mut self, mut tx: OwnedTransaction) -> Result<Begun> {
         let looked = self.once.look(&mut tx, self.op, true, &self.token).await;
         let (mut tx, look) = tx.unless_failed(looked).await?;
@@ -156,10 +156,10 @@ impl<'a> Call<'a> {
                 (tx, answer) = tx.unless_failed(asked).await?;
                 match answer {
                     Begin::Started(mut claim) => {
-                        claim.settled = true; // it ends with this transaction, however that ends
+                        claim.settled = true; // it ends with this transaction in any case
                         Right::Claim(claim)
                     }
-                    // Its row is locked, so COMMIT waits for the standby.
+                    // The replay locked its row, so COMMIT waits for the standby.
                     Begin::Replay(replay) if self.op.lock_replay => {
                         tx.commit().await?;
                         return Ok(Begun::Answered(Begin::Replay(replay)));
@@ -171,8 +171,8 @@ impl<'a> Call<'a> {
                 }
             }
         };
-        // A failure that is kept may rest on what the work has read. At SERIALIZABLE only a COMMIT of the same
-        // transaction proves that, so the work can be undone there without ending it.
+        // A kept failure may depend on what the work has read. At SERIALIZABLE only a COMMIT of the same transaction
+        // proves the reads, so a savepoint lets the work be undone inside it.
         if look.isolation == Isolation::Serializable {
             let set = tx.set_savepoint().await;
             (tx, ()) = tx.unless_failed(set).await?;
@@ -180,7 +180,8 @@ impl<'a> Call<'a> {
         Ok(Begun::Started(Performing { tx, right }))
     }
 
-    /// Rolls back a transaction that has only asked. One that has waited may have the key's lock, for which others wait.
+    /// Rolls back a transaction that has only asked. A leader rolls back at once, because it may have the key's lock,
+    /// for which others wait.
     async fn give_back(&self, tx: OwnedTransaction) {
         if self.waiting.leads() {
             tx.rollback().await;
@@ -189,7 +190,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Writes the key, finished, and commits it with the work.
+    /// Writes the finished row and commits it with the work.
     pub(crate) async fn finish(
         &mut self,
         performing: Performing,
@@ -230,7 +231,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Commits the work, and the key with it if that can be: for routes that only observe.
+    /// Commits the work, and the key with it if possible: for routes that only observe.
     #[cfg(feature = "tower")]
     pub(crate) async fn finish_or_commit(
         &mut self,
@@ -252,8 +253,8 @@ impl<'a> Call<'a> {
         tx.commit_after(finished).await
     }
 
-    /// Undoes the work and keeps its failure: the same path again, without the work. Another call may have run
-    /// in between, and then has decided the operation.
+    /// Undoes the work and keeps its failure: takes the same path again, without the work. If another call ran in
+    /// between, it has decided the operation.
     pub(crate) async fn keep(
         &mut self,
         performing: Performing,
@@ -278,7 +279,7 @@ impl<'a> Call<'a> {
                 },
                 Ok(Begun::Answered(answer)) => return Ok(Ended::Answered(answer)),
                 Ok(Begun::Started(performing)) if performing.tx.has_savepoint() => {
-                    performing.tx.rollback().await; // an optimistic call: the work must run after the savepoint
+                    performing.tx.rollback().await; // optimistic: the work must run after the savepoint
                     return Ok(Ended::Lost);
                 }
                 Ok(Begun::Started(performing)) => {
@@ -294,8 +295,8 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Undoes work that has failed, and looks whether another call has decided the operation meanwhile: it may have
-    /// failed for that reason. None: its error stands. An error: the work has ended its own transaction.
+    /// Undoes failed work, and looks whether another call has decided the operation meanwhile, which may be why the
+    /// work failed. None: the work's error stands. An error: the work ended its own transaction.
     pub(crate) async fn undo(&mut self, performing: Performing) -> Result<Option<Begin>> {
         let mut tx = match performing.tx.start_anew(self.pool).await {
             Ok(tx) => tx,
@@ -312,7 +313,7 @@ impl<'a> Call<'a> {
             Found::Replay(replay) if !self.op.lock_replay => Some(Begin::Replay(replay)),
             Found::Replay(_) | Found::Other => {
                 match self.once.ask(&mut tx, self.op, Duration::ZERO).await {
-                    // Its row is locked, so COMMIT waits for the standby.
+                    // The replay locked its row, so COMMIT waits for the standby.
                     Ok(Begin::Replay(replay)) => {
                         let committed = tx.commit().await;
                         return Ok(committed.ok().map(|()| Begin::Replay(replay)));
@@ -331,7 +332,7 @@ impl<'a> Call<'a> {
         Ok(decided)
     }
 
-    /// Whether to start again after this error of ours; pauses first. Everything was rolled back.
+    /// Whether to start again after this error of pgonce; pauses first. Everything was rolled back.
     pub(crate) async fn starts_again(&mut self, error: &Error) -> bool {
         // The connection has lost its prepared statements: it is closed, and another one is taken.
         if sqlstate_in(error) == Some("26000") {
@@ -340,7 +341,7 @@ impl<'a> Call<'a> {
         is_contention(error) && self.lost_to_another().await
     }
 
-    /// The same after contention.
+    /// The same after a serialization failure or deadlock.
     pub(crate) async fn lost_to_another(&mut self) -> bool {
         self.optimistic = false;
         self.restarts.pause().await

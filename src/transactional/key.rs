@@ -1,5 +1,5 @@
-//! The statements for a key without a row: the look that takes its lock, the wait for the lock, and the INSERT that
-//! decides.
+//! The statements for a key without a row: the look that tries to take its lock, the wait for the lock, and the INSERT
+//! that decides.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,14 +17,14 @@ use crate::protocol::answer::{Finished, Replay};
 
 /// SQLSTATE of the INSERT: another transaction has the key's lock.
 const TAKEN: &str = "IK004";
-/// Of an optimistic INSERT: a row of another transaction was in the way for too long.
+/// SQLSTATE of an optimistic INSERT: another transaction's row was in the way for too long.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
-/// How often plans are thrown away because a look was slow. A server that is slow for another reason must not plan
-/// everything anew all the time.
+/// The shortest time between two `discard plans` after slow looks. A server that is slow for another reason must not
+/// plan everything anew all the time.
 const PLANS_LIVE_MIN: Duration = Duration::from_millis(100);
 
-/// When plans were last thrown away.
+/// When plans were last discarded.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Plans(Arc<Mutex<Option<Instant>>>);
 
@@ -39,17 +39,16 @@ impl Plans {
     }
 }
 
-/// What a look has found.
 pub(super) enum Found {
-    /// No row, and the transaction has the key's lock if it asked for it.
+    /// No row; the transaction has the key's lock if it asked for it.
     Free,
-    /// No row, and another transaction has the lock.
+    /// No row; another transaction has the lock.
     Taken,
     /// A finished row of the same request.
     Replay(Replay),
     /// A row that may be overwritten.
     Overwritable,
-    /// Any other row: `begin_operation` has the words for it.
+    /// Any other row: ask `begin_operation`.
     Other,
 }
 
@@ -68,17 +67,16 @@ pub(super) enum Isolation {
     Serializable,
 }
 
-/// What became of the INSERT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Inserted {
     Written,
-    /// Another transaction has written a row, or something has swallowed this one.
+    /// Another transaction wrote a row, or something discarded this one.
     NoRow,
     Taken,
 }
 
 impl PgOnce {
-    /// Looks for the key. `takes`: where there is no row, tries to take the key's lock. `token`: the call's.
+    /// Looks for the key. `takes`: if there is no row, tries to take the key's lock. `token`: the call's.
     pub(super) async fn look(
         &self,
         conn: &mut PgConnection,
@@ -97,13 +95,13 @@ impl PgOnce {
             .await
             .map_err(naming)?;
         if get(&row, "is_slow")? && self.plans.may_be_renewed() {
-            // Its plan may be of a time when the table was small.
+            // Its plan may be from a time when the table was small.
             sqlx::raw_sql("discard plans").execute(conn).await.map_err(naming)?;
         }
         Look::of(&row)
     }
 
-    /// Waits until the key's lock is free or the key is finished. Look, in any case.
+    /// Waits until the key's lock is free, the key is finished, or `wait` is over. Look afterwards in any case.
     pub(super) async fn wait_for_key(
         &self,
         conn: &mut PgConnection,
@@ -120,7 +118,7 @@ impl PgOnce {
             .map_err(|error| database(error).in_schema(&self.schema).naming(op))
     }
 
-    /// Writes the row, finished. `optimistic`: the call has not looked.
+    /// Writes the finished row. `optimistic`: the call has not looked.
     pub(super) async fn insert(
         &self,
         conn: &mut PgConnection,
@@ -155,8 +153,8 @@ impl PgOnce {
     }
 }
 
-/// Compares what came back with what was sent. A pooler may have run another client's statement in place of this one,
-/// and a trigger may have changed the row: then this key has none.
+/// Compares the row with what was sent. A pooler may have run another client's statement, or a trigger may have changed
+/// the row: then this key has no row.
 fn inserted(op: &Operation, rows: &[PgRow]) -> Result<Inserted> {
     let row = match rows {
         [] => return Ok(Inserted::NoRow),

@@ -1,4 +1,4 @@
-//! Work that cannot be done now, and is not to blame for it.
+//! Work that cannot be done now, through no fault of its own.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -7,12 +7,12 @@ use std::time::Duration;
 use crate::error::causes;
 use crate::transactional::Failure;
 
-/// What is in a [`Failure::later`].
+/// The error of [`Failure::later`].
 #[derive(Debug)]
 pub(crate) struct Later(Duration);
 
 impl Later {
-    /// The pause that the work has asked for, if it did.
+    /// The pause that the work asked for, if any.
     pub(crate) fn in_causes(error: &(dyn StdError + 'static)) -> Option<Duration> {
         causes(error).find_map(|error| error.downcast_ref::<Self>()).map(|later| later.0)
     }
@@ -27,12 +27,12 @@ impl fmt::Display for Later {
 impl StdError for Later {}
 
 impl Failure {
-    /// Not now: what the work needs is away, and the message or the request is not to blame. Everything is undone and
-    /// nothing is kept; the attempt does not count against a cap.
+    /// Postpones the work: something that it needs is away, and the message or request is not to blame. Everything is
+    /// undone, nothing is kept, and no attempt counts toward a cap.
     ///
     /// [`Inbox::handle`](crate::Inbox::handle) answers `Retry` with this pause. [`run`](crate::PgOnce::run) and
     /// [`run_leased`](crate::PgOnce::run_leased) return [`RunError::Work`](crate::RunError::Work), which is retryable;
-    /// [`RunError::retry_after`](crate::RunError::retry_after) tells the pause. Steps that are recorded stay. With
+    /// [`RunError::retry_after`](crate::RunError::retry_after) gives the pause. Recorded steps stay. Under
     /// [`OnLapse::Hold`](crate::OnLapse::Hold) an operator decides, as after any failure.
     ///
     /// ```

@@ -1,4 +1,4 @@
-//! Work in one transaction with its key: `run`, and what transactional routes share with it.
+//! Work in one transaction with its key: `run`, and what it shares with transactional routes.
 
 mod call;
 mod key;

@@ -1,4 +1,4 @@
-//! What work returns to `run` and `run_leased`, and what these return.
+//! What work returns to `run` and `run_leased`, and what they return.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -21,11 +21,10 @@ pub struct Done<T> {
     replayed: bool,
 }
 
-/// How work ends without success, for work that fails in more than one way. Any error becomes one that undoes
+/// How work ends without success, for work that fails in more than one way. Any error becomes a failure that undoes
 /// everything, so `?` works; [`Failure::keep`] makes a failure final.
 ///
-/// A pgonce [`Error`](crate::Error) in it comes back as [`RunError::Protocol`], any other error as
-/// [`RunError::Work`].
+/// A pgonce [`Error`](crate::Error) in it comes back as [`RunError::Protocol`], any other error as [`RunError::Work`].
 ///
 /// ```
 /// use pgonce::{Failure, Response};
@@ -39,7 +38,7 @@ enum Kind {
     Keep(Response),
 }
 
-/// What becomes of the work's writes and of its key when the work fails.
+/// What happens to the work's writes and its key when the work fails.
 #[allow(missing_debug_implementations, reason = "cannot be named outside")]
 pub enum Ending<E> {
     /// Everything is undone, and the caller gets this error.
@@ -70,7 +69,6 @@ fn replayed<T: DeserializeOwned, E>(replay: Replay) -> Result<Done<T>, RunError<
 }
 
 impl<T> Done<T> {
-    /// Performed now.
     pub(crate) fn new(value: T) -> Self {
         Self { value, replayed: false }
     }
@@ -97,14 +95,14 @@ impl<T> Deref for Done<T> {
 }
 
 impl Failure {
-    /// A final failure: the work's writes are undone, `response` is stored in the same COMMIT and
-    /// replayed to every retry.
+    /// A final failure: the work's writes are undone (recorded steps stay), and `response` is stored and replayed to
+    /// every retry.
     #[must_use]
     pub fn keep(response: Response) -> Self {
         Self(Kind::Keep(response))
     }
 
-    /// The error that undoes the work, for those who handle one kind of it; `None` for a failure that is kept.
+    /// The error that undoes the work, to react to one kind of it; `None` for a kept failure.
     ///
     /// ```
     /// use pgonce::{Error, ErrorKind, Failure};
@@ -129,7 +127,7 @@ impl<E: Into<BoxError>> From<E> for Failure {
     }
 }
 
-// By hand: the derived one would print the DETAIL of a database error, which can quote a row.
+// By hand: a derived one would print the DETAIL of a database error, which can quote a row.
 impl fmt::Debug for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {

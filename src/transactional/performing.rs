@@ -1,4 +1,4 @@
-//! A transaction in which the work may run, and what it has of its key.
+//! A transaction in which the work may run, and its right to the key.
 
 use std::ops::{Deref, DerefMut};
 
@@ -8,36 +8,33 @@ use super::transaction::OwnedTransaction;
 use crate::protocol::answer::Begin;
 use crate::protocol::claim::Claim;
 
-/// What begin and look have come to.
 #[allow(clippy::large_enum_variant, reason = "the large one is the usual one")]
 pub(crate) enum Begun {
     Started(Performing),
-    /// Anything but *started*. There is no transaction.
+    /// Any other answer. There is no transaction.
     Answered(Begin),
 }
 
-/// A transaction in which the work may run.
 pub(crate) struct Performing {
     pub(crate) tx: OwnedTransaction,
     pub(crate) right: Right,
 }
 
-/// What the transaction has of its key.
+/// The transaction's right to its key.
 pub(crate) enum Right {
-    /// Nothing: an optimistic call. The INSERT finds out.
+    /// None yet: an optimistic call. The INSERT decides.
     None,
-    /// The lock. The key has no row.
+    /// The key's lock. The key has no row.
     Lock,
-    /// A row in progress, where there was one to overwrite.
+    /// A row in progress, written over an old one.
     Claim(Claim),
 }
 
-/// How a transaction ended.
 pub(crate) enum Ended {
     Committed,
-    /// The key was another's after all. Everything was rolled back: start again.
+    /// Another call got the key. Everything was rolled back: start again.
     Lost,
-    /// The key is decided, by another call.
+    /// Another call has decided the key.
     Answered(Begin),
 }
 

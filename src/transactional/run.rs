@@ -1,23 +1,23 @@
 //! The closure form: its steps cannot be forgotten. For a key without a row it sends
 //!
-//! 1. `begin deferrable`, by itself. DEFERRABLE marks the transaction as ours: step 4 refuses if the work has ended it;
-//! 2. the look (`sql/statements/look.sql`), which tries the key's advisory lock where it sees no row. A finished row is
-//!    replayed. If another transaction has the lock, the call rolls back and is *in progress*, or waits if its caller
-//!    allows that, and begins again. (At SERIALIZABLE a savepoint follows, for a failure that is kept.);
-//! 3. the work. If it fails, everything is rolled back, and the call looks once more, in a new transaction and without
-//!    the lock, before it believes the error: the work may have failed because it is a duplicate;
-//! 4. the INSERT of the finished row (`sql/statements/insert_finished.sql`). It tries the lock again. If another call
-//!    has written a row since the look, no row comes back. If another transaction has the lock, it fails (`IK004`). In
-//!    both cases everything is rolled back, and the call begins again;
+//! 1. `begin deferrable`, by itself. DEFERRABLE marks the transaction: step 4 refuses if the work has ended it;
+//! 2. the look (`sql/statements/look.sql`), which tries the key's advisory lock if it sees no row. A finished row is
+//!    replayed. If another transaction has the lock, the call rolls back and answers *in progress*, or waits, if its
+//!    caller allows that, and begins again. (At SERIALIZABLE a savepoint follows, for a kept failure.);
+//! 3. the work. If it fails, the call rolls back and looks again, in a new transaction without the lock: the work may
+//!    have failed because it is a duplicate;
+//! 4. the INSERT of the finished row (`sql/statements/insert_finished.sql`), which tries the lock again. It returns no
+//!    row if another call has written one since the look, and fails (`IK004`) if another transaction has the lock. The
+//!    call then rolls back and begins again;
 //! 5. `COMMIT`, by itself.
 //!
-//! An [optimistic](Operation::optimistic) call leaves out step 2 at its first start: for a finished key its work runs
-//! and is rolled back in step 4, and the next start looks. Only such a call meets `IK004`.
+//! An [optimistic](Operation::optimistic) call skips step 2 at its first start: if the key is finished, step 4 rolls
+//! its work back, and the next start looks. Only such a call meets `IK004`.
 //!
-//! A row that may be overwritten (its claim has lapsed, or its retention is over) goes to `begin_operation` after the
-//! look, and to `complete` or `fail` in place of the INSERT. A failure that is kept takes steps 1, 2, 4 and 5 anew,
-//! without the work; at SERIALIZABLE it goes back to the savepoint instead. Contention starts a call again, up to 20
-//! starts in all (`restarts.rs`). `call.rs` has the steps.
+//! A row that may be overwritten (claim lapsed, or retention over) goes through `begin_operation` after the look, and
+//! `complete` or `fail` instead of the INSERT. A kept failure repeats steps 1, 2, 4 and 5 without the work; at
+//! SERIALIZABLE it returns to the savepoint instead. After contention a call starts again, 20 starts in all
+//! (`restarts.rs`). `call.rs` has the steps.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -36,27 +36,29 @@ use crate::protocol::answer::Finished;
 impl PgOnce {
     /// Runs `work` once per key, in one transaction with the key and its response.
     ///
-    /// Takes a connection, opens a transaction, begins, runs `work` on it, completes with the
-    /// returned value as JSON, commits. A retry of a finished key gets the stored value and does not
-    /// run `work`. The first caller gets the value as it is read back from that JSON, too: a value that cannot be read
-    /// back (a NaN, a field that is not written) is refused, and everything is rolled back. Serialization failures and deadlocks (40001, 40P01) run the whole transaction
-    /// again, so `work` may be called several times; only one call's writes are ever committed.
-    /// [Compile errors](crate::_docs::compile_errors) has those that a closure leads to.
+    /// Takes a connection, opens a transaction, begins, runs `work`, completes with the returned value as JSON, and
+    /// commits. A retry of a finished key gets the stored value; `work` does not run. The first caller, too, gets the
+    /// value as it is read back from that JSON. A value that cannot be read back (a NaN, a field that is not written) is
+    /// refused, and everything is rolled back.
     ///
-    /// When `work` fails, everything is rolled back and nothing is remembered, unless it returns
-    /// [`Failure::keep`](crate::Failure::keep): then its writes are undone, and the failure is stored and replayed. Should another call have
-    /// finished the key meanwhile, its response is the answer in both cases.
+    /// Serialization failures and deadlocks (40001, 40P01) rerun the whole transaction, so `work` may be called several
+    /// times; only one call's writes are ever committed. [Compile errors](crate::_docs::compile_errors) lists those of
+    /// closures.
     ///
-    /// Inside `work`, nested transactions (`tx.begin()`) are savepoints. Let each of them end, and do not
-    /// drop a `begin` half way: sqlx 0.9.0 then rolls back the whole transaction behind the work's back.
-    /// `run` notices and answers [`TransactionLost`](crate::ErrorKind::TransactionLost). Never send `COMMIT` or
-    /// `ROLLBACK` yourself: what was written before is committed without its key, and the next call does it again.
-    /// `run` answers `TransactionLost` then, too.
+    /// If `work` fails, everything is rolled back and nothing is remembered. After
+    /// [`Failure::keep`](crate::Failure::keep) its writes are undone, and the failure is stored and replayed. In both
+    /// cases, if another call has finished the key meanwhile, that response is the answer.
     ///
-    /// The connection is in use while `work` runs, and while this waits for an open transaction elsewhere. Of the calls
-    /// that [wait](crate::Policy::wait) for one key, on one pool and through clones of one `PgOnce`, at most one holds a
-    /// connection. Do not call other services from `work`: an open
-    /// transaction blocks vacuum. That is what leased claims are for.
+    /// Inside `work`, nested transactions (`tx.begin()`) are savepoints. End each of them, and do not drop a `begin`
+    /// half way: sqlx 0.9.0 then rolls back the whole transaction without telling the work, and `run` answers
+    /// [`TransactionLost`](crate::ErrorKind::TransactionLost). Never send `COMMIT` or `ROLLBACK`: writes before the
+    /// `COMMIT`, or after either, are committed without the key, and the next call repeats them. `run` then also
+    /// answers `TransactionLost`, [where it can tell](crate::_docs::protocol#lock-only-run-and-transactional-routes).
+    ///
+    /// Uses a connection while `work` runs, and while it waits for another open transaction. Of the calls that
+    /// [wait](crate::Policy::wait) with one request, on one pool and through clones of one `PgOnce`, at most one waits
+    /// in the database; the others connect only to look. Do not call other services from `work`: an open transaction
+    /// blocks vacuum. Use leased claims for that.
     ///
     /// ```no_run
     /// # use pgonce::{Operation, PgOnce};
@@ -75,13 +77,12 @@ impl PgOnce {
     /// ```
     ///
     /// # Errors
-    /// [`RunError`]. After [`CommitUnknown`](crate::ErrorKind::CommitUnknown), call it again with the same
-    /// key to find out.
+    /// [`RunError`]. After [`CommitUnknown`](crate::ErrorKind::CommitUnknown), call again with the same key to find
+    /// out.
     ///
     /// # Cancel safety
-    /// Cancel safe. Dropped at any point, the transaction is rolled back by closing its connection,
-    /// never left open in the pool; dropped during COMMIT, it may have been committed. Calling it
-    /// again with the same key is right in both cases.
+    /// Cancel safe: if dropped, the transaction rolls back, because its connection is closed and never returns to the
+    /// pool open. If dropped during COMMIT, it may be committed. In both cases call again with the same key.
     pub async fn run<T, E, Kind, F>(
         &self,
         pool: &PgPool,
@@ -117,7 +118,7 @@ impl PgOnce {
                     (Err(RunError::Failed { response, replayed: false }), ended)
                 }
                 Err(Ending::Undo(error)) => match call.undo(tx).await {
-                    // Not retryable, whatever the error: what the work wrote may be committed.
+                    // Never retryable: what the work wrote may be committed.
                     Err(lost) => return Err(lost.after(&error.redacted()).into()),
                     Ok(Some(answer)) => return answered(answer),
                     Ok(None) if error.is_contention() && call.lost_to_another().await => continue,
@@ -127,7 +128,7 @@ impl PgOnce {
             match ended {
                 Ok(Ended::Committed) => return outcome,
                 Ok(Ended::Answered(answer)) => return answered(answer),
-                Ok(Ended::Lost) => {} // to another call: begin again
+                Ok(Ended::Lost) => {} // another call got the key: begin again
                 Err(error) if call.starts_again(&error).await => {}
                 Err(error) => return Err(error.into()),
             }

@@ -1,4 +1,4 @@
-//! Why `run` and `run_leased` have no value to return.
+//! Why `run` and `run_leased` return no value.
 
 use std::convert::Infallible;
 use std::error::Error as StdError;
@@ -12,9 +12,9 @@ use crate::error::{Error, ErrorKind, OPAQUE, causes, is_retryable, redacted, sql
 use crate::operation::response::Response;
 use crate::protocol::answer::{Held, InProgress, Mismatch};
 
-/// Why [`PgOnce::run`](crate::PgOnce::run) has no value to return. `E` is the error type of the work.
+/// Why [`PgOnce::run`](crate::PgOnce::run) returns no value. `E` is the error type of the work.
 ///
-/// An error type that `run` is called with can take in the rest, so that `?` works on the result:
+/// Your error type can take in the other variants, so that `?` works on the result of `run`:
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -38,7 +38,8 @@ use crate::protocol::answer::{Held, InProgress, Mismatch};
 /// ```
 #[non_exhaustive]
 pub enum RunError<E> {
-    /// The work failed. Everything was rolled back and nothing is remembered: the same key runs again.
+    /// The work failed, and its writes were rolled back: the same key may run again. `run` remembers nothing; leased
+    /// work keeps its recorded steps.
     #[non_exhaustive]
     Work {
         /// What the work returned.
@@ -46,18 +47,18 @@ pub enum RunError<E> {
         #[doc(hidden)]
         cause: Cause<E>,
     },
-    /// The work ended in a failure that was meant to be final ([`Failure::keep`](crate::Failure::keep)), now or in an
-    /// earlier attempt. Its writes were undone; every retry gets this response.
+    /// The work ended in a final failure ([`Failure::keep`](crate::Failure::keep)), now or in an earlier attempt. Its
+    /// writes were undone; every retry gets this response.
     #[non_exhaustive]
     Failed {
-        /// The response that was kept.
+        /// The kept response.
         response: Response,
         /// Whether an earlier attempt kept it.
         replayed: bool,
     },
     /// The operation was done before, but its response was not kept (too large, or secret).
     Omitted(Response),
-    /// Another claim on the key is alive, and the operation's wait is over.
+    /// Another claim on the key is live, or another transaction has its lock, and the wait is over.
     InProgress(InProgress),
     /// The key belongs to a request with another fingerprint.
     Mismatch(Mismatch),
@@ -67,13 +68,12 @@ pub enum RunError<E> {
     Protocol(Error),
 }
 
-/// How to see the cause of an error whose [`WorkError`] is not known any more.
+/// How to find the cause of an error when its [`WorkError`] is no longer known.
 #[doc(hidden)]
 #[allow(missing_debug_implementations, reason = "cannot be named outside")]
 pub struct Cause<E>(fn(&E) -> Option<&(dyn StdError + 'static)>);
 
 impl<E> RunError<E> {
-    /// The work failed.
     pub(crate) fn work<Kind>(error: E) -> Self
     where
         E: WorkError<Kind>,
@@ -107,9 +107,9 @@ impl<E> RunError<E> {
         })
     }
 
-    /// Whether the same call with the same key may succeed later. A lost claim is among them
-    /// ([`ClaimLost`](ErrorKind::ClaimLost)): the next call gets the new holder's response, or is told that it is
-    /// in progress. For the work's own errors: whether a database error that may pass is among their causes.
+    /// Whether the same call with the same key may succeed later. [`ClaimLost`](ErrorKind::ClaimLost) is retryable
+    /// here: the next call gets the new holder's response, or *in progress*. An error of the work is retryable if a
+    /// [`Failure::later`](crate::Failure::later), or a database error that may pass, is among its causes.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -123,8 +123,8 @@ impl<E> RunError<E> {
         }
     }
 
-    /// When to try again, where that is known: the pause of a [`Failure::later`](crate::Failure::later), or how long
-    /// another claim may still take.
+    /// When to try again, if known: the pause of a [`Failure::later`](crate::Failure::later), or how long another claim
+    /// may still take.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -140,12 +140,12 @@ impl<E> RunError<E> {
         self.source().and_then(sqlstate_in).map(str::to_owned)
     }
 
-    /// Whether the database gave up the work's transaction for another one.
+    /// Whether the work's transaction ended in a serialization failure or deadlock.
     pub(crate) fn is_contention(&self) -> bool {
         self.source().is_some_and(is_contention)
     }
 
-    /// What of its cause logs may show.
+    /// What logs may show of its cause.
     pub(crate) fn redacted(&self) -> String {
         self.source().map_or_else(|| OPAQUE.to_owned(), redacted)
     }
@@ -160,7 +160,7 @@ impl<E> From<Error> for RunError<E> {
 impl<E> fmt::Display for RunError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            // Without the work's own text, which may be about anything.
+            // Without the work's own text, which may contain anything.
             Self::Work { .. } => {
                 return write!(f, "nothing was kept: {}", self.redacted());
             }
@@ -176,7 +176,7 @@ impl<E> fmt::Display for RunError<E> {
     }
 }
 
-// By hand: the derived one would print the DETAIL of a database error, which can quote a row.
+// By hand: a derived one would print the DETAIL of a database error, which can quote a row.
 impl<E> fmt::Debug for RunError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

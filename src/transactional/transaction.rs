@@ -1,4 +1,4 @@
-//! A pooled connection with a transaction of ours open on it.
+//! A pooled connection with an open transaction of pgonce.
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -17,8 +17,8 @@ use crate::protocol::procedure::{Unfit, answered};
 
 type Manager = <Postgres as Database>::TransactionManager;
 
-/// DEFERRABLE does nothing but mark the transaction as ours: the mark is gone when the work has ended it. It fails on a
-/// connection whose forgotten transaction has run something (25001).
+/// DEFERRABLE only marks the transaction as pgonce's: once the work has ended it, the mark is gone. This BEGIN fails
+/// (25001) on a connection with a forgotten transaction that has run something.
 const BEGIN: &str = "begin deferrable";
 const BEGIN_READ_COMMITTED: &str = "begin isolation level read committed, deferrable";
 const SAVEPOINT: &str = "savepoint pgonce_work";
@@ -26,14 +26,12 @@ const UNDO_WORK: &str = "rollback to savepoint pgonce_work";
 const IS_OURS: &str =
     "select pg_catalog.current_setting('transaction_deferrable') operator(pg_catalog.=) 'on'";
 
-/// A connection borrowed from a pool with a transaction open on it, which it owns: it can be lent
-/// to a handler and taken back, as sqlx's own `Transaction` cannot without giving up what follows.
-/// Dropped before it was committed or rolled back, the connection is closed instead of returned, and
-/// the server rolls back.
+/// Owns a pooled connection with an open transaction, and can be lent to a handler and taken back. If dropped before
+/// commit or rollback, it closes the connection (sqlx's `Transaction` returns it to the pool), and the server rolls
+/// back.
 ///
-/// sqlx 0.9.0 marks a transaction as open only when the answer to BEGIN arrives. A future dropped
-/// in between leaves it open on the server and unknown to the driver; the next borrower's writes
-/// would then go into it and be lost. Closing is the one remedy that needs no further round trip.
+/// sqlx 0.9.0 knows of a transaction only when BEGIN is answered. A future dropped before that leaves it open on the
+/// server, and the next borrower's writes would go into it and be lost. Only closing needs no further round trip.
 pub(crate) struct OwnedTransaction {
     conn: PoolConnection<Postgres>,
     settled: bool,
@@ -41,13 +39,12 @@ pub(crate) struct OwnedTransaction {
     savepoint: bool,
     /// Of leased work.
     loan: Option<Loan>,
-    /// How long a statement of ours may take. None: as long as the server lets it.
+    /// How long a statement of pgonce may take. None: as long as the server allows.
     answer_within: Option<Duration>,
 }
 
 impl OwnedTransaction {
-    /// Begins on a connection of the pool. One that refuses because of what it was left with is closed, and another
-    /// one is taken.
+    /// Begins on a pooled connection. A connection in a bad state refuses; it is closed, and another one is taken.
     pub(crate) async fn begin(pool: &PgPool) -> Result<Self> {
         Self::on_fit_connection(pool, BEGIN, None).await
     }
@@ -59,15 +56,15 @@ impl OwnedTransaction {
         Ok(tx)
     }
 
-    /// The work has asked for it again.
+    /// Restarts the time of the loan.
     pub(crate) fn renew_loan(&self) {
         if let Some(loan) = &self.loan {
             loan.renew();
         }
     }
 
-    /// Asks in a transaction that sees what others commit meanwhile, and rolls it back. `query` makes the statement,
-    /// for each time that it is sent.
+    /// Asks in a transaction that sees what others commit meanwhile, and rolls back. `query` makes the statement each
+    /// time that it is sent.
     pub(crate) async fn look<'q>(
         pool: &PgPool,
         query: impl Fn() -> Query<'q, Postgres, PgArguments>,
@@ -114,7 +111,7 @@ impl OwnedTransaction {
         Ok(tx)
     }
 
-    /// Sets the savepoint to which [`undo_work`](Self::undo_work) goes back.
+    /// Sets the savepoint to which [`undo_work`](Self::undo_work) returns.
     pub(crate) async fn set_savepoint(&mut self) -> Result<()> {
         self.execute(SAVEPOINT).await?;
         self.savepoint = true;
@@ -130,14 +127,13 @@ impl OwnedTransaction {
         self.execute(UNDO_WORK).await
     }
 
-    /// Rolls back, and begins again on the same connection if that can be. Fails when the work has ended its
-    /// transaction.
+    /// Rolls back, and begins again, on the same connection if possible. Fails if the work has ended its transaction.
     pub(crate) async fn start_anew(mut self, pool: &PgPool) -> Result<Self> {
         let restarted = match Manager::get_transaction_depth(&self.conn) {
             0 => self.check(),
             1 => self.begin_again().await,
             _ => {
-                drop(self); // a nested transaction was left open: closed, and the server rolls back
+                drop(self); // a nested transaction is open: close, and the server rolls back
                 return Self::begin(pool).await;
             }
         };
@@ -147,7 +143,7 @@ impl OwnedTransaction {
 
     async fn begin_again(&mut self) -> Result<()> {
         match self.check_mark().await {
-            // Nothing can be asked of an aborted transaction.
+            // An aborted transaction answers no question.
             Err(error) if error.kind() == ErrorKind::TransactionAborted => {}
             checked => checked?,
         }
@@ -159,8 +155,8 @@ impl OwnedTransaction {
         bounded(self.answer_within, restarted).await.flatten().map_err(database)
     }
 
-    /// Asks whether the transaction is still the one that was begun here, of which the driver knows only what the work
-    /// did through it.
+    /// Asks whether the transaction is still the one that began here. The driver knows only what the work did through
+    /// it.
     pub(crate) async fn check_mark(&mut self) -> Result<()> {
         let asked = sqlx::raw_sql(IS_OURS).fetch_one(&mut *self.conn);
         let row = bounded(self.answer_within, asked).await.flatten().map_err(database)?;
@@ -174,7 +170,7 @@ impl OwnedTransaction {
         }
     }
 
-    /// Completes the claim and commits it with what the work wrote.
+    /// Completes the claim and commits it with the work's writes.
     pub(crate) async fn complete(mut self, claim: Claim, response: Response) -> Result<()> {
         let completed = match self.check() {
             Ok(()) => bounded(self.answer_within, claim.complete(&mut self.conn, response))
@@ -186,7 +182,7 @@ impl OwnedTransaction {
         self.commit_after(completed).await
     }
 
-    /// Commits, or rolls back when the last statement failed.
+    /// Commits, or rolls back if the last statement failed.
     pub(crate) async fn commit_after(self, finished: Result<()>) -> Result<()> {
         let (tx, ()) = self.unless_failed(finished).await?;
         tx.commit().await
@@ -202,8 +198,8 @@ impl OwnedTransaction {
             }
             Err(error) => {
                 let error = commit_error(error);
-                // Reported before the server has rolled back and let go of its locks. A retry should
-                // not meet its own predecessor, so wait; it also tells the driver's books.
+                // The error arrives before the server has rolled back and freed its locks. Wait for the rollback, so
+                // that a retry does not meet its own predecessor. The rollback also updates the driver's state.
                 if error.kind() != ErrorKind::CommitUnknown {
                     self.rollback().await;
                 }
@@ -212,14 +208,14 @@ impl OwnedTransaction {
         }
     }
 
-    /// Commits a transaction in which an error may have been overlooked; see [`commit`].
+    /// Commits a transaction in which an error may have been ignored; see [`commit`].
     #[cfg(feature = "tower")]
     pub(crate) async fn commit_probed(mut self) -> Result<()> {
         let probed = self.execute("select").await;
         self.commit_after(probed).await
     }
 
-    /// Rolls back when the last statement failed.
+    /// Rolls back if the last statement failed.
     pub(crate) async fn unless_failed<T>(self, result: Result<T>) -> Result<(Self, T)> {
         match result {
             Ok(value) => Ok((self, value)),
@@ -230,18 +226,18 @@ impl OwnedTransaction {
         }
     }
 
-    /// Rolls back. A connection on which that fails is closed.
+    /// Rolls back. If that fails, closes the connection.
     pub(crate) async fn rollback(mut self) {
         self.settled = self.is_rolled_back().await;
     }
 
-    /// Rolls back after this error. A connection that has lost its prepared statements is closed: whatever was
-    /// prepared on it would fail in the same way.
+    /// Rolls back after this error. Closes a connection that has lost its prepared statements, because the others would
+    /// fail too.
     pub(crate) async fn rollback_after(mut self, sqlstate: Option<&str>) {
         self.settled = self.is_rolled_back().await && sqlstate != Some("26000");
     }
 
-    /// Gives back a connection whose transaction holds no lock: the pool sends the ROLLBACK.
+    /// Gives back a connection whose transaction has no lock: the pool sends the ROLLBACK.
     pub(crate) fn leave(mut self) {
         if Manager::get_transaction_depth(&self.conn) == 1 {
             Manager::start_rollback(&mut self.conn);
@@ -257,8 +253,8 @@ impl OwnedTransaction {
             )
     }
 
-    /// Whether the transaction is the one that was begun here, and nothing else is open in it. Work
-    /// can end it, and a nested transaction that it forgot would turn COMMIT into RELEASE.
+    /// Checks in the driver that the transaction is the one that began here, with nothing else open in it. The work can
+    /// end it, and a forgotten nested transaction would turn COMMIT into RELEASE.
     pub(crate) fn check(&self) -> Result<()> {
         let message = match Manager::get_transaction_depth(&self.conn) {
             1 => return Ok(()),
@@ -306,9 +302,8 @@ impl Drop for OwnedTransaction {
     }
 }
 
-/// Commits a transaction, tells "rolled back" from "unknown", and takes neither for success: a COMMIT
-/// after an overlooked error rolls back, and sqlx 0.9.0 reports that as `Ok`. One round trip more
-/// than a bare COMMIT.
+/// Commits a transaction, and tells success, "rolled back" and "unknown" apart: after an ignored error COMMIT rolls
+/// back, and sqlx 0.9.0 reports `Ok`. One round trip more than a bare COMMIT.
 ///
 /// ```no_run
 /// # async fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
@@ -323,14 +318,14 @@ impl Drop for OwnedTransaction {
 /// ```
 ///
 /// # Errors
-/// [`CommitUnknown`](crate::ErrorKind::CommitUnknown) when the connection broke before the answer;
-/// any other kind means that the server refused and rolled back.
+/// [`CommitUnknown`](crate::ErrorKind::CommitUnknown) if the connection broke before the answer; after any other kind,
+/// nothing was committed.
 ///
 /// # Cancel safety
-/// Dropped before it returns, the outcome is unknown; it is usually committed.
+/// If dropped, the outcome is unknown; if dropped during COMMIT, it is usually committed.
 pub async fn commit(mut tx: Transaction<'_, Postgres>) -> Result<()> {
-    // An error that the caller overlooked has aborted the transaction: COMMIT would roll back and
-    // still report success. Any statement before it fails instead (25P02).
+    // An ignored error has aborted the transaction: COMMIT would roll back and still report success. Any statement
+    // before it fails instead (25P02).
     sqlx::raw_sql("select").execute(&mut *tx).await.map_err(database)?;
     tx.commit().await.map_err(commit_error)
 }

@@ -1,14 +1,14 @@
-//! Waiting for another call that works on the same key: `run`, `run_leased` and routes alike.
+//! Waiting for another call on the same key, in `run`, `run_leased` and routes.
 //!
-//! 1. Every call looks for itself first. A call that has to wait joins the line of its request: the same scope, key and
+//! 1. Every call first looks for itself. If it has to wait, it joins the line of its request: the same scope, key and
 //!    fingerprint, on the same pool, through clones of one `PgOnce`.
-//! 2. One call of a line leads. It waits in the database, unless too many leaders do; then it looks again and again. The
+//! 2. One call of a line leads. It waits in the database, or looks again and again if too many leaders wait there. The
 //!    rest wait for the leader, without a connection.
-//! 3. The leader finds a replay: the rest take it, except calls that must lock the row (`lock_replay`). It finds another
-//!    answer: the rest look again. It gets the key: the next call leads.
-//! 4. If the leader hangs, the rest look for themselves from time to time.
+//! 3. The leader finds a replay: the rest take it, except calls that must lock the row (`lock_replay`). It finds
+//!    another answer: the rest look again. It gets the key: the next call leads.
+//! 4. The leader hangs: the rest look for themselves from time to time.
 //!
-//! This is about waiting only: the database says who performs.
+//! This is only about waiting: the database decides who performs.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,16 +27,16 @@ use crate::operation::key::Key;
 use crate::operation::scope::Scope;
 use crate::protocol::answer::{Begin, InProgress, Replay};
 
-/// The longest pause of a leader before it asks for a leased claim again.
+/// The longest pause of a leader that does not wait in the database.
 const LEADER_PAUSE_MAX: Duration = Duration::from_millis(250);
-/// How long a leader waits in the database before it looks again. A server goes on waiting for a client that has gone.
+/// How long a leader waits in the database before it looks again. A server goes on waiting for a client that is gone.
 const IN_DATABASE_MAX: Duration = Duration::from_secs(1);
 const BOUND_MAX: Duration = Duration::from_secs(86_400);
-/// The pauses of the rest, from the first to the longest.
+/// The pauses of the rest, first and longest.
 const LOOK_AFTER: Duration = Duration::from_millis(100);
 const LOOK_AFTER_MAX: Duration = Duration::from_secs(1);
 
-/// The lines of calls, one for each request that is waited for.
+/// One line of calls for each request that calls wait for.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Lines(Arc<Shared>);
 
@@ -47,10 +47,11 @@ struct Shared {
     in_database: AtomicU32,
 }
 
-/// Whose calls may have one answer.
+/// Calls with an equal request may share an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Request {
-    /// The address of the pool's options, which its line keeps: the pool's own until they are replaced.
+    /// The address of the pool's options: the same until they are replaced. The line keeps them, so no other pool gets
+    /// this address.
     pool: usize,
     scope: Scope,
     key: Key,
@@ -61,19 +62,19 @@ struct Request {
 struct Line {
     request: Request,
     _options: Arc<PgConnectOptions>,
-    /// One permit, of the leader. Closed when the key is decided.
+    /// One permit, for the leader. Closed when the key is decided.
     lead: Arc<Semaphore>,
-    /// What the leader has found, set before `lead` is closed.
+    /// What the leader found, set before `lead` is closed.
     replay: OnceLock<Replay>,
 }
 
-/// What a call does after it was told "in progress".
+/// What a call does after *in progress*.
 #[derive(Debug)]
 pub(crate) enum Next {
     Look,
-    /// Another call of this process has found this.
+    /// Another call of this process found this.
     Replay(Replay),
-    /// The bound is over, or no place is free.
+    /// The wait is over, or no place is free.
     GiveUp,
 }
 
@@ -84,11 +85,11 @@ pub(crate) struct Waiting {
     options: Arc<PgConnectOptions>,
     deadline: Instant,
     pauses: u32,
-    /// Whether the key has a live lease: the database has nothing to wait for.
+    /// Whether the key has a live lease: there is nothing to wait for in the database.
     leased: bool,
     line: Option<Arc<Line>>,
     lead: Option<Lead>,
-    /// Where the number of calls that wait is limited.
+    /// Limits how many calls wait.
     places: Option<Arc<Semaphore>>,
     place: Option<OwnedSemaphorePermit>,
     /// How many leaders may wait in the database: a quarter of the pool's connections.
@@ -101,7 +102,7 @@ struct Lead {
     slot: Option<Slot>,
 }
 
-/// A leader that may wait in the database.
+/// A leader's right to wait in the database.
 #[derive(Debug)]
 struct Slot(Lines);
 
@@ -116,7 +117,7 @@ impl Lines {
         Waiting {
             lines: self.clone(),
             options: pool.connect_options(),
-            // A bound that is too long is refused before anything waits.
+            // Longer waits were refused before.
             deadline: Instant::now() + bound.min(BOUND_MAX),
             pauses: 0,
             leased: false,
@@ -160,7 +161,7 @@ impl Waiting {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// How long to wait in the database before the next look: zero but for a leader.
+    /// How long to wait in the database before the next look: zero, except for a leader.
     pub(crate) fn in_database(&self) -> Duration {
         let waits = self.lead.as_ref().is_some_and(|lead| lead.slot.is_some()) && !self.leased;
         if waits { self.left().min(IN_DATABASE_MAX) } else { Duration::ZERO }
@@ -185,7 +186,7 @@ impl Waiting {
         if let Some(lead) = &mut self.lead {
             lead.slot = lead.slot.take().or_else(|| self.lines.slot(self.in_database_max));
             let pause = match &lead.slot {
-                // It waits in the database, unless statement_timeout is so short that it cannot.
+                // The database does the waiting, unless statement_timeout is too short for that.
                 Some(_) if !self.leased => Duration::from_millis(5),
                 _ => Duration::from_millis(5 << self.pauses.min(8)).min(LEADER_PAUSE_MAX),
             };
@@ -210,12 +211,12 @@ impl Waiting {
         Next::Look
     }
 
-    /// The call has the key: the next one leads.
+    /// The call has the key: the next call leads.
     pub(crate) fn leave(&mut self) {
         (self.lead, self.place) = (None, None);
     }
 
-    /// A row decides. Those who wait get its replay, or look again.
+    /// A row decides. The waiting calls get its replay, or look again.
     pub(crate) fn end(&mut self, answer: Option<&Begin>) {
         if let Some(line) = self.line.take() {
             if let Some(Begin::Replay(replay)) = answer {
@@ -258,7 +259,8 @@ impl Drop for Waiting {
         self.lead = None;
         if let Some(line) = self.line.take() {
             let mut lines = self.lines.locked();
-            // The map's and this one. Under the lock: of two that drop at once, the second sees that it is the last.
+            // Owned by the map and this call only? Checked under the lock: of two calls that drop at once, the second
+            // sees that it is the last.
             if Arc::strong_count(&line) <= 2 {
                 line.leave(&mut lines);
             }

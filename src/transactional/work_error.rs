@@ -1,12 +1,12 @@
-//! What pgonce has to see of an error that the work fails with.
+//! What pgonce must see of the work's error.
 
 use std::error::Error as StdError;
 
 use super::outcome::Ending;
 use super::run_error::RunError;
 
-/// An error that work may fail with. pgonce looks for the database's error in it, to start again after a serialization
-/// failure or a deadlock, and gives it back as [`RunError::Work`](crate::RunError::Work).
+/// An error that work may fail with. pgonce looks in it for the database's error, to start again after a serialization
+/// failure or a deadlock, and returns it as [`RunError::Work`](crate::RunError::Work).
 ///
 /// Every [`std::error::Error`] is one, and so are `anyhow::Error`, `Box<dyn std::error::Error + Send + Sync>`,
 /// [`Failure`](crate::Failure) and text. Another type, such as an HTTP error that only implements `IntoResponse`, needs
@@ -37,8 +37,8 @@ use super::run_error::RunError;
             fn cause(&self) -> Option<&(dyn std::error::Error + 'static)> {{ /* the sqlx::Error in it */ }}\n}}"
 )]
 pub trait WorkError<Kind = kind::Explicit>: Sized {
-    /// The error itself, or the one in it that may come from the database. Its
-    /// [sources](std::error::Error::source) are looked at, too.
+    /// The error itself, or the one in it that may come from the database. Its [sources](std::error::Error::source)
+    /// count, too.
     fn cause(&self) -> Option<&(dyn StdError + 'static)>;
 
     #[doc(hidden)]
@@ -47,7 +47,7 @@ pub trait WorkError<Kind = kind::Explicit>: Sized {
     }
 }
 
-/// The families of [`WorkError`], so that their implementations do not overlap.
+/// The families of [`WorkError`], which keep implementations from overlapping.
 #[allow(missing_debug_implementations, unreachable_pub, reason = "cannot be named outside")]
 pub mod kind {
     pub struct Explicit;
