@@ -179,6 +179,7 @@ impl PgOnce {
             "started" => {
                 let token = token.map_or_else(|| get(row, "token"), Ok)?;
                 let mut claim = self.claim(&op.scope, &op.key, token, attempt()?);
+                claim.failed_retention = self.policy_of(op).failed_retention;
                 claim.recovered = get::<Option<bool>>(row, "recovered")?.unwrap_or_default();
                 Begin::Started(claim)
             }
@@ -207,6 +208,7 @@ impl PgOnce {
             attempt,
             statements: Arc::clone(&self.statements),
             response_bytes_max: i64::from(self.response_bytes_max),
+            failed_retention: None,
             recovered: false,
             settled: false,
             answer_within: ANSWER_MAX,

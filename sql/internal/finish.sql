@@ -3,7 +3,7 @@
 -- Every write passes here, so it pins no search_path and is flat: each expression costs a microsecond or two.
 create or replace function :"schema"._finish(
   p_scope text, p_key text, p_token uuid, p_finished smallint, p_response_code integer, p_response_headers bytea,
-  p_response_body bytea, p_omit boolean, p_response_bytes_max bigint)
+  p_response_body bytea, p_omit boolean, p_response_bytes_max bigint, p_retention_ms bigint default null)
 returns void
 language plpgsql volatile
 as $pgonce$
@@ -14,11 +14,17 @@ declare
   v_bound pg_catalog.text := :"schema"._bound_waits_by_caller();
   v_leased boolean;
 begin
+  if p_retention_ms is not null then
+    perform :"schema"._check_range('retention_ms', p_retention_ms, 1, 315576000000);
+  end if;
   update :"schema".idempotency_keys k
      set status = p_finished, completed_at = v_at, response_code = p_response_code,
          response_headers = case when not v_omitted then p_response_headers end,
          response_body = case when not v_omitted then p_response_body end,
-         response_omitted = v_omitted
+         response_omitted = v_omitted,
+         expires_at = case when p_retention_ms is null then k.expires_at
+                           else least(k.expires_at, v_at operator(pg_catalog.+)
+                                (p_retention_ms operator(pg_catalog.*) interval '1 millisecond')) end
    where k.scope operator(pg_catalog.=) p_scope collate pg_catalog."C"
      and k.key operator(pg_catalog.=) p_key collate pg_catalog."C"
      and k.token operator(pg_catalog.=) p_token and k.status operator(pg_catalog.=) 1

@@ -7,14 +7,15 @@ create or replace procedure :"schema".fail_leased(
   p_response_headers   bytea   default null,
   p_response_body      bytea   default null,
   p_omit               boolean default false,
-  p_response_bytes_max bigint  default 1048576)
+  p_response_bytes_max bigint  default 1048576,
+  p_retention_ms       bigint  default null)
 language plpgsql
 as $pgonce$
 begin
   commit;
   set transaction isolation level read committed;
   perform :"schema"._finish(p_scope, p_key, p_token, 3::smallint, p_response_code, p_response_headers, p_response_body,
-                            p_omit, p_response_bytes_max);
+                            p_omit, p_response_bytes_max, p_retention_ms);
   commit;
 end
 $pgonce$;

@@ -12,9 +12,9 @@ const RETENTION_MAX: Duration = Duration::from_secs(315_576_000);
 const PAUSE_MAX: Duration = Duration::from_secs(86_400);
 
 /// Checks how long a key is remembered.
-pub(crate) fn check_retention(retention: Duration) -> Result<()> {
+pub(crate) fn check_retention(field: &str, retention: Duration) -> Result<()> {
     if retention < SHORTEST || retention > RETENTION_MAX {
-        return Err(outside("retention", &spelled(retention), "1 ms to 10 years"));
+        return Err(outside(field, &spelled(retention), "1 ms to 10 years"));
     }
     Ok(())
 }

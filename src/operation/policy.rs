@@ -26,6 +26,7 @@ use crate::error::Result;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
     pub(crate) retention: Duration,
+    pub(crate) failed_retention: Option<Duration>,
     pub(crate) wait: Duration,
     pub(crate) on_lapse: OnLapse,
     pub(crate) max_attempts: Option<u32>,
@@ -62,6 +63,7 @@ impl Policy {
     pub const fn new() -> Self {
         Self {
             retention: Duration::from_secs(24 * 3600),
+            failed_retention: None,
             wait: Duration::ZERO,
             on_lapse: OnLapse::Retry,
             max_attempts: None,
@@ -86,8 +88,20 @@ impl Policy {
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside these limits.
     pub fn retention(mut self, retention: Duration) -> Result<Self> {
-        limits::check_retention(retention)?;
+        limits::check_retention("retention", retention)?;
         self.retention = retention;
+        Ok(self)
+    }
+
+    /// How long a failure that is kept is remembered, counted from when it is kept: 1 ms to ten years, and no longer than
+    /// the key's retention. Unless set, as long as the key. Then the same key runs again, so that a customer whose card
+    /// was declined can pay under the same order later.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside these limits.
+    pub fn failed_retention(mut self, retention: Duration) -> Result<Self> {
+        limits::check_retention("failed_retention", retention)?;
+        self.failed_retention = Some(retention);
         Ok(self)
     }
 

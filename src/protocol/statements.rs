@@ -186,7 +186,7 @@ impl Statements {
             wait_for_key: fill(r#"select :"schema"._wait_for_key($1, $2, $3)"#),
             insert_finished: fill(include_str!("../../sql/statements/insert_finished.sql")),
             complete: fill(r#"select :"schema".complete($1, $2, $3, $4, $5, $6, $7, $8)"#),
-            fail: fill(r#"select :"schema".fail($1, $2, $3, $4, $5, $6, $7, $8)"#),
+            fail: fill(r#"select :"schema".fail($1, $2, $3, $4, $5, $6, $7, $8, $9)"#),
             release: fill(r#"select :"schema".release($1, $2, $3)"#),
             begin_leased: fill(
                 r#"call :"schema".begin_leased($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
@@ -195,7 +195,7 @@ impl Statements {
             complete_leased: fill(
                 r#"call :"schema".complete_leased($1, $2, $3, $4, $5, $6, $7, $8)"#,
             ),
-            fail_leased: fill(r#"call :"schema".fail_leased($1, $2, $3, $4, $5, $6, $7, $8)"#),
+            fail_leased: fill(r#"call :"schema".fail_leased($1, $2, $3, $4, $5, $6, $7, $8, $9)"#),
             release_leased: fill(r#"call :"schema".release_leased($1, $2, $3)"#),
             lapse_leased: fill(r#"call :"schema".lapse_leased($1, $2, $3, $4, $5, $6)"#),
             record_step: fill(r#"select :"schema".record_step($1, $2, $3, $4, $5, $6)"#),

@@ -128,11 +128,16 @@ impl PgOnce {
         optimistic: bool,
     ) -> Result<Inserted> {
         let response = response.omitted_over(i64::from(self.response_bytes_max));
+        let policy = self.policy_of(op);
+        let retention = match (finished, policy.failed_retention) {
+            (Finished::Failed, Some(shorter)) => policy.retention.min(shorter),
+            _ => policy.retention,
+        };
         let rows = sqlx::query(self.statements.insert_finished.clone())
             .bind(op.scope.as_str())
             .bind(op.key.as_str())
             .bind(op.fingerprint.as_ref().map(Fingerprint::as_bytes))
-            .bind(millis(self.policy_of(op).retention))
+            .bind(millis(retention))
             .bind(finished.code())
             .bind(response.code)
             .bind(response.headers)

@@ -43,6 +43,7 @@ fn a_policy_refuses_what_is_outside_its_limits() {
         (new.retention(us(999)), "retention is 999 µs; it takes 1 ms to 10 years"),
         (new.retention(11 * YEAR), "retention is 4017 d 18 h; it takes 1 ms to 10 years"),
         (new.retention(Duration::MAX), "it takes 1 ms to 10 years"),
+        (new.failed_retention(us(1)), "failed_retention is 1 µs; it takes 1 ms to 10 years"),
         (new.wait(2 * HOUR), "wait is 2 h; it takes up to 1 h"),
         (new.wait(HOUR + us(1)), "wait is 1 h 1 µs; it takes up to 1 h"),
         (new.wait(Duration::MAX), "it takes up to 1 h"),

@@ -19,6 +19,7 @@ mod dump;
 mod encodings;
 mod environment;
 mod error_types;
+mod failed_retention;
 mod heartbeat;
 mod inbox;
 mod interleavings;

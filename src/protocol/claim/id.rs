@@ -25,6 +25,8 @@ pub(crate) struct ClaimId {
     pub(super) key: Key,
     pub(super) token: Uuid,
     pub(crate) statements: Arc<Statements>,
+    /// How long a failure is remembered, if not as long as the key.
+    pub(super) failed_retention: Option<Duration>,
     /// How long a call for it may take.
     pub(crate) answer_within: Duration,
 }
@@ -52,12 +54,17 @@ impl ClaimId {
             Finished::Failed => &self.statements.fail_leased,
         };
         let (result, again) = procedure::call_patiently(pool, self.answer_within, || {
-            self.named(statement)
+            let query = self
+                .named(statement)
                 .bind(response.code)
                 .bind(response.headers.as_deref())
                 .bind(response.body.as_deref())
                 .bind(response.omitted)
-                .bind(response_bytes_max)
+                .bind(response_bytes_max);
+            match finished {
+                Finished::Completed => query,
+                Finished::Failed => query.bind(self.failed_retention.map(millis)),
+            }
         })
         .await;
         match result {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::error::{Result, of_claim};
 use crate::operation::key::{Key, Scope, log_hash};
+use crate::operation::millis;
 use crate::operation::response::Response;
 use crate::protocol::answer::Finished;
 use crate::protocol::statements::Statements;
@@ -35,6 +36,8 @@ pub struct Claim {
     pub(crate) attempt: u32,
     pub(crate) statements: Arc<Statements>,
     pub(crate) response_bytes_max: i64,
+    /// How long a failure is remembered, if not as long as the key.
+    pub(crate) failed_retention: Option<Duration>,
     /// Whether it goes on with what an earlier attempt has begun under a lease.
     pub(crate) recovered: bool,
     pub(crate) settled: bool,
@@ -97,7 +100,7 @@ impl Claim {
             Finished::Completed => &self.statements.complete,
             Finished::Failed => &self.statements.fail,
         };
-        sqlx::query(statement.clone())
+        let query = sqlx::query(statement.clone())
             .bind(self.scope.as_str())
             .bind(self.key.as_str())
             .bind(self.token)
@@ -105,11 +108,12 @@ impl Claim {
             .bind(response.headers)
             .bind(response.body)
             .bind(response.omitted)
-            .bind(self.response_bytes_max)
-            .execute(conn)
-            .await
-            .map(drop)
-            .map_err(of_claim)
+            .bind(self.response_bytes_max);
+        let query = match finished {
+            Finished::Completed => query,
+            Finished::Failed => query.bind(self.failed_retention.map(millis)),
+        };
+        query.execute(conn).await.map(drop).map_err(of_claim)
     }
 
     /// Gives the claim back unfinished: the key can be begun again at once, with any fingerprint.
@@ -198,6 +202,7 @@ impl Claim {
             key: self.key.clone(),
             token: self.token,
             statements: Arc::clone(&self.statements),
+            failed_retention: self.failed_retention,
             answer_within: self.answer_within,
         }
     }
