@@ -6,8 +6,8 @@ use crate::exit::CliError;
 use crate::output;
 use crate::session::Global;
 
-/// Check that the schema fits this program, and the server's settings and poolers do; exits with 5 when the schema does
-/// not, and with 1 for the others
+/// Check that the schema fits this program (if not: exit code 5), and that the server's settings and poolers are safe
+/// (if not: exit code 1)
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  pgonce check || pgonce migrate")]
 pub(crate) struct Args {}

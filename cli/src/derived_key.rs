@@ -7,11 +7,11 @@ use crate::exit::CliError;
 use crate::output;
 use crate::session::Global;
 
-/// Print the key that a remote was given, to look the operation up there
+/// Print the key that the remote received, to look up the operation there
 #[derive(clap::Args)]
 #[command(after_help = "\
-NAME is what the work gives to derived_key, byte for byte. Nothing is looked up, and no database is needed:
-a scope, key or name that the work did not use gives a key that the remote has never seen.
+NAME is what the code passes to derived_key, byte for byte. Needs no database and checks nothing: with a
+scope, key or name that the work did not use, it prints a key that the remote has never seen.
 
 Example:
   pgonce derived-key acme/orders.checkout order-17 charge")]
@@ -20,7 +20,7 @@ pub(crate) struct Args {
     scope: String,
     /// The key within the scope
     key: String,
-    /// The name within the operation, often that of the step
+    /// The name within the operation, often the step's name
     name: String,
 }
 

@@ -11,21 +11,20 @@ use crate::exit::CliError;
 use crate::output;
 use crate::session::Global;
 
-/// Check what could let something happen twice; exits with 1 when it finds something
+/// Find what could make an operation happen twice; exits with 1 if it finds a problem
 #[derive(clap::Args)]
 #[command(after_help = "\
-A broker's horizon is the longest time after which it, or a person with a dead-letter queue, may deliver a
-message again. An inbox must remember for longer. What it remembers is read from its newest message.
+The horizon is the longest time after which the broker, or a person with a dead-letter queue, may redeliver a
+message. The inbox must remember messages at least that long; doctor reads how long from the newest message.
 
 Example:
   pgonce doctor --horizon orders=14d --horizon invoices=36h")]
 pub(crate) struct Args {
-    /// The broker's horizon of a consumer, such as orders=14d; may be given several times
+    /// The broker's horizon for a consumer, such as orders=14d; may be repeated
     #[arg(long, value_name = "CONSUMER=TIME", value_parser = horizon)]
     horizon: Vec<(String, Duration)>,
 }
 
-/// What a check has found.
 struct Finding {
     check: &'static str,
     ok: bool,
@@ -35,9 +34,7 @@ struct Finding {
 pub(crate) async fn run(global: &Global, args: &Args) -> Result<(), CliError> {
     let (once, pool) = (global.once()?, global.pool().await?);
     let environment = match once.check(&pool).await {
-        Ok(()) => {
-            (true, "no setting and no pooler on the way to the server breaks a promise".to_owned())
-        }
+        Ok(()) => (true, "no setting and no pooler breaks a promise of pgonce".to_owned()),
         Err(error) if error.kind() == ErrorKind::Environment => (false, error.to_string()),
         Err(error) => return Err(error.into()),
     };
@@ -67,7 +64,7 @@ pub(crate) async fn run(global: &Global, args: &Args) -> Result<(), CliError> {
     }
 }
 
-/// Whether a consumer remembers its messages for longer than they may be delivered again.
+/// Checks that an inbox remembers messages at least as long as the broker may redeliver them.
 async fn inbox(
     once: &PgOnce,
     pool: &PgPool,
@@ -76,18 +73,18 @@ async fn inbox(
 ) -> Result<Finding, CliError> {
     let inbox = Inbox::new(once, consumer)?;
     let Some(retention) = inbox.remembers(&mut *pool.acquire().await?).await? else {
-        let says = format!("inbox {consumer}: no message yet, so there is nothing to compare");
+        let says = format!("inbox {consumer}: no messages, nothing to compare");
         return Ok(Finding { check: "inbox", ok: true, says });
     };
     let (remembers, may) = (format_duration(retention), format_duration(horizon));
     let ok = retention >= horizon;
     let says = match ok {
         true => format!(
-            "inbox {consumer}: remembers for {remembers}, the broker may deliver again for {may}"
+            "inbox {consumer}: remembers messages for {remembers}, the broker may redeliver for {may}"
         ),
         false => format!(
-            "inbox {consumer}: forgets a message after {remembers}, but the broker may deliver it again for \
-             {may}. It would then take effect twice. Raise the retention of its Policy to {may} or more"
+            "inbox {consumer}: forgets messages after {remembers}, but the broker may redeliver for {may}. \
+             A message could then take effect twice. Raise the retention in the inbox's Policy to at least {may}"
         ),
     };
     Ok(Finding { check: "inbox", ok, says })
@@ -95,7 +92,7 @@ async fn inbox(
 
 fn horizon(text: &str) -> Result<(String, Duration), String> {
     let (consumer, time) =
-        text.rsplit_once('=').ok_or("it takes CONSUMER=TIME, such as orders=14d")?;
+        text.rsplit_once('=').ok_or("expected CONSUMER=TIME, such as orders=14d")?;
     let time = humantime::parse_duration(time).map_err(|error| error.to_string())?;
     Ok((consumer.to_owned(), time))
 }

@@ -1,4 +1,4 @@
-//! How a command ends: exit codes, and one clear line for each error.
+//! How a command ends: exit codes, and one line per error.
 
 use std::error::Error as StdError;
 use std::fmt::Display;
@@ -14,14 +14,14 @@ use crate::output;
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0    done
-  1    failed: the database refused or could not be reached, or the demo's protected half went wrong
+  1    failed: the database is unreachable or refused the command, check or doctor found a problem, or the demo
+       charged a payment twice or lost one with pgonce
   2    wrong usage
   3    not found: the key is unknown, or it has no stored body
-  4    refused: not confirmed, nothing to release or resolve, or the claim has changed hands
+  4    refused: not confirmed, nothing to release or resolve, or the key has changed
   5    the schema is missing, outdated or too new
   130  interrupted";
 
-/// Why a command did not do what it was asked.
 #[derive(Debug)]
 pub(crate) struct CliError {
     code: u8,
@@ -30,7 +30,7 @@ pub(crate) struct CliError {
     sqlstate: Option<String>,
 }
 
-/// The kind of an error that needs no more words.
+/// The kind of an error that the command has printed already.
 const ALREADY_SAID: &str = "already_said";
 
 impl CliError {
@@ -58,22 +58,21 @@ impl CliError {
         Self::new(130, "interrupted", "interrupted")
     }
 
-    /// For a command whose output says what is wrong: only the exit code is missing.
+    /// For a command whose output names the problem: sets only the exit code.
     pub(crate) fn already_said() -> Self {
         Self::failed(ALREADY_SAID, "")
     }
 
-    /// Adds what the user can do about it.
+    /// Adds what the user can do.
     pub(crate) fn but(self, remedy: &str) -> Self {
         Self { message: format!("{}; to clean up by hand: {remedy}", self.message), ..self }
     }
 
-    /// Whether the role lacks a right.
     pub(crate) fn is_missing_right(&self) -> bool {
         self.sqlstate.as_deref() == Some("42501")
     }
 
-    /// Says where, but never with which password.
+    /// Names the address, never the password.
     pub(crate) fn cannot_connect(options: &PgConnectOptions, error: &sqlx::Error) -> Self {
         let place = match options.get_socket() {
             Some(socket) => socket.display().to_string(),
@@ -87,7 +86,7 @@ impl CliError {
         }
     }
 
-    /// Prints the error where it belongs and returns the exit code.
+    /// Prints the error and returns its exit code.
     pub(crate) fn report(&self, json: bool) -> ExitCode {
         if self.kind == ALREADY_SAID {
             return ExitCode::from(self.code);
@@ -95,7 +94,7 @@ impl CliError {
         if json {
             let (kind, message, sqlstate) = (self.kind, &self.message, &self.sqlstate);
             let error = json!({"kind": kind, "message": message, "sqlstate": sqlstate});
-            // There is nobody left to tell when this fails too.
+            // If printing fails too, there is no place to report it.
             let _ = output::json(&json!({ "error": error }));
         } else {
             eprintln!("pgonce: {}", self.message);
@@ -121,7 +120,7 @@ impl From<Error> for CliError {
             _ => (1, "database"),
         };
         let message = match (error.kind(), error.source()) {
-            // Ours name the cause; these only say that there is one.
+            // pgonce's messages name the cause, except for these two kinds.
             (ErrorKind::Connection | ErrorKind::Database, Some(cause)) => {
                 format!("{error}: {}", innermost(cause))
             }
@@ -138,7 +137,7 @@ impl From<sqlx::Error> for CliError {
     }
 }
 
-/// Wrong usage, as clap reports it; also prints the help when that is what was asked for.
+/// Prints clap's usage error, or the help if the user asked for it.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     let json = std::env::args_os().any(|arg| arg == "--json");
     if json && error.use_stderr() {
@@ -146,16 +145,16 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
         let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
         return CliError::usage(line).report(true);
     }
-    // Nothing to be done if the terminal is gone.
+    // A closed terminal cannot be helped.
     let _ = error.print();
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
-/// The cause at the end of a chain: its wrappers repeat it. On one line.
+/// The last cause of a chain, on one line. The errors around it repeat it.
 pub(crate) fn innermost(error: &(dyn StdError + 'static)) -> String {
     let mut error = error;
     loop {
-        // The driver's own words for it add a line number of the server's source.
+        // Not the driver's own message: it adds a line number in the server's source.
         let raised =
             error.downcast_ref::<sqlx::Error>().and_then(|error| error.as_database_error());
         if let Some(raised) = raised {

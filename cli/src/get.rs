@@ -10,7 +10,7 @@ use crate::exit::CliError;
 use crate::output::{self, at_second};
 use crate::session::Session;
 
-/// Show one key: where it stands and which steps are done, without its response
+/// Show one key: its state and finished steps, without its response
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -21,7 +21,7 @@ pub(crate) struct Args {
     scope: String,
     /// The key within the scope
     key: String,
-    /// Also write the stored body to FILE; with `-` print the body and nothing else
+    /// Also write the stored body to FILE; with `-`, print only the body
     #[arg(long, value_name = "FILE")]
     body: Option<PathBuf>,
 }
@@ -29,7 +29,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliError> {
     let print_body = args.body.as_deref() == Some(Path::new("-"));
     if print_body && session.json {
-        return Err(CliError::usage("--body - prints the body alone; leave out --json"));
+        return Err(CliError::usage("--body - prints only the body: remove --json"));
     }
     let (record, response) = match find(session, &args.scope, &args.key).await {
         Ok(found) => (found.record, Some(found.response)),
@@ -73,7 +73,7 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
     output::pairs(&lines)
 }
 
-/// What an auditor may see of the key; `refused` unless the role is one.
+/// What an auditor may see of the key; returns `refused` if the role may not list keys.
 async fn find_as_auditor(
     session: &mut Session,
     args: &Args,
@@ -85,13 +85,13 @@ async fn find_as_auditor(
     listed.pop().map(|listed| listed.record).ok_or_else(unknown)
 }
 
-/// How far its work is; nothing when the key is forgotten.
+/// How far the work is; `None` if the key is forgotten.
 async fn progress(session: &mut Session, args: &Args) -> Result<Option<Progress>, CliError> {
     let (scope, key) = (Scope::new(args.scope.as_str())?, Key::new(args.key.as_str())?);
     Ok(session.once.status(&mut session.conn, &scope, &key).await?)
 }
 
-/// The key, or the error that says it is unknown.
+/// Returns the key, or an error if it is unknown.
 pub(crate) async fn find(
     session: &mut Session,
     scope: &str,
@@ -102,10 +102,12 @@ pub(crate) async fn find(
 }
 
 fn unknown() -> CliError {
-    CliError::not_found("no such key in this scope (one begun in an open transaction is not shown)")
+    CliError::not_found(
+        "no such key in this scope (keys begun in an open transaction are not visible)",
+    )
 }
 
-/// The key as an operator has seen it: now, or when it was shown this `seen`.
+/// The key as the operator saw it: as it is now, or unchanged since `get` printed this `seen`.
 pub(crate) async fn find_seen(
     session: &mut Session,
     scope: &str,
@@ -115,7 +117,7 @@ pub(crate) async fn find_seen(
     let record = find(session, scope, key).await?.record;
     match seen {
         Some(seen) if seen != record.seen => {
-            Err(CliError::refused("the key has changed since it was looked at"))
+            Err(CliError::refused("the key has changed since `pgonce get` printed this `seen`"))
         }
         _ => Ok(record),
     }
@@ -124,10 +126,13 @@ pub(crate) async fn find_seen(
 fn stored_body<'r>(record: &Record, response: &'r Response) -> Result<&'r [u8], CliError> {
     match record.status {
         Status::Completed | Status::Failed if response.is_omitted() => {
-            Err(CliError::not_found("the response was not kept (too large, or secret)"))
+            Err(CliError::not_found("the response was not stored (too large, or marked secret)"))
         }
         Status::Completed | Status::Failed => Ok(response.body()),
-        other => Err(CliError::not_found(format!("no response is stored: {}", other.as_str()))),
+        other => Err(CliError::not_found(format!(
+            "no response is stored: the operation is {}",
+            other.as_str()
+        ))),
     }
 }
 
@@ -153,7 +158,7 @@ fn lines(record: &Record, response: Option<&Response>) -> Vec<(&'static str, Str
     lines
 }
 
-/// What only leased work has: steps by name, what it said, how it failed. On one line each, whatever is in it.
+/// Lines that only leased work has: steps by name, progress, last error. One line each, whatever they contain.
 fn work_lines(progress: &Progress) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
     if !progress.steps.is_empty() {
@@ -171,9 +176,9 @@ fn work_lines(progress: &Progress) -> Vec<(&'static str, String)> {
 }
 
 fn content(response: Option<&Response>) -> String {
-    let Some(response) = response else { return "not for this role".to_owned() };
+    let Some(response) = response else { return "hidden from this role".to_owned() };
     if response.is_omitted() {
-        return "not kept".to_owned();
+        return "not stored".to_owned();
     }
     let (headers, body) = (response.headers().len(), response.body().len());
     format!("{headers} bytes of headers, {body} bytes of body")

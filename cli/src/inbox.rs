@@ -9,7 +9,7 @@ use crate::exit::CliError;
 use crate::session::Session;
 use crate::{get, output};
 
-/// Look after the messages of a consumer
+/// Manage the messages of a consumer
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -18,11 +18,11 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Let a dead message be handled again, with all its attempts, when it is delivered again
+    /// Let a dead message run again at its next delivery, with all its attempts
     #[command(after_help = "\
-Mend the cause first, then redrive, then have the broker deliver it again: from its dead-letter queue, or by
-hand. If it is done, or being handled, nothing happens and the exit code is 4. pgonce get CONSUMER ID shows
-how it failed last.
+First fix the cause, then redrive, then have the broker deliver the message again: from its dead-letter queue,
+or by hand. If the message is done or being handled, nothing happens and the exit code is 4. pgonce get
+CONSUMER ID shows its last error.
 
 Example:
   pgonce inbox redrive orders 0193-ac42")]
@@ -31,7 +31,7 @@ Example:
         consumer: String,
         /// The message's id
         id: String,
-        /// Refuse unless the message is as `pgonce get` showed it, with this value of `seen`
+        /// Refuse if the message has changed since `pgonce get` printed this `seen`
         #[arg(long, value_name = "SEEN")]
         seen: Option<String>,
     },
@@ -46,6 +46,6 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
     pgonce::commit(tx).await?;
     match session.json {
         true => output::json(&json!({ "redriven": true, "consumer": consumer, "id": id })),
-        false => output::line("redriven; it is handled when it is delivered again"),
+        false => output::line("redriven; the message will be handled at its next delivery"),
     }
 }

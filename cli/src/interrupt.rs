@@ -1,10 +1,10 @@
-//! Being asked to stop: Ctrl-C, and what init systems and closing terminals send.
+//! Signals that ask the program to stop: Ctrl-C, and those that init systems and closing terminals send.
 
 use tokio::signal;
 
 use crate::exit::CliError;
 
-/// Listens from the moment it exists, so that no signal gets past the cleaning up.
+/// Listens from its creation on, so that no signal skips the cleanup.
 #[cfg(unix)]
 pub(crate) struct Interrupt([signal::unix::Signal; 3]);
 

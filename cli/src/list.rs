@@ -8,14 +8,14 @@ use crate::exit::CliError;
 use crate::output::{self, at_second};
 use crate::session::Session;
 
-/// List keys, ordered by scope and key unless told otherwise
+/// List keys, ordered by scope and key
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   pgonce list --scope acme/payments.create --status failed
   pgonce list --abandoned --json")]
 pub(crate) struct Args {
-    /// Only keys of this scope
+    /// Only keys in this scope
     #[arg(long)]
     scope: Option<String>,
     /// Only keys with this status
@@ -24,10 +24,10 @@ pub(crate) struct Args {
     /// Only unfinished keys whose claim is in this state
     #[arg(long)]
     claim: Option<ClaimWord>,
-    /// Only leased keys without a live holder, the claim that lapsed first at the top; does not read the others
+    /// Only abandoned keys (leased, unfinished, without a live holder), earliest lapse first; reads no other keys
     #[arg(long, conflicts_with_all = ["scope", "status", "claim"])]
     abandoned: bool,
-    /// How many at most
+    /// Print at most N keys
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: u32,
 }

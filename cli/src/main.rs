@@ -1,4 +1,4 @@
-//! `pgonce`: the schema, the keys and the demo, from a shell.
+//! `pgonce`: manages the schema and keys, and runs the demo, from a shell.
 
 mod check;
 mod demo;
@@ -26,7 +26,7 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::exit::{CliError, EXIT_CODES};
 use crate::session::Global;
 
-/// Idempotency keys for Rust on Postgres: look after the schema and its keys, or see the demo.
+/// Idempotency keys for Rust on Postgres: manage the schema and its keys, or run the demo.
 #[derive(Parser)]
 #[command(name = "pgonce", version, after_help = EXIT_CODES)]
 struct Cli {
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),
     };
-    // Silent unless RUST_LOG asks: a command prints its answer or one error.
+    // Logs only if RUST_LOG asks: a command prints its result or one error.
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::OFF.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter.from_env_lossy())
@@ -78,7 +78,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
     let Cli { global, command } = cli;
     match command {
         Command::Demo(args) => demo::run(&global, &args).await,
-        // These two need no database.
+        // `derived-key` and `migrate --print` need no database.
         Command::DerivedKey(args) => derived_key::run(&global, &args),
         Command::Migrate(args) if args.print => migrate::print(&global),
         Command::Migrate(_) => migrate::run(&mut global.session().await?).await,

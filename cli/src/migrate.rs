@@ -6,7 +6,7 @@ use crate::exit::CliError;
 use crate::output;
 use crate::session::{Global, Session};
 
-/// Create the schema or bring it up to date
+/// Create or update the schema
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -14,8 +14,8 @@ Examples:
   pgonce migrate --print | psql -v ON_ERROR_STOP=1 mydb
   pgonce migrate --print > migrations/20270101_pgonce.sql")]
 pub(crate) struct Args {
-    /// Print the SQL for your own migration tool instead of running it; needs no database. It does nothing where
-    /// the schema is up to date
+    /// Print the SQL for your own migration tool instead of running it. Needs no database. The SQL does nothing if the
+    /// schema is up to date
     #[arg(long)]
     pub(crate) print: bool,
 }

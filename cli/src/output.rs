@@ -10,7 +10,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::exit::CliError;
 
-/// One line on standard output. Unlike `println!` it does not panic when `head` has seen enough.
+/// Prints one line. Unlike `println!`, does not panic when `head` closes the pipe.
 pub(crate) fn line(text: impl Display) -> Result<(), CliError> {
     bytes(format!("{text}\n").as_bytes())
 }
@@ -27,13 +27,13 @@ pub(crate) fn bytes(bytes: &[u8]) -> Result<(), CliError> {
     }
 }
 
-/// Names and values below each other.
+/// Prints names and values in two columns.
 pub(crate) fn pairs(pairs: &[(&str, String)]) -> Result<(), CliError> {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     pairs.iter().try_for_each(|(name, value)| line(format!("{name:width$}  {value}")))
 }
 
-/// Rows below a heading, columns as wide as they need to be.
+/// Prints a heading and rows, each column as wide as its longest cell.
 pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> Result<(), CliError> {
     let heading = heading.iter().map(|&cell| cell.to_owned()).collect::<Vec<_>>();
     let width = |column: usize| {
@@ -49,11 +49,11 @@ pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> Result<(), CliErr
 
 /// RFC 3339, in UTC.
 pub(crate) fn at(time: OffsetDateTime) -> String {
-    // Only years beyond 9999 have no such form.
+    // RFC 3339 has no years beyond 9999.
     time.format(&Rfc3339).unwrap_or_else(|_| time.unix_timestamp().to_string())
 }
 
-/// To the second: for people.
+/// To the second, for people.
 pub(crate) fn at_second(time: OffsetDateTime) -> String {
     at(time.replace_nanosecond(0).unwrap_or(time))
 }
@@ -71,7 +71,7 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
-/// A length of time as JSON has it.
+/// A duration as JSON shows it.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -7,11 +7,11 @@ use crate::exit::CliError;
 use crate::output;
 use crate::session::Session;
 
-/// Delete keys past their retention, batch after batch until none is left
+/// Delete keys past their retention, batch by batch until none is left
 #[derive(clap::Args)]
 #[command(after_help = "Example, in a crontab:\n  */5 * * * *  pgonce reap --json")]
 pub(crate) struct Args {
-    /// Delete one batch of at most N keys and stop (1 to 100,000)
+    /// Delete one batch of at most N keys, then stop (1 to 100,000)
     #[arg(long, value_name = "N")]
     batch: Option<u32>,
 }
@@ -35,6 +35,6 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
         ("deleted", output::grouped(reaped.deleted)),
         ("keys per second", output::grouped(reaped.keys_per_second())),
         ("still overdue", output::grouped(reaped.backlog)),
-        ("oldest overdue", reaped.oldest_overdue.map_or("-".to_owned(), output::duration)),
+        ("oldest overdue by", reaped.oldest_overdue.map_or("-".to_owned(), output::duration)),
     ])
 }

@@ -11,11 +11,11 @@ use crate::exit::CliError;
 use crate::session::Session;
 use crate::{get, output};
 
-/// Take the claim from a holder that is gone, so that the key can be begun again at once
+/// Release the claim of a holder that is gone, so that the next caller can begin the key at once
 #[derive(clap::Args)]
 #[command(after_help = "\
-Only a key in progress has a claim. What is released is the claim that was shown: if it changes
-hands or is finished in the meantime, nothing happens and the exit code is 4.
+Only a key in progress has a claim. The command shows the claim and asks for confirmation. If the key changes
+in the meantime, nothing happens and the exit code is 4.
 
 Example:
   pgonce release acme/charges.create order-17")]
@@ -24,10 +24,10 @@ pub(crate) struct Args {
     scope: String,
     /// The key within the scope
     key: String,
-    /// Refuse unless the key is as `pgonce get` showed it, with this value of `seen`
+    /// Refuse if the key has changed since `pgonce get` printed this `seen`
     #[arg(long, value_name = "SEEN")]
     seen: Option<String>,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
 }
@@ -50,14 +50,14 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
             "attempt": record.attempt,
         }));
     }
-    output::line(format!("released attempt {}; the key can be begun again", record.attempt))
+    output::line(format!("released attempt {}; the next caller can begin the key", record.attempt))
 }
 
-/// Refuses what has no claim to release. `revoke_claim` looks again, under the key's lock.
+/// Refuses a key without a claim to release. `revoke_claim` checks again, under the key's lock.
 fn refuse_without_claim(record: &Record) -> Result<(), CliError> {
     match (record.status, record.claim) {
         (Status::InProgress, Some(ClaimState::Released)) => {
-            Err(CliError::refused("nothing to release: the claim was released before"))
+            Err(CliError::refused("nothing to release: the claim is already released"))
         }
         (Status::InProgress, _) => Ok(()),
         (status, _) => {
@@ -67,7 +67,7 @@ fn refuse_without_claim(record: &Record) -> Result<(), CliError> {
     }
 }
 
-/// Shows what would be released and asks. The answer must come from a person.
+/// Shows the claim and asks for confirmation. A person must answer.
 fn confirm(args: &Args, record: &Record) -> Result<(), CliError> {
     let age = |since: OffsetDateTime| {
         let age = (OffsetDateTime::now_utc() - since).try_into().unwrap_or_default();
@@ -78,13 +78,13 @@ fn confirm(args: &Args, record: &Record) -> Result<(), CliError> {
     let lease_end = output::at_second(record.lease_expires_at);
     match record.claim {
         Some(ClaimState::Live) => eprintln!(
-            "The claim is live until {lease_end}: its holder may be at work, and the work may then \
-             happen twice."
+            "The claim is live until {lease_end}: its holder may still be at work. If you release the \
+             claim, the work may happen twice."
         ),
         _ => eprintln!("The claim lapsed {} ago ({lease_end}).", age(record.lease_expires_at)),
     }
     if !io::stdin().is_terminal() {
-        return Err(CliError::refused("not confirmed: pass --yes, or run it in a terminal"));
+        return Err(CliError::refused("not confirmed: pass --yes, or run pgonce in a terminal"));
     }
     eprint!("Release it? [y/N] ");
     let mut answer = String::new();

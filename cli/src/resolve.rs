@@ -17,10 +17,10 @@ use crate::{get, output};
 #[command(group = clap::ArgGroup::new("decision").required(true))]
 #[command(after_help = "\
 The key must be in progress with no holder at work: held, lapsed, released, or begun in a transaction that
-was committed without complete. Find out first what the work has done (pgonce get shows its steps); FILE is
-what every retry is then answered with, byte for byte. For work of run_leased that is the JSON of the value it
-returns. Its last holder, should it still live, can write nothing any more. If the key changes in the
-meantime, nothing happens and the exit code is 4.
+was committed without complete. First find out what the work has done (pgonce get shows its finished steps).
+Retries get FILE byte for byte. For run_leased, FILE is the JSON of the value that the work returns. Afterwards
+the last holder can no longer write, even if it is alive. If the key changes in the meantime, nothing happens
+and the exit code is 4.
 
 Examples:
   echo '\"receipt 7\"' | pgonce resolve acme/orders.checkout order-17 --complete -
@@ -31,26 +31,26 @@ pub(crate) struct Args {
     scope: String,
     /// The key within the scope
     key: String,
-    /// It is done: retries get the content of FILE (`-`: standard input)
+    /// The work is done: retries get FILE (`-`: standard input)
     #[arg(long, value_name = "FILE", group = "decision")]
     complete: Option<PathBuf>,
-    /// It has failed for good: retries get the content of FILE (`-`: standard input)
+    /// The work has failed for good: retries get FILE as a failure (`-`: standard input)
     #[arg(long, value_name = "FILE", group = "decision")]
     fail: Option<PathBuf>,
-    /// It may run again, without the steps that are done and with all its attempts
+    /// The work may run again, without its finished steps and with all its attempts
     #[arg(long, group = "decision")]
     release: bool,
-    /// Refuse unless the key is as `pgonce get` showed it, with this value of `seen`
+    /// Refuse if the key has changed since `pgonce get` printed this `seen`
     #[arg(long, value_name = "SEEN")]
     seen: Option<String>,
-    /// The code of the response, such as an HTTP status
+    /// The response's code, such as an HTTP status
     #[arg(long, value_name = "N", conflicts_with = "release")]
     code: Option<i32>,
 }
 
 pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliError> {
     let (scope, key) = (Scope::new(args.scope.as_str())?, Key::new(args.key.as_str())?);
-    // What an operator gives is kept, whatever its size.
+    // The operator's response is stored, whatever its size.
     let once = session.once.clone().response_bytes_max(u32::MAX);
     let seen = get::find_seen(session, &args.scope, &args.key, args.seen.as_deref()).await?;
     waits(&seen)?;
@@ -82,22 +82,24 @@ pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliErr
     }
     let attempt = seen.attempt;
     output::line(match decision {
-        "released" => format!("released after attempt {attempt}; the next begin runs it again"),
-        _ => format!("{decision} after attempt {attempt}; retries get the {bytes} bytes given"),
+        "released" => {
+            format!("released after attempt {attempt}; the next begin runs the work again")
+        }
+        _ => format!("{decision} after attempt {attempt}; retries get these {bytes} bytes"),
     })
 }
 
-/// Refuses what does not wait for an operator. `take_over_claim` looks again, under the key's lock.
+/// Refuses a key that does not wait for an operator. `take_over_claim` checks again, under the key's lock.
 fn waits(seen: &Record) -> Result<(), CliError> {
     match (seen.status, seen.claim) {
-        // A transactional claim that was committed without complete: its holder ended with its transaction.
+        // A transactional claim, committed without complete: its holder ended with its transaction.
         (Status::InProgress, Some(ClaimState::Live))
             if seen.lease_expires_at == seen.expires_at =>
         {
             Ok(())
         }
         (Status::InProgress, Some(ClaimState::Live)) => Err(CliError::refused(format!(
-            "nothing to resolve: the claim is live until {}, and its holder may be at work",
+            "nothing to resolve: the claim is live until {}, and its holder may still be at work",
             output::at_second(seen.lease_expires_at)
         ))),
         (Status::InProgress, _) => Ok(()),

@@ -1,4 +1,4 @@
-//! The options every command takes, and the connection most of them need.
+//! Options of every command, and the connection that most commands need.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -12,20 +12,19 @@ use crate::exit::{CliError, innermost};
 #[derive(clap::Args)]
 #[command(next_help_heading = "Options of every command")]
 pub(crate) struct Global {
-    /// The database, such as postgres://user@host/name
-    // Its value must not appear in the help: it may hold a password.
+    /// The database, for example postgres://user@host/name
+    // Its value may contain a password, so the help must not show it.
     #[arg(long, global = true, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
-    /// The schema that holds pgonce's table
+    /// The schema that contains pgonce's tables
     #[arg(long, global = true, value_name = "NAME", env = "PGONCE_SCHEMA", hide_env_values = true)]
     #[arg(default_value = "pgonce")]
     schema: String,
-    /// Print JSON: one object or array, also for errors
+    /// Print JSON, errors too: one object or array
     #[arg(long, global = true)]
     pub(crate) json: bool,
 }
 
-/// What a command works with.
 pub(crate) struct Session {
     pub(crate) once: PgOnce,
     pub(crate) schema: String,
@@ -33,11 +32,11 @@ pub(crate) struct Session {
     pub(crate) json: bool,
 }
 
-/// A server that does not answer within this time is taken for dead.
+/// A server that does not answer for this long counts as unreachable.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 impl Global {
-    /// The database that was named, if one was.
+    /// The given database, if any.
     pub(crate) fn connect_options(&self) -> Result<Option<PgConnectOptions>, CliError> {
         let url = self.database_url.as_deref().filter(|url| !url.is_empty());
         // The parser's message does not quote the URL.
@@ -61,19 +60,18 @@ impl Global {
         Ok(Session { once, schema: self.schema.clone(), conn, json: self.json })
     }
 
-    /// Two connections: a pooler shows to no less whether it can be trusted.
+    /// Two connections, which `check` needs to test a pooler.
     pub(crate) async fn pool(&self) -> Result<PgPool, CliError> {
         let options = self.database()?;
-        // A pool would try again and again, and then not say what is wrong.
+        // A pool would retry, and then not say what is wrong.
         let conn = connect(&options).await?;
         conn.close().await?;
         Ok(PgPoolOptions::new().max_connections(2).connect_lazy_with(options))
     }
 
     fn database(&self) -> Result<PgConnectOptions, CliError> {
-        self.connect_options()?.ok_or_else(|| {
-            CliError::usage("no database given: set DATABASE_URL or pass --database-url")
-        })
+        self.connect_options()?
+            .ok_or_else(|| CliError::usage("no database: set DATABASE_URL or pass --database-url"))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::exit::CliError;
 use crate::output::{self, grouped};
 use crate::session::Session;
 
-/// Count keys by what they are waiting for
+/// Count keys by state
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  pgonce stats --json | jq .lapsed")]
 pub(crate) struct Args {}
@@ -23,7 +23,7 @@ pub(crate) async fn run(session: &mut Session) -> Result<(), CliError> {
         ("in progress, claim released", grouped(stats.released)),
         ("completed", grouped(stats.completed)),
         ("failed", grouped(stats.failed)),
-        ("overdue for the reaper", grouped(stats.overdue)),
+        ("overdue, not yet reaped", grouped(stats.overdue)),
         ("oldest in progress", oldest),
         ("size of the table", output::size(stats.table_bytes)),
         ("size of its indexes", output::size(stats.index_bytes)),

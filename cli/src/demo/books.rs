@@ -1,5 +1,4 @@
-//! The demo's schema, and the count after the storm. The database decides what happened, not the
-//! clients.
+//! The demo's schema, and the count after the storm. The count reads the database, not what clients report.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,18 +17,18 @@ pub(super) struct Books {
     pub(super) server_version: String,
 }
 
-/// What the tables say after a storm.
+/// What the tables contain after a storm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Count {
     pub(super) requested: u64,
     pub(super) charged: u64,
     pub(super) doubles: u64,
-    /// The sum of what was charged too much, in hundredths.
+    /// The sum of the extra charges, in hundredths.
     pub(super) taken_twice: u64,
     pub(super) lost: u64,
 }
 
-/// Enough for a storm, with double clicks, and few enough for the smallest hosted database.
+/// Enough for a storm with double clicks, few enough for the smallest hosted database.
 const CONNECTIONS_MAX: u32 = 16;
 const ACQUIRE_MAX: Duration = Duration::from_secs(15);
 const QUIET_MAX: Duration = Duration::from_secs(15);
@@ -44,8 +43,7 @@ create index on :schema.payment (key)";
 const REQUESTS: &str = "insert into :schema.request (key, account, amount)
 select * from unnest($1::text[], $2::text[], $3::bigint[])";
 
-/// A payment counts as lost when it is not there, or when a client was given the number of one that
-/// is not there.
+/// A payment is lost if it has no row, or if a client got the number of a payment that has no row.
 const COUNT: &str = "
 with answer as (select * from unnest($1::text[], $2::bigint[]) as a (key, id)),
      per_request as (
@@ -61,7 +59,7 @@ select count(*) as requested,
        count(*) filter (where charges = 0 or misled) as lost
   from per_request";
 
-/// Sessions of this demo that still work: a client that hung up does not stop a COMMIT on its way.
+/// Counts the demo's sessions that are still busy: a COMMIT under way continues after its client hangs up.
 const BUSY: &str = "select count(*) from pg_stat_activity
  where application_name = $1 and pid <> pg_backend_pid() and state is distinct from 'idle'";
 
@@ -70,7 +68,7 @@ impl Books {
         let schema = format!("pgonce_demo_{:08x}", fastrand::u32(..));
         let options = options.application_name(&schema);
         let mut conn = connect(&options).await?;
-        // Distributions add their own name after a space.
+        // Distributions append their own name after a space.
         let server_version =
             sqlx::query_scalar("select split_part(current_setting('server_version'), ' ', 1)")
                 .fetch_one(&mut conn)
@@ -78,7 +76,7 @@ impl Books {
         Ok(Self { schema, options, server_version })
     }
 
-    /// Makes the schema with pgonce's tables and the demo's own.
+    /// Creates the schema with pgonce's tables and the demo's.
     pub(super) async fn prepare(&self, payments: &[Payment]) -> Result<PgOnce, CliError> {
         let mut conn = connect(&self.options).await?;
         let once = PgOnce::new().schema(SchemaName::new(self.schema.as_str())?);
@@ -106,7 +104,7 @@ impl Books {
             .connect_lazy_with(self.options.clone())
     }
 
-    /// Counts when nothing moves any more.
+    /// Counts when all sessions are idle.
     pub(super) async fn count(&self, answers: &[(String, i64)]) -> Result<Count, CliError> {
         let mut conn = connect(&self.options).await?;
         let deadline = Instant::now() + QUIET_MAX;
@@ -117,7 +115,9 @@ impl Books {
                 break;
             }
             if Instant::now() > deadline {
-                let reason = format!("{busy} sessions of the demo still work after the storm");
+                let reason = format!(
+                    "{busy} sessions of the demo are still busy after all clients have finished"
+                );
                 return Err(CliError::failed("demo", reason));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -130,7 +130,6 @@ impl Books {
         Ok(counted(&row)?)
     }
 
-    /// Drops the schema with everything in it.
     pub(super) async fn discard(&self) -> Result<(), CliError> {
         let by_hand = |error: CliError| error.but(&format!("drop schema {} cascade", self.schema));
         let mut conn = connect(&self.options).await.map_err(by_hand)?;
@@ -141,7 +140,7 @@ impl Books {
         }
     }
 
-    /// A statement of the demo's own. The schema's name needs no escaping.
+    /// A statement of the demo. The schema's name needs no escaping.
     pub(super) fn sql(&self, template: &str) -> SqlStr {
         let text = template.replace(":schema", &self.schema);
         AssertSqlSafe(Arc::<str>::from(text)).into_sql_str()

@@ -1,4 +1,4 @@
-//! `pgonce demo`: a storm of lost answers and retries, without and with pgonce.
+//! `pgonce demo`: a storm of lost responses and retries, without and with pgonce.
 
 mod books;
 mod plan;
@@ -23,30 +23,30 @@ use report::{Half, Report, Setting};
 use server::Server;
 use storm::storm;
 
-/// Charge payments through clients that lose answers and retry, without and with pgonce
+/// Charge payments for clients that lose responses and retry, without and with pgonce
 #[derive(clap::Args)]
 #[command(after_help = "\
-With DATABASE_URL or --database-url it works in a new schema of that database and drops it
-at the end. Otherwise it starts a throw-away PostgreSQL from the programs on this machine.
-Exits with 1 if the protected half charged a payment twice or lost one.
+With DATABASE_URL or --database-url, the demo creates a schema in that database and drops it at
+the end. Otherwise it starts a temporary PostgreSQL: the one on this machine, or else a downloaded one.
+Exits with 1 if the half with pgonce charged a payment twice or lost one.
 
 Examples:
   pgonce demo
   pgonce demo --clients 32 --loss 0.6 --seed 7 --json")]
 pub(crate) struct Args {
-    /// Clients that work at the same time
+    /// Number of concurrent clients
     #[arg(long, value_name = "N", default_value_t = 16)]
     #[arg(value_parser = value_parser!(u16).range(1..=256))]
     clients: u16,
-    /// Payments to make
+    /// Number of payments
     #[arg(long, value_name = "N", default_value_t = 500)]
     #[arg(value_parser = value_parser!(u32).range(1..=100_000))]
     payments: u32,
-    /// The share of answers that never reach their client, 0.0 to 0.95
+    /// Share of responses that never reach their client, 0.0 to 0.95
     #[arg(long, value_name = "SHARE", default_value_t = 0.4)]
     #[arg(value_parser = loss, allow_negative_numbers = true)]
     loss: f64,
-    /// Repeat the faults of an earlier run; chosen at random when left out
+    /// Repeat the faults of an earlier run; random by default
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<u64>,
 }
@@ -54,7 +54,7 @@ pub(crate) struct Args {
 fn loss(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(loss) if (0.0..=0.95).contains(&loss) => Ok(loss),
-        _ => Err("it takes 0.0 to 0.95".to_owned()),
+        _ => Err("expected 0.0 to 0.95".to_owned()),
     }
 }
 
@@ -70,9 +70,9 @@ pub(crate) async fn run(global: &Global, args: &Args) -> Result<(), CliError> {
         () = interrupt.received() => Err(CliError::interrupted()),
     };
     if done.is_err() && !global.json {
-        output::line("")?; // the line of a half may have been left open
+        output::line("")?; // the half's line may be unfinished
     }
-    // A throw-away database takes its schema with it.
+    // A temporary server removes its databases.
     let discarded = if database.is_throwaway() { Ok(()) } else { books.discard().await };
     database.stop().await;
     done.and(discarded)
@@ -83,7 +83,7 @@ async fn open(global: &Global) -> Result<(Database, Books), CliError> {
         Some(options) => Database::from(options),
         None => {
             if !global.json {
-                eprintln!("DATABASE_URL is not set: starting a throw-away PostgreSQL ...");
+                eprintln!("DATABASE_URL is not set: starting a temporary PostgreSQL ...");
             }
             let started = Database::throwaway(&Options::new()).await;
             started.map_err(|error| CliError::failed("throwaway", error))?
@@ -123,7 +123,7 @@ async fn demonstrate(
     if report.is_proved() { Ok(()) } else { Err(CliError::already_said()) }
 }
 
-/// One storm from an empty table to the count afterwards.
+/// Runs one storm, from an empty table to the count.
 async fn half(
     books: &Books,
     plan: &Arc<Plan>,

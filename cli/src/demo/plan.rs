@@ -1,10 +1,10 @@
-//! What the clients will ask for, and what will go wrong: all of it follows from the seed.
+//! What the clients send, and what goes wrong. The seed decides all of it.
 
 use std::time::Duration;
 
 use fastrand::Rng;
 
-/// The payments and their faults. Both halves of the demo get the same.
+/// The payments and their faults, the same for both halves of the demo.
 pub(super) struct Plan {
     pub(super) payments: Vec<Payment>,
     loss: f64,
@@ -18,27 +18,25 @@ pub(super) struct Payment {
     seed: u64,
 }
 
-/// What happens to one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// The client gets the answer.
+    /// The client gets the response.
     Answered,
-    /// The server does its work, and the answer is lost on the way back.
+    /// The server does the work; the response is lost.
     AnswerLost,
-    /// The client is gone before the answer: after its request was polled this often, the server
-    /// drops it, wherever it is.
+    /// The client hangs up: the server drops the request after this many polls, wherever it is.
     HungUp { polls: u32 },
 }
 
-/// The faults of one payment, request by request.
+/// The faults of one payment, in the order of its requests.
 pub(super) struct Faults {
     rng: Rng,
     loss: f64,
 }
 
-/// How often a client sends a request a second time without waiting for the first: a double click.
+/// How often a client double-clicks: it repeats a request without waiting for the first response.
 const IMPATIENCE: f64 = 0.15;
-/// From before anything is sent to after the COMMIT.
+/// Covers hang-ups from before the first statement to after the COMMIT.
 const POLLS_MAX: u32 = 12;
 const ACCOUNTS: u32 = 50;
 
@@ -74,7 +72,7 @@ impl Faults {
         self.rng.f64() < IMPATIENCE
     }
 
-    /// Before the client asks again. Clients differ, or they would come back all at once.
+    /// The pause before a retry. Random, so that clients do not all return at once.
     pub(super) fn pause(&mut self) -> Duration {
         Duration::from_millis(self.rng.u64(5..=15))
     }

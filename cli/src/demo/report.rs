@@ -1,4 +1,4 @@
-//! What the demo shows.
+//! What the demo prints.
 
 use std::time::Duration;
 
@@ -17,7 +17,6 @@ pub(super) struct Setting {
     pub(super) seed: u64,
 }
 
-/// What one half of the demo came to.
 pub(super) struct Half {
     count: Count,
     requests: u64,
@@ -37,17 +36,17 @@ impl Setting {
     pub(super) fn header(&self) -> String {
         let Self { server_version, seed, .. } = self;
         let clients = match self.clients {
-            1 => "1 client asks".to_owned(),
-            n => format!("{n} clients ask"),
+            1 => "1 client sends".to_owned(),
+            n => format!("{n} clients send"),
         };
-        let whose = if self.throwaway { "a throw-away " } else { "" };
+        let whose = if self.throwaway { "a temporary " } else { "" };
         let payments = grouped(u64::from(self.payments));
         let percent = (self.loss * 1000.0).round() / 10.0;
         format!(
             "\
-On {whose}PostgreSQL {server_version}, {clients} a server for {payments} payments.
-{percent} % of the answers never reach them, so they ask again, often while the first request runs.
-First the server is unprotected, then it works through pgonce. (--seed {seed} repeats the faults.)
+On {whose}PostgreSQL {server_version}, {clients} {payments} payments to a server.
+{percent} % of the responses get lost, so clients retry, often while the first request still runs.
+The server runs first without, then with pgonce. (--seed {seed} repeats the faults.)
 "
         )
     }
@@ -104,20 +103,20 @@ impl Half {
 }
 
 const ROWS: [&str; 10] = [
-    "payments asked for",
+    "payments requested",
     "requests sent",
     "payments charged",
     "double charges",
-    "money taken twice",
+    "amount overcharged",
     "payments lost",
-    "answers replayed",
+    "responses replayed",
     "\"in progress\" answers",
-    "median time of a request",
+    "median request time",
     "99th percentile",
 ];
 
 impl Report {
-    /// Whether every payment of the protected half was charged exactly once.
+    /// Whether each payment was charged exactly once with pgonce.
     pub(super) fn is_proved(&self) -> bool {
         let Count { requested, charged, doubles, lost, .. } = self.protected.count;
         doubles == 0 && lost == 0 && charged == requested
@@ -149,14 +148,14 @@ impl Report {
         let Count { requested, doubles, lost, .. } = self.protected.count;
         if !self.is_proved() {
             return format!(
-                "FAILED: with pgonce, {doubles} charges were doubles, {lost} payments were lost. \
-                 Please report it\nwith the line that names the seed: this is a bug."
+                "FAILED: with pgonce, {doubles} double charges and {lost} lost payments. \
+                 This is a bug: please report it\nwith the line that names the seed."
             );
         }
         let without = match self.unprotected.count.doubles {
-            0 => "Without protection, nothing was charged twice this time".to_owned(),
-            1 => "Without protection, 1 retry charged again".to_owned(),
-            n => format!("Without protection, {} retries charged again", grouped(n)),
+            0 => "Without pgonce, nothing was charged twice this time".to_owned(),
+            1 => "Without pgonce, 1 retry charged again".to_owned(),
+            n => format!("Without pgonce, {} retries charged again", grouped(n)),
         };
         let with = match requested {
             1 => "the payment was".to_owned(),
@@ -166,18 +165,18 @@ impl Report {
     }
 }
 
-/// The value that so many percent do not exceed.
+/// The smallest value that at least `percent` percent of the values do not exceed.
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
-/// Milliseconds with three decimals.
+/// In milliseconds with three decimals.
 fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Hundredths as an amount.
+/// Formats hundredths as an amount.
 fn money(hundredths: u64) -> String {
     format!("{}.{:02}", grouped(hundredths / 100), hundredths % 100)
 }

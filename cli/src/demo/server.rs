@@ -1,4 +1,4 @@
-//! The server that takes payments: once without protection, once with.
+//! The payment server, without and with pgonce.
 
 use std::error::Error;
 
@@ -15,12 +15,11 @@ pub(super) struct Server {
     once: Option<PgOnce>,
 }
 
-/// What the server tells a client.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Answer {
-    /// Paid, with the number of the payment.
+    /// `id` is the payment's number.
     Paid { id: i64, replayed: bool },
-    /// The same request is being worked on; ask again.
+    /// The same request is running; retry later.
     InProgress,
 }
 
@@ -41,7 +40,7 @@ impl Server {
         }
     }
 
-    /// What most services do: one transaction per request. Correct until a request comes twice.
+    /// What most services do: one transaction per request. Correct until a request is repeated.
     async fn charge_unprotected(&self, payment: &Payment) -> Result<Answer, BoxError> {
         let mut borrowed = Borrowed { conn: self.pool.acquire().await?, settled: false };
         let mut tx = borrowed.conn.begin().await?;
@@ -51,7 +50,7 @@ impl Server {
         Ok(Answer::Paid { id, replayed: false })
     }
 
-    /// The same through pgonce: the key, the payment and the answer are in one transaction.
+    /// The same with pgonce: key, payment and response commit in one transaction.
     async fn charge_protected(&self, once: &PgOnce, payment: &Payment) -> Result<Answer, BoxError> {
         let request = [payment.account.as_bytes(), &payment.amount.to_be_bytes()];
         let op = Operation::new("demo/payments.create", payment.key.as_str())?
@@ -73,8 +72,8 @@ impl Server {
     }
 }
 
-/// Dropped half way through a transaction, sqlx 0.9.0 may give a connection back to the pool with
-/// the transaction open, and the next request would write into it. So it is closed instead.
+/// If a request is dropped inside a transaction, sqlx 0.9.0 may return the connection to the pool with the transaction
+/// open, and the next request would write into it. So the connection is closed.
 struct Borrowed {
     conn: PoolConnection<Postgres>,
     settled: bool,

@@ -1,4 +1,4 @@
-//! Clients that lose answers, hang up, click twice and never give up.
+//! Clients that lose responses, hang up, double-click and retry until they succeed.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -13,24 +13,23 @@ use super::plan::{Fate, Faults, Payment, Plan};
 use super::server::{Answer, Server};
 use crate::exit::{CliError, innermost};
 
-/// What the clients saw.
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) requests: u64,
     pub(super) replays: u64,
     pub(super) in_progress: u64,
-    /// How long the requests took whose answer reached a client.
+    /// Times of the requests whose response reached the client.
     pub(super) latencies: Vec<Duration>,
-    /// The key and the number of every payment that a client took for paid.
+    /// Key and number of each payment that a client considers paid.
     pub(super) answers: Vec<(String, i64)>,
 }
 
-/// A payment that is not through by then never will be.
+/// More rounds than any payment should need.
 const ROUNDS_MAX: u32 = 2000;
-/// Errors of the server that a client puts up with, for one payment.
+/// Server errors that a client tolerates per payment.
 const ERRORS_MAX: u32 = 3;
 
-/// Makes all payments of the plan, with so many clients at once.
+/// Makes all payments of the plan with `clients` concurrent clients.
 pub(super) async fn storm(
     server: Arc<Server>,
     plan: Arc<Plan>,
@@ -61,7 +60,7 @@ async fn client(
     Ok(tally)
 }
 
-/// Asks for one payment until an answer arrives.
+/// Repeats one payment until a response arrives.
 async fn pay(
     server: &Server,
     payment: &Payment,
@@ -93,12 +92,12 @@ async fn pay(
         }
         tokio::time::sleep(faults.pause()).await;
     }
-    Err(format!("a client asked {ROUNDS_MAX} times for a payment and got no answer"))
+    Err(format!("a client sent a payment {ROUNDS_MAX} times and got no response"))
 }
 
-/// One request, from the client's side.
+/// One request, as the client sees it.
 struct Reply {
-    /// What the server answered, if it came to that.
+    /// The server's response, if it finished one.
     answer: Option<Answer>,
     reached_client: bool,
     took: Duration,
@@ -115,7 +114,7 @@ async fn request(server: &Server, payment: &Payment, fate: Fate) -> Result<Reply
     Ok(Reply { answer, reached_client: fate == Fate::Answered, took: began.elapsed() })
 }
 
-/// Polls the server's work so often, then drops it, as an HTTP server does when its client is gone.
+/// Polls the work `polls` times, then drops it, as an HTTP server does when its client hangs up.
 async fn hang_up_after<F: Future>(polls: u32, work: F) -> Option<F::Output> {
     let mut work = pin!(work);
     let mut left = polls;
@@ -130,7 +129,7 @@ async fn hang_up_after<F: Future>(polls: u32, work: F) -> Option<F::Output> {
 }
 
 impl Tally {
-    /// Counts a reply. Returns the number of the payment when the client learned it.
+    /// Counts a reply. Returns the payment's number if the client received it.
     fn count(&mut self, reply: &Reply) -> Option<i64> {
         self.requests += 1;
         match reply.answer? {

@@ -1,4 +1,4 @@
-//! The program, as a person or a script uses it.
+//! The program, as people and scripts use it.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -23,12 +23,12 @@ impl Output {
     }
 }
 
-/// Runs the program on the test's database and schema; nobody sits at its standard input.
+/// Runs the program on the test's database and schema, with an empty standard input.
 pub async fn pgonce(db: &TestDb, args: &[&str]) -> Output {
     pgonce_with(db, args, &[]).await
 }
 
-/// With these environment variables too.
+/// With these environment variables in addition.
 pub async fn pgonce_with(db: &TestDb, args: &[&str], variables: &[(&str, &str)]) -> Output {
     let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgonce"))
         .args(args)
@@ -94,7 +94,7 @@ async fn a_printed_migration_does_nothing_to_a_schema_that_is_up_to_date() {
 
 #[tokio::test]
 async fn migrations_leave_no_notices_in_the_log_of_a_start() {
-    // A database of its own, where every statement has something to say.
+    // A new database, where each DDL statement raises a notice.
     let db = TestDb::in_new_database().await;
     db.execute(
         "create function public.say() returns event_trigger language plpgsql as
@@ -160,7 +160,7 @@ async fn release_asks_first_and_is_fenced() {
     let db = TestDb::new().await;
     let claim = db.lease(&op("k"), MINUTE).await;
     let asked = pgonce(&db, &["release", "test/scope", "k"]).await;
-    assert_eq!(asked.code, 4, "nobody confirmed");
+    assert_eq!(asked.code, 4, "not confirmed");
     assert!(asked.stderr.contains("--yes"), "{}", asked.stderr);
     assert_eq!(pgonce(&db, &["release", "test/scope", "k", "--yes"]).await.code, 0);
     let lost = claim.complete(&mut db.conn().await, Response::empty()).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! `pgonce inbox` and `pgonce doctor`, as a person or a script uses them.
+//! `pgonce inbox` and `pgonce doctor`, as people and scripts use them.
 
 use std::time::Duration;
 
@@ -43,8 +43,8 @@ async fn an_inbox_that_forgets_too_early_is_found() {
     assert_eq!(short.code, 1);
     assert!(
         short.stdout.ends_with(
-            "ERROR  inbox orders: forgets a message after 7days, but the broker may deliver it again for \
-             14days. It would then take effect twice. Raise the retention of its Policy to 14days or more\n"
+            "ERROR  inbox orders: forgets messages after 7days, but the broker may redeliver for 14days. \
+             A message could then take effect twice. Raise the retention in the inbox's Policy to at least 14days\n"
         ),
         "{}",
         short.stdout

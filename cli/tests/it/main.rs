@@ -1,4 +1,4 @@
-//! The program, as a person or a script uses it, on a real PostgreSQL.
+//! The program, as people and scripts use it, on a real PostgreSQL.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
 mod commands;

@@ -1,4 +1,4 @@
-//! What an operator does with keys that wait for one: `pgonce resolve`, and `adopt` behind it.
+//! What an operator does with keys that wait for a decision: `pgonce resolve`, and `take_over_claim` behind it.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -17,7 +17,7 @@ fn lease() -> Lease {
     Lease::new(MINUTE).unwrap()
 }
 
-/// Runs `pgonce` with this on its standard input; its exit code, and what it printed.
+/// Runs `pgonce` with `input` on standard input. Returns the exit code and what it printed.
 async fn pgonce(db: &TestDb, args: &[&str], input: &str) -> (i32, String) {
     let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgonce"))
         .args(args)
@@ -28,7 +28,7 @@ async fn pgonce(db: &TestDb, args: &[&str], input: &str) -> (i32, String) {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // A command that does not read it may be gone before it is written.
+    // The command may exit without reading its input.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes()).await;
     let output = child.wait_with_output().await.unwrap();
     let printed = [output.stdout, output.stderr].concat();
@@ -39,7 +39,7 @@ async fn resolve(db: &TestDb, args: &[&str], input: &str) -> (i32, String) {
     pgonce(db, &[&["resolve", "test/scope", "k"], args].concat(), input).await
 }
 
-/// An attempt that does the step `charge` and then fails with an error.
+/// An attempt that does the step `charge`, then fails with an error.
 async fn attempt(db: &TestDb, op: &Operation) -> Result<u32, RunError<Failure>> {
     let run = db.once.run_leased(&db.pool, op, lease(), async |work: &mut Work| {
         let number = work.attempt();
@@ -50,7 +50,7 @@ async fn attempt(db: &TestDb, op: &Operation) -> Result<u32, RunError<Failure>> 
     run.await.map(pgonce::Done::into_inner)
 }
 
-/// What a retry answers, which must not run the work.
+/// A retry, which must not run the work.
 async fn retry(db: &TestDb, op: &Operation) -> Result<String, RunError<Failure>> {
     let run =
         db.once.run_leased(&db.pool, op, lease(), async |_: &mut Work| -> Result<_, Failure> {
@@ -59,7 +59,7 @@ async fn retry(db: &TestDb, op: &Operation) -> Result<String, RunError<Failure>>
     run.await.map(pgonce::Done::into_inner)
 }
 
-/// A key that is held because its work failed and nobody knows what it has done.
+/// A key that is held because its work failed with an unknown outcome.
 async fn held(db: &TestDb) -> Operation {
     db.stop_clock().await;
     let op = op("k").policy(on_lapse(OnLapse::Hold)).fingerprint(Fingerprint::of_bytes("100"));
@@ -76,7 +76,7 @@ async fn a_held_key_is_completed_with_what_retries_then_get() {
     let (code, told) = resolve(&db, &["--complete", "-"], r#""paid by hand""#).await;
     assert_eq!(
         (code, told.as_str()),
-        (0, "completed after attempt 1; retries get the 14 bytes given\n")
+        (0, "completed after attempt 1; retries get these 14 bytes\n")
     );
     assert_eq!(retry(&db, &op).await.unwrap(), "paid by hand");
     let (code, told) = resolve(&db, &["--fail", "-"], "").await;
@@ -110,7 +110,7 @@ async fn a_released_key_runs_again_with_its_steps_and_with_all_its_attempts() {
     let (code, told) = resolve(&db, &["--release"], "").await;
     assert_eq!(
         (code, told.as_str()),
-        (0, "released after attempt 1; the next begin runs it again\n")
+        (0, "released after attempt 1; the next begin runs the work again\n")
     );
     let other = op.clone().fingerprint(Fingerprint::of_bytes("200"));
     assert!(matches!(retry(&db, &other).await, Err(RunError::Mismatch(_))), "a step is done");
@@ -131,7 +131,7 @@ async fn a_key_whose_attempts_are_used_up_gets_as_many_again() {
             assert!(matches!(failed, Err(RunError::Work { .. })), "{round}: {failed:?}");
         }
         assert!(matches!(retry(&db, &op).await, Err(RunError::Held(_))), "{round}");
-        // Released, so there is no token to go by.
+        // Released, so it has no token.
         let (code, told) = resolve(&db, &["--release"], "").await;
         assert_eq!(code, 0, "{told}");
     }
@@ -159,7 +159,7 @@ async fn attempts_before_a_lapse_count_no_more_either() {
         assert_eq!(word(&begin), "held", "after {attempts:?}");
         assert_eq!(resolve(&db, &["--release"], "").await.0, 0);
     }
-    // Forgotten and begun anew, it has its attempts again, and no more.
+    // Forgotten and begun again: the attempts count from one.
     db.advance(Duration::from_secs(86_400)).await;
     assert_eq!(db.lease(&op, MINUTE).await.attempt(), 1);
     assert_eq!(
@@ -204,19 +204,19 @@ async fn an_operator_who_saw_another_attempt_decides_nothing() {
         let mut conn = db.conn().await;
         let error = db.once.take_over_claim(&mut conn, &scope, &key, seen).await.unwrap_err();
         assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::ClaimLost, words));
-        // The server tells the error before it gives the key's lock back.
+        // The server reports the error before it releases the key's lock; the ping waits for that.
         conn.ping().await.unwrap();
     };
     let mut claim = db.lease(&op, MINUTE).await;
     db.advance(MINUTE).await;
     let lapsed = seen().await;
-    // Its holder was alive after all: it is the same token, and yet nobody's to decide.
+    // The holder was alive after all. Same token, but an operator must not decide.
     claim.extend(&db.pool, MINUTE).await.unwrap();
     refused(&lapsed, "the claim is live: its holder may be at work").await;
     claim.release(&mut db.conn().await).await.unwrap();
     let released = seen().await;
     refused(&lapsed, "the key has changed since it was looked at").await;
-    // One release looks like the next but for the attempt.
+    // Two releases differ only in the attempt.
     db.lease(&op, MINUTE).await.release(&mut db.conn().await).await.unwrap();
     refused(&released, "the key has changed since it was looked at").await;
     let mut tx = db.pool.begin().await.unwrap();
@@ -249,7 +249,7 @@ async fn the_last_holder_writes_nothing_after_an_operators_decision() {
     assert_eq!(replay.response().body(), b"the operator's");
 }
 
-// Its effect is there, so it must not run again, and its holder ended with its transaction.
+// Its effect exists, so it must not run again. Its holder ended with its transaction.
 #[tokio::test]
 async fn a_claim_that_was_committed_without_complete_is_resolved() {
     let db = TestDb::new().await;
@@ -284,7 +284,7 @@ async fn get_shows_an_operator_what_the_work_has_done_and_no_outputs() {
 #[tokio::test]
 async fn an_operator_gets_the_key_that_the_remote_was_given_without_a_database() {
     let db = TestDb::new().await;
-    // Whatever name the work uses, also none.
+    // Any name that the work may use, even an empty one.
     let names = ["charge", ""];
     let op = op("k");
     let given = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {

@@ -1,4 +1,4 @@
-//! What each of the roles of src/docs/operations.md can do with the program.
+//! What each role of src/docs/operations.md can do with the program.
 
 use pgonce::{Inbox, Policy};
 
@@ -6,7 +6,7 @@ use crate::commands::pgonce_with;
 use crate::support::db::{TestDb, op, server};
 use crate::support::roles::{role, step_and_fail, with_roles};
 
-/// Arguments, the exit code, and a part of what is printed.
+/// Arguments, exit code, part of the output.
 type Case<'a> = (&'a [&'a str], i32, &'a str);
 
 const DENIED: &str = "permission denied";
@@ -37,11 +37,11 @@ async fn each_role_has_its_commands() {
     let auditor: &[Case<'_>] = &[
         (&["check"], 0, "is up to date"),
         (&["migrate"], 0, "is up to date"),
-        (&["doctor", "--horizon", "test/scope=1h"], 0, "remembers for 1day"),
+        (&["doctor", "--horizon", "test/scope=1h"], 0, "remembers messages for 1day"),
         (&["stats"], 0, "completed"),
         (&["list"], 0, "half done"),
         (&["list", "--claim", "lapsed"], 0, "SCOPE"),
-        (&["get", "test/scope", "k"], 0, "not for this role"),
+        (&["get", "test/scope", "k"], 0, "hidden from this role"),
         (&["get", "test/scope", "k", "--json"], 0, "\"status\":\"completed\""),
         (&["get", "test/scope", "half done"], 0, "in_progress"),
         (&["get", "test/scope", "unknown"], 3, "no such key"),
@@ -54,7 +54,7 @@ async fn each_role_has_its_commands() {
     ];
     let app: &[Case<'_>] = &[
         (&["check"], 0, "is up to date"),
-        (&["doctor", "--horizon", "test/scope=1h"], 0, "remembers for 1day"),
+        (&["doctor", "--horizon", "test/scope=1h"], 0, "remembers messages for 1day"),
         (&["stats"], 0, "completed"),
         (&["list", "--abandoned"], 0, "half done"),
         (&["get", "test/scope", "half done"], 0, "charge"),

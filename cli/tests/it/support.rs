@@ -1,4 +1,4 @@
-//! What the library's tests stand on, too.
+//! Shared with the library's tests.
 #![allow(dead_code, reason = "the library's tests use the rest")]
 
 #[path = "../../../tests/it/support/db.rs"]

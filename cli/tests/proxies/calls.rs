@@ -1,4 +1,4 @@
-//! Every kind of call, through whatever is in front of the server.
+//! Every kind of call, through whatever proxy is in front of the server.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use sqlx::PgPool;
 use crate::process::PATIENCE;
 use crate::stage::{Stage, effect, op};
 
-/// Each call is right the first time, and answers from what is stored when it is made again.
+/// Makes each call and repeats it: the first must perform, the others replay.
 pub async fn all_work(stage: &Stage, pool: &PgPool) {
     run(stage, pool).await;
     optimistic(stage, pool).await;
@@ -79,7 +79,7 @@ fn lease() -> Lease {
     Lease::new(PATIENCE).unwrap()
 }
 
-/// Fails in its first attempt, behind a step, and goes on from there in its second.
+/// The first attempt does the step and fails; the second continues after the step.
 async fn two_attempts(
     once: &PgOnce,
     pool: &PgPool,

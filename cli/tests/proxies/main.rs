@@ -1,6 +1,5 @@
-//! pgonce through Debian's PgBouncer and pgpool-II, which the tests start, as they do the servers behind them.
-//! `.ci/long proxies` installs them. Plain `cargo test` leaves these out; `cargo test -p pgonce-cli --test proxies`
-//! does not.
+//! pgonce through Debian's PgBouncer and pgpool-II. The tests start both, and the servers behind them. `.ci/long
+//! proxies` installs them. Plain `cargo test` skips these tests; `cargo test -p pgonce-cli --test proxies` runs them.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
 mod calls;

@@ -1,4 +1,4 @@
-//! Debian's PgBouncer, 1.18, which does not keep track of prepared statements.
+//! Debian's PgBouncer, 1.18, which does not track prepared statements.
 
 use std::process::{Command, Stdio};
 
@@ -35,7 +35,7 @@ async fn pgbouncer(stage: &Stage, mode: &str, sessions: usize) -> Process {
     Process::start("PgBouncer", dir, &program, &[path.to_str().unwrap()]).await
 }
 
-/// `pgonce`, as a deployment calls it.
+/// Runs `pgonce` as a deployment does.
 fn command(process: &Process, arguments: &[&str]) -> Command {
     let socket = process.options().get_socket().unwrap().display().to_string().replace('/', "%2F");
     let mut command = Command::new(env!("CARGO_BIN_EXE_pgonce"));
@@ -59,7 +59,7 @@ async fn in_transaction_mode_eight_migrate_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn in_transaction_mode_check_refuses_and_says_why() {
     let stage = Stage::ready(&[]).await;
-    // One session of the server's for all, and several.
+    // With one server session for all clients, and with several.
     for sessions in [1, 2, 20] {
         let process = pgbouncer(&stage, "transaction", sessions).await;
         let pool = PgPool::connect_lazy_with(process.options());
@@ -89,7 +89,7 @@ async fn check_refuses_a_pooler_that_others_use_at_the_same_time() {
         let busy = busy.clone();
         clients.spawn(async move {
             loop {
-                // Their statements are swapped too.
+                // These clients' statements are swapped too.
                 let _ = sqlx::query("select 3").execute(&busy).await;
             }
         });
@@ -108,7 +108,7 @@ async fn in_transaction_mode_nothing_takes_effect_twice() {
     let stage = Stage::ready(&[]).await;
     let mut caught = 0;
     for round in ["one", "two", "three", "four", "five"] {
-        // With new sessions, on which each name is free again.
+        // New sessions, where every statement name is free again.
         let process = pgbouncer(&stage, "transaction", CLIENTS).await;
         let ends = storm(&stage, &process.options(), round).await;
         let of_inserts =

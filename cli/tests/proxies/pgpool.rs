@@ -1,4 +1,4 @@
-//! Debian's pgpool-II over a primary and a streaming standby, to which it sends every read that it may.
+//! Debian's pgpool-II over a primary and a streaming standby. It sends every read that it may to the standby.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ impl Cluster {
         let standby = standby(&stage).await;
         let pgpool = pgpool(&stage, &standby).await;
         let cluster = Self { stage, standby, pgpool };
-        // Through it, as a deployment does.
+        // Through pgpool, as a deployment does.
         let pool = cluster.pool();
         cluster.stage.once.migrate(&mut pool.acquire().await.unwrap()).await.unwrap();
         cluster.stage.once.check(&pool).await.unwrap();
@@ -38,14 +38,14 @@ impl Cluster {
         PgPool::connect_lazy_with(self.pgpool.options())
     }
 
-    /// Waits until the standby has replayed all that the primary has written.
+    /// Waits until the standby has replayed everything that the primary wrote.
     async fn caught_up(&self) {
         self.stage
             .until("select replay_lsn >= pg_current_wal_insert_lsn() from pg_stat_replication")
             .await;
     }
 
-    /// From now on the standby shows the past.
+    /// From now on the standby shows old data.
     async fn pause(&self) {
         let standby = PgPool::connect_with(self.standby.options()).await.unwrap();
         sqlx::query("select pg_wal_replay_pause()").execute(&standby).await.unwrap();
@@ -54,7 +54,7 @@ impl Cluster {
         standby.close().await;
     }
 
-    /// That calls commit by themselves is seen by where they went.
+    /// Checks where pgpool sent the calls: a call that commits must not reach the standby.
     fn no_call_went_to_the_standby(&self) {
         let log = self.standby.log().to_lowercase();
         assert!(log.contains("statement: ") || log.contains("execute "), "it logs its statements");
@@ -67,7 +67,7 @@ async fn standby(stage: &Stage) -> Process {
     let dir = folder(&stage.server);
     let primary = stage.server.connect_options();
     let bin = stage.server.bin_dir();
-    // With a socket beside its data.
+    // The socket is beside the data.
     let start = r#"set -e
         "$1/pg_basebackup" -h "$2" -p "$3" -U postgres -D data -R -X stream -c fast
         exec "$1/postgres" -D data -k "$PWD" -p 5432 -c listen_addresses= -c max_connections=200 -c cluster_name=standby \

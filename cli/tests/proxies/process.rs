@@ -1,4 +1,4 @@
-//! Servers and proxies as other processes. None outlives the test.
+//! Servers and proxies as separate processes. None outlives the test.
 
 use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
@@ -11,19 +11,19 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 
-/// How long a test waits for something that must happen before it calls it a failure.
+/// How long a test waits for something that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A program that runs until this is dropped, and takes connections on a socket in its folder.
+/// A program that runs until this is dropped, and accepts connections on a socket in its folder.
 #[derive(Debug)]
 pub struct Process {
     name: &'static str,
-    /// Its standard input is the pipe whose end stops the program.
+    /// Its standard input is a pipe; closing the pipe stops the program.
     supervisor: Child,
     dir: PathBuf,
 }
 
-/// A new folder for a program. It belongs to the server's user, as the program will: most refuse to be root.
+/// A new folder for a program. It belongs to the server's user, who runs the program: most refuse to run as root.
 pub fn folder(server: &Throwaway) -> PathBuf {
     let dir = tempfile::Builder::new().prefix("pgonce-").tempdir_in("/tmp").unwrap().keep();
     let owner = server.data_dir().metadata().unwrap();
@@ -32,7 +32,7 @@ pub fn folder(server: &Throwaway) -> PathBuf {
 }
 
 impl Process {
-    /// Starts a program of Debian's in its folder, and waits until it takes connections.
+    /// Starts an installed program in its folder, and waits until it accepts connections.
     pub async fn start(
         name: &'static str,
         dir: PathBuf,
@@ -44,7 +44,7 @@ impl Process {
         command.args(["-c", include_str!("supervise.sh"), "supervise"]).arg(&dir);
         command.arg(program).args(arguments).uid(owner.uid()).gid(owner.gid());
         command.env("LC_ALL", "C").env_remove("PGOPTIONS").current_dir("/");
-        command.process_group(0); // a Ctrl-C in the terminal is for the test alone
+        command.process_group(0); // a Ctrl-C in the terminal reaches only the test
         let supervisor = command.stdin(Stdio::piped()).spawn().expect("start sh");
         let mut process = Self { name, supervisor, dir };
         process.until_it_connects().await;
@@ -71,7 +71,6 @@ impl Process {
         options.username("postgres").database("postgres").ssl_mode(PgSslMode::Disable)
     }
 
-    /// What it has said.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap()
     }
@@ -84,7 +83,6 @@ impl Drop for Process {
     }
 }
 
-/// Where an installed program is.
 pub fn installed(place: &str, package: &str) -> PathBuf {
     assert!(
         Path::new(place).exists(),

@@ -1,4 +1,4 @@
-//! The server behind the proxy, asked directly.
+//! The server behind the proxy, and direct queries to it.
 
 use pgonce::{Operation, PgOnce};
 use pgonce_testing::{Options, Throwaway};
@@ -6,12 +6,12 @@ use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
 use crate::process::PATIENCE;
 
-/// A server with pgonce, and a table that counts what the work did.
+/// A server with a table that counts what the work did.
 #[derive(Debug)]
 pub struct Stage {
     pub once: PgOnce,
     pub server: Throwaway,
-    /// To the server itself.
+    /// Connects to the server without the proxy.
     pub direct: PgPool,
 }
 
@@ -19,7 +19,7 @@ pub fn op(key: &str) -> Operation {
     Operation::new("test/scope", key).expect("a valid operation")
 }
 
-/// The work: one row.
+/// The work: inserts one row.
 pub async fn effect(conn: &mut PgConnection, key: &str) -> sqlx::Result<String> {
     sqlx::query_scalar("insert into effect (key) values ($1) returning key")
         .bind(key)
@@ -38,7 +38,7 @@ impl Stage {
         Self { once: PgOnce::new(), server, direct }
     }
 
-    /// With pgonce in it.
+    /// With pgonce's schema.
     pub async fn ready(settings: &[(&str, &str)]) -> Self {
         let stage = Self::new(settings).await;
         stage.once.migrate(&mut stage.direct.acquire().await.unwrap()).await.unwrap();
@@ -56,7 +56,6 @@ impl Stage {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&self.direct).await.expect(sql);
     }
 
-    /// Waits until a question is answered with true.
     pub async fn until(&self, sql: &str) {
         let asking = async { while !self.ask::<bool>(sql).await {} };
         tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("never: {sql}"));

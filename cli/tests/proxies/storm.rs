@@ -1,4 +1,4 @@
-//! Clients at once, on the same keys.
+//! Concurrent clients on the same keys.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -16,7 +16,6 @@ use crate::stage::{Stage, effect, op};
 pub const CLIENTS: usize = 8;
 const KEYS: usize = 40;
 
-/// How the calls of a storm ended.
 #[derive(Debug, Default)]
 pub struct Ends {
     performed: usize,
@@ -24,7 +23,7 @@ pub struct Ends {
     pub errors: BTreeMap<String, usize>,
 }
 
-/// Each client runs each key, in another order, and waits for the others. Fails when one took effect twice.
+/// Each client runs every key, in its own order, and waits for other callers. Fails if a key took effect twice.
 pub async fn storm(stage: &Stage, options: &PgConnectOptions, name: &str) -> Ends {
     let seed = fastrand::u64(..);
     println!("{name}: seed {seed}");
@@ -35,7 +34,7 @@ pub async fn storm(stage: &Stage, options: &PgConnectOptions, name: &str) -> End
         let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(PATIENCE);
         let pool = pool.connect_lazy_with(options.clone());
         clients.spawn(async move {
-            // All at once, so that each prepares its statements in another session of the server's.
+            // All at once, so that each client prepares its statements in another server session.
             let first = format!("{name} {client} alone");
             let apart = async |conn: &mut PgConnection| {
                 together.wait().await;
@@ -56,7 +55,7 @@ pub async fn storm(stage: &Stage, options: &PgConnectOptions, name: &str) -> End
     let ended = tokio::time::timeout(PATIENCE * 3, clients.join_all()).await;
     let ends = ended.expect("a storm that ends").into_iter().fold(Ends::default(), Ends::and);
     println!("{ends:?}");
-    // Of this storm's keys: a work's own statement is swapped too, and then has another argument.
+    // Only this storm's keys: the work's own statement is swapped too, and then inserts another key.
     let doubles: Vec<String> = sqlx::query_scalar(
         "select key from effect where key like $1 || ' %' group by key having count(*) > 1",
     )
@@ -68,8 +67,8 @@ pub async fn storm(stage: &Stage, options: &PgConnectOptions, name: &str) -> End
     ends
 }
 
-/// With every second client one more statement. It has the name that the others have given to the key's INSERT, and
-/// takes and gives values of the same types: a pooler that runs it in place of the INSERT gets no error.
+/// Every second client adds a statement. It has the name that the other clients give to the key's INSERT, and takes and
+/// returns the same types: a pooler that runs it instead of the INSERT gets no error.
 async fn work(conn: &mut PgConnection, key: &str, client: usize) -> sqlx::Result<String> {
     let done = effect(conn, key).await?;
     if client % 2 == 1 {
@@ -107,7 +106,7 @@ impl Ends {
         self
     }
 
-    /// Every call was answered, and the first of each key performed it.
+    /// Checks that every call got an answer, and that the first call of each key performed it.
     pub fn are_all_answers(&self) {
         assert!(self.errors.is_empty(), "{self:?}");
         assert_eq!((self.performed, self.replayed), (KEYS, KEYS * (CLIENTS - 1)));

@@ -1,5 +1,5 @@
-# Runs one program in a new folder. Standard input is a pipe from the test: when it breaks, because the test has
-# ended in whatever way, the program is stopped. The folder goes with it.
+# Runs one program in a new folder. Standard input is a pipe from the test. When the test ends,
+# however it ends, the pipe breaks and the program is stopped. Then the folder is removed.
 trap '' HUP INT TERM
 dir=$1
 shift
@@ -9,7 +9,7 @@ exec 3<&0 </dev/null
 child=$!
 {
     read -r _ <&3
-    # At once: PostgreSQL and pgpool by the first, PgBouncer by the second.
+    # QUIT stops PostgreSQL and pgpool at once, TERM stops PgBouncer.
     for signal in QUIT TERM; do kill -s "$signal" "$child"; done
     sleep 5
     kill -s KILL "$child"
