@@ -3,11 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The places, for the message that says they were empty.
+/// Where programs are searched, for the error message.
 pub(crate) const PLACES: &str = "PATH, /usr/lib/postgresql, /usr/pgsql-*, Homebrew or Postgres.app";
 
-/// Families of versions beside each other: a parent, what the names begin with, and where the
-/// programs are below.
+/// Folders with one PostgreSQL per version: the parent folder, the prefix of the names, the subfolder of the programs.
 const VERSIONED: &[(&str, &str, &str)] = &[
     ("/usr/lib/postgresql", "", "bin"),          // Debian, Ubuntu
     ("/usr", "pgsql-", "bin"),                   // Red Hat, from postgresql.org
@@ -16,9 +15,8 @@ const VERSIONED: &[(&str, &str, &str)] = &[
     ("/Applications/Postgres.app/Contents/Versions", "", "bin"),
 ];
 
-/// Every directory with both `initdb` and `postgres`, best first: `PATH`, then the usual places
-/// with the newest version first. Links are resolved, because the programs find their libraries
-/// and each other (`psql`) from where they really are.
+/// Every directory with both `initdb` and `postgres`, best first: `PATH`, then the usual places, newest version first.
+/// Links are resolved: the programs find their libraries and each other (`psql`) relative to their real path.
 pub(crate) fn installed() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).collect::<Vec<_>>();
@@ -41,7 +39,7 @@ fn resolved(dir: &Path) -> Option<PathBuf> {
     real.or(Some(dir).filter(has_initdb)).map(Path::to_owned)
 }
 
-/// The directories in `parent` called `prefix` and a version number.
+/// The directories in `parent` named `prefix` plus a version number, newest first.
 fn newest_first(parent: &Path, prefix: &str) -> Vec<PathBuf> {
     let mut versions = fs::read_dir(parent)
         .into_iter()
@@ -56,7 +54,7 @@ fn newest_first(parent: &Path, prefix: &str) -> Vec<PathBuf> {
     versions.into_iter().map(|(_, dir)| dir).collect()
 }
 
-/// `17` or `9.6` as numbers, so that 17 comes before 9.
+/// Parses `17` or `9.6` into numbers, so that 17 sorts after 9.
 fn version(text: &str) -> Option<Vec<u32>> {
     text.split('.').map(|part| part.parse().ok()).collect()
 }

@@ -1,4 +1,4 @@
-//! The database an example or demo should use.
+//! The database that an example or demo uses.
 
 use std::str::FromStr;
 
@@ -6,16 +6,16 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::{Options, Throwaway, ThrowawayError};
 
-/// A database to use: the caller's own, or a [`Throwaway`] that lives as long as this value.
+/// A database: the caller's, or a [`Throwaway`] that lives as long as this value.
 #[derive(Debug)]
-#[must_use = "a throw-away server stops when this is dropped"]
+#[must_use = "a temporary server stops when this is dropped"]
 pub struct Database {
     connect_options: PgConnectOptions,
     throwaway: Option<Throwaway>,
 }
 
 impl Database {
-    /// The database that `DATABASE_URL` names, or else a throw-away one.
+    /// The database in `DATABASE_URL`, or a temporary one if it is unset or empty.
     ///
     /// ```no_run
     /// use sqlx::PgPool;
@@ -29,7 +29,7 @@ impl Database {
     /// ```
     ///
     /// # Errors
-    /// When `DATABASE_URL` is not a database's URL, or it is not set and no server can be started.
+    /// If `DATABASE_URL` is no valid URL, or if it is not set and no server starts.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -38,14 +38,13 @@ impl Database {
         if url.is_empty() {
             return Self::throwaway(options).await;
         }
-        // The parser's message names parts of the URL by what they are, not by what is in them.
-        let connect_options = PgConnectOptions::from_str(&url).map_err(|error| {
-            ThrowawayError::new(format!("DATABASE_URL is not a database's URL: {error}"))
-        })?;
+        // The parser's message names the URL's parts, not their values.
+        let connect_options = PgConnectOptions::from_str(&url)
+            .map_err(|error| ThrowawayError::new(format!("DATABASE_URL is not valid: {error}")))?;
         Ok(Self { connect_options, throwaway: None })
     }
 
-    /// A throw-away database.
+    /// A temporary database.
     ///
     /// # Errors
     /// As [`Throwaway::start`].
@@ -57,19 +56,19 @@ impl Database {
         Ok(Self { connect_options: throwaway.connect_options(), throwaway: Some(throwaway) })
     }
 
-    /// How to connect.
+    /// Options for a connection.
     #[must_use]
     pub fn connect_options(&self) -> PgConnectOptions {
         self.connect_options.clone()
     }
 
-    /// Whether it is a throw-away one.
+    /// Whether the database is temporary.
     #[must_use]
     pub fn is_throwaway(&self) -> bool {
         self.throwaway.is_some()
     }
 
-    /// Stops a throw-away server; leaves any other alone.
+    /// Stops a temporary server. Does nothing to the caller's database.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -81,7 +80,7 @@ impl Database {
 }
 
 impl From<PgConnectOptions> for Database {
-    /// A database of the caller's own.
+    /// Uses the caller's database.
     fn from(connect_options: PgConnectOptions) -> Self {
         Self { connect_options, throwaway: None }
     }

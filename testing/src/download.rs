@@ -1,4 +1,4 @@
-//! The last resort: a PostgreSQL from the network, kept in a cache.
+//! The last resort: downloads a PostgreSQL and caches it.
 
 use std::fs;
 use std::io::{self, Read};
@@ -13,17 +13,17 @@ use ureq::Agent;
 use ureq::http::Response;
 
 const VERSION: &str = "17.5.0";
-/// Archives that need no installation.
+/// Archives that run without installation.
 const RELEASES: &str = "https://github.com/theseus-rs/postgresql-binaries/releases/download";
-/// Where else the same files are.
+/// The variable with the URL of a mirror.
 const MIRROR: &str = "PGONCE_POSTGRES_MIRROR";
-/// Without a network the answer shall come soon.
+/// Fails soon without a network.
 const CONNECT_MAX: Duration = Duration::from_secs(15);
 const FETCH_MAX: Duration = Duration::from_secs(600);
-/// About 30 MB are expected.
+/// An archive has about 30 MB.
 const BYTES_MAX: u64 = 200_000_000;
 
-/// Where to download from, and where to keep it.
+/// Where to download from and where to store.
 #[derive(Debug, Clone)]
 pub(crate) struct Download {
     releases: String,
@@ -36,7 +36,7 @@ impl Download {
         Ok(Self { releases: mirror.unwrap_or_else(|| RELEASES.to_owned()), cache: cache_dir()? })
     }
 
-    /// The directory of the programs. Downloads them unless that happened before.
+    /// The programs' directory. Downloads the programs once.
     pub(crate) async fn bin_dir(self) -> Result<PathBuf, String> {
         let downloaded = tokio::task::spawn_blocking(move || self.bin_dir_blocking()).await;
         downloaded.map_err(in_words)?
@@ -53,7 +53,7 @@ impl Download {
 
     fn fetch(&self, dir: &Path) -> Result<(), String> {
         let url = format!("{}/{VERSION}/postgresql-{VERSION}-{}.tar.gz", self.releases, target()?);
-        eprintln!("No PostgreSQL is installed. Downloading {url} into {}", dir.display());
+        eprintln!("No usable PostgreSQL is installed. Downloading {url} to {}", dir.display());
         let agent: Agent = Agent::config_builder()
             .timeout_connect(Some(CONNECT_MAX))
             .timeout_global(Some(FETCH_MAX))
@@ -85,7 +85,7 @@ fn read(response: Response<ureq::Body>) -> io::Result<Vec<u8>> {
     Ok(archive)
 }
 
-/// Everything is in one folder of the archive. It gets its name when it is complete; another process may be quicker.
+/// The archive has one top folder. It is renamed once it is complete; another process may be faster.
 fn unpack(archive: &[u8], dir: &Path) -> io::Result<()> {
     let parent = dir.parent().unwrap_or(dir);
     fs::create_dir_all(parent)?;
@@ -100,7 +100,7 @@ fn unpack(archive: &[u8], dir: &Path) -> io::Result<()> {
     }
 }
 
-/// The server's user must be able to enter it.
+/// The server's user must be able to enter the folder.
 fn open_to_all(_dir: &Path) -> io::Result<()> {
     #[cfg(unix)]
     {
@@ -110,18 +110,18 @@ fn open_to_all(_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The platform, as the archives name it.
+/// The platform's name in the archives.
 fn target() -> Result<String, String> {
     let system = match std::env::consts::OS {
         "linux" if cfg!(target_env = "musl") => "unknown-linux-musl",
         "linux" => "unknown-linux-gnu",
         "macos" => "apple-darwin",
-        other => return Err(format!("there is no archive for {other}")),
+        other => return Err(format!("no PostgreSQL to download for {other}")),
     };
     Ok(format!("{}-{system}", std::env::consts::ARCH))
 }
 
-/// The user's cache, or the machine's for root, because another user will run the server.
+/// The user's cache. For root the machine's, because another user runs the server.
 fn cache_dir() -> Result<PathBuf, String> {
     #[cfg(unix)]
     if crate::user::is_root().map_err(in_words)? {
@@ -133,10 +133,10 @@ fn cache_dir() -> Result<PathBuf, String> {
         .or_else(|| from_env("HOME").map(|home| home.join(caches)))
         .or_else(|| from_env("LOCALAPPDATA"))
         .map(|cache| cache.join("pgonce"))
-        .ok_or_else(|| "no place to keep it: HOME is not set".to_owned())
+        .ok_or_else(|| "no folder for the download: HOME is not set".to_owned())
 }
 
-/// An error with its causes, which say more than its first line.
+/// The error and its causes, which say more than its first line.
 fn in_words(error: impl std::error::Error) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
     use crate::{Options, Throwaway, binaries};
 
-    /// A local server of archives.
+    /// A local server for archives.
     struct Server {
         url: String,
         requests: Arc<AtomicUsize>,
@@ -207,7 +207,7 @@ mod tests {
         format!("/{VERSION}/postgresql-{VERSION}-{}.tar.gz", target().unwrap())
     }
 
-    /// An archive whose programs start the ones of this machine, and its sum.
+    /// An archive whose programs start this machine's programs, and its checksum.
     fn archive() -> HashMap<String, Vec<u8>> {
         let installed = binaries::installed().remove(0);
         let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
@@ -234,7 +234,7 @@ mod tests {
         (cache, download)
     }
 
-    /// What is told on a machine without PostgreSQL.
+    /// The error message on a machine without PostgreSQL.
     async fn told(download: &Download) -> String {
         let options = Options::new().fast();
         let started = Throwaway::start_from(Vec::new(), &options, Ok(download.clone())).await;

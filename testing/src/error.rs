@@ -1,9 +1,9 @@
-//! Why there is no throw-away server, in words that lead to one.
+//! Why no temporary server started, and how to get one.
 
 use std::fmt::{self, Display};
 use std::path::Path;
 
-/// Why no PostgreSQL could be started. Says what was tried, and what to do about it.
+/// Why no PostgreSQL started: what was tried, and what to do.
 #[derive(Debug)]
 pub struct ThrowawayError {
     message: String,
@@ -23,7 +23,7 @@ impl Display for ThrowawayError {
 
 impl std::error::Error for ThrowawayError {}
 
-/// What was tried so far, and why it did not work.
+/// What was tried, and why it failed.
 #[derive(Default)]
 pub(crate) struct Tried(Vec<String>);
 
@@ -36,12 +36,12 @@ impl Tried {
     pub(crate) fn into_error(self) -> ThrowawayError {
         let mut lines = vec!["no PostgreSQL could be started on this machine".to_owned()];
         lines.extend(self.0);
-        lines.push(format!("{}, or set DATABASE_URL to a database you have", install_hint()));
+        lines.push(format!("{}, or set DATABASE_URL to an existing database", install_hint()));
         ThrowawayError::new(lines.join("\n"))
     }
 }
 
-/// The one command that installs PostgreSQL here.
+/// The command that installs PostgreSQL on this machine.
 fn install_hint() -> String {
     const INSTALLERS: &[(&str, &str)] = &[
         ("/usr/bin/apt-get", "apt-get install postgresql"),
@@ -52,7 +52,7 @@ fn install_hint() -> String {
     let here = |&&(program, _): &&(&str, &str)| Path::new(program).exists();
     match INSTALLERS.iter().find(here) {
         _ if cfg!(target_os = "macos") => "Run `brew install postgresql@17`".to_owned(),
-        _ if cfg!(not(unix)) => "A throw-away PostgreSQL needs Unix sockets".to_owned(),
+        _ if cfg!(not(unix)) => "A temporary PostgreSQL needs Unix sockets".to_owned(),
         Some((_, command)) => format!("Run `{command}`"),
         None => "Install PostgreSQL with your system's package manager".to_owned(),
     }

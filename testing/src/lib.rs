@@ -1,11 +1,11 @@
 //! A temporary, real PostgreSQL for demos, examples and tests.
 //!
-//! [`Throwaway::start`] makes a new cluster in a temporary directory, from the binaries on the
-//! machine. It listens on a Unix socket inside that directory and nowhere else.
+//! [`Throwaway::start`] creates a cluster in a temporary directory, with the PostgreSQL programs on the machine or with
+//! downloaded ones. It listens only on a Unix socket in that directory.
 //!
-//! Server and directory are gone when the [`Throwaway`] is dropped, and also when the process ends
-//! any other way: panic, Ctrl-C, `process::exit`, `kill -9`. A small `sh` keeps watch over the
-//! server and cleans up as soon as the pipe to this process breaks.
+//! Server and directory are removed when the [`Throwaway`] is dropped, and also when the process ends in any other way:
+//! panic, Ctrl-C, `process::exit`, `kill -9`. A small `sh` watches the server, and cleans up as soon as the pipe to
+//! this process breaks.
 //!
 //! ```no_run
 //! use sqlx::PgPool;
@@ -45,16 +45,15 @@ pub use error::ThrowawayError;
 use error::Tried;
 use server::Server;
 
-/// The server's port: it names the socket file. Nothing listens on TCP.
+/// Part of the socket file's name. The server does not listen on TCP.
 const PORT: u16 = 5432;
-/// The superuser that `initdb` makes, and the database that comes with it.
+/// The superuser that `initdb` creates, and its database.
 const SUPERUSER: &str = "postgres";
 
 /// A running, temporary PostgreSQL. Stops and removes itself when dropped.
 ///
-/// Dropping waits for the server to stop, a fraction of a second; in async code prefer
-/// [`stop`](Throwaway::stop). When the server ends for another reason (`pg_ctl stop`), its
-/// directory is removed as well.
+/// Dropping waits a fraction of a second for the server to stop; in async code prefer [`stop`](Throwaway::stop). If the
+/// server ends for another reason (`pg_ctl stop`), its directory is removed too.
 #[derive(Debug)]
 #[must_use = "the server stops when this is dropped"]
 pub struct Throwaway {
@@ -74,13 +73,13 @@ pub struct Options {
 }
 
 impl Options {
-    /// PostgreSQL's own defaults: durable, as in production.
+    /// PostgreSQL's defaults: durable, as in production.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Gives up durability for speed: no `fsync`. For tests.
+    /// Trades durability for speed: no `fsync`. For tests.
     #[must_use]
     pub fn fast(self) -> Self {
         self.setting("fsync", "off")
@@ -88,7 +87,7 @@ impl Options {
             .setting("full_page_writes", "off")
     }
 
-    /// Sets a server parameter, as `-c name=value` would. The last one wins.
+    /// Sets a server parameter, like `-c name=value`. The last value wins.
     #[must_use]
     pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.push((name.into(), value.into()));
@@ -97,21 +96,21 @@ impl Options {
 }
 
 impl Throwaway {
-    /// Starts a server and waits until it takes connections: one to three seconds.
+    /// Starts a server and waits until it accepts connections: one to three seconds.
     ///
-    /// Uses the first PostgreSQL that works: on `PATH`, then the usual places of the Linux
-    /// distributions (newest version first), of Homebrew and of Postgres.app. Only if none works, and with the feature
-    /// `download` (a default), it downloads one from GitHub, checks its SHA-256 and keeps it in the user's cache (root:
-    /// `/var/cache/pgonce`). `PGONCE_POSTGRES_MIRROR` is the URL of another place with the same files:
+    /// Uses the first PostgreSQL that starts: from `PATH`, then from the usual places of Linux distributions (newest
+    /// version first), Homebrew and Postgres.app. If none starts, and the feature `download` (on by default) is
+    /// enabled, downloads one from GitHub, checks its SHA-256 and keeps it in the user's cache (root:
+    /// `/var/cache/pgonce`). `PGONCE_POSTGRES_MIRROR` is the URL of a mirror with the same files:
     /// `VERSION/postgresql-VERSION-TARGET.tar.gz` and `.sha256`.
     ///
-    /// Run as root, it drops to `postgres` or `nobody`, since PostgreSQL refuses to run as root.
+    /// As root, it runs the server as `postgres` or `nobody`, because PostgreSQL refuses to run as root.
     ///
     /// # Errors
-    /// When no PostgreSQL works. The message says what was tried and how to install one.
+    /// If no PostgreSQL starts. The message says what was tried and how to install one.
     ///
     /// # Cancel safety
-    /// Cancel safe: whatever was started is stopped and removed.
+    /// Cancel safe: everything that was started is stopped and removed.
     pub async fn start(options: &Options) -> Result<Self, ThrowawayError> {
         #[cfg(feature = "download")]
         return Self::start_from(binaries::installed(), options, download::Download::from_env())
@@ -120,7 +119,7 @@ impl Throwaway {
         return Self::start_from(binaries::installed(), options).await;
     }
 
-    /// Of these, or else of what is downloaded.
+    /// Starts one of `installed`, or else a downloaded one.
     async fn start_from(
         installed: Vec<PathBuf>,
         options: &Options,
@@ -150,36 +149,35 @@ impl Throwaway {
         Err(tried.into_error())
     }
 
-    /// How to connect, as its superuser.
+    /// Options for a connection as superuser.
     #[must_use]
     pub fn connect_options(&self) -> PgConnectOptions {
         connect_options(self.server.dir())
     }
 
-    /// How to connect, as a URL for `psql` and sqlx.
+    /// The URL of the database, for `psql` and sqlx.
     #[must_use]
     pub fn url(&self) -> String {
         let host = percent_encoded(&self.server.dir().to_string_lossy());
         format!("postgres:///{SUPERUSER}?host={host}&port={PORT}&user={SUPERUSER}&sslmode=disable")
     }
 
-    /// Where its programs are: `psql`, `pg_ctl`, `pg_dump`.
+    /// The directory of the programs: `psql`, `pg_ctl`, `pg_dump`.
     #[must_use]
     pub fn bin_dir(&self) -> &Path {
         &self.bin_dir
     }
 
-    /// Its data directory.
+    /// The server's data directory.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
         self.server.dir().join("data")
     }
 
-    /// Stops the server and removes its directory, without blocking the runtime. Connections that
-    /// are still open are cut.
+    /// Stops the server and removes its directory, without blocking the runtime. Cuts open connections.
     ///
     /// # Cancel safety
-    /// Cancel safe: the server stops and its directory goes even if this is dropped.
+    /// Cancel safe: if dropped, the server still stops and its directory is removed.
     pub async fn stop(self) {
         let Self { server, .. } = self;
         server.stop().await;
@@ -195,7 +193,7 @@ fn connect_options(socket_dir: &Path) -> PgConnectOptions {
         .ssl_mode(PgSslMode::Disable)
 }
 
-/// Escapes what has a meaning in a URL's query.
+/// Escapes characters with a meaning in a URL's query.
 fn percent_encoded(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {

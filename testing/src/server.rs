@@ -1,4 +1,4 @@
-//! One server process, its directory, and the supervisor that outlives us.
+//! One server process, its directory, and the supervisor that outlives this process.
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -13,19 +13,19 @@ use tokio::time::Instant;
 use crate::user::{User, is_open_to_all, is_root};
 use crate::{Options, PORT, connect_options};
 
-/// `initdb` and the start together; seconds are normal, a loaded machine may need more.
+/// For `initdb` and the start together. Usually seconds; a loaded machine takes longer.
 const START_MAX: Duration = Duration::from_secs(60);
-/// Longer than the supervisor takes for its last resort.
+/// Longer than the supervisor needs to kill the server.
 const STOP_MAX: Duration = Duration::from_secs(15);
-/// Between two looks at a process or at a socket that is not there yet.
+/// The pause between two checks.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// What the kernel leaves for a socket's path, everywhere, with the socket's name taken off.
+/// The kernel's limit for a socket's path on all systems, less the socket's name.
 const SOCKET_DIR_BYTES_MAX: usize = 103 - "/.s.PGSQL.5432".len();
 
-/// The supervisor and what it looks after.
+/// The supervisor and the server's directory.
 #[derive(Debug)]
 pub(crate) struct Server {
-    /// Its standard input is the pipe whose end stops the server.
+    /// Its standard input is a pipe; closing the pipe stops the server.
     supervisor: Child,
     dir: PathBuf,
 }
@@ -37,7 +37,7 @@ impl Server {
         loop {
             match PgConnection::connect_with(&connect_options(&server.dir)).await {
                 Ok(conn) => {
-                    // It is ready either way.
+                    // The server is ready even if this fails.
                     let _ = conn.close().await;
                     return Ok(server);
                 }
@@ -47,7 +47,7 @@ impl Server {
                 }
                 Err(error) if Instant::now() > deadline => {
                     let seconds = START_MAX.as_secs();
-                    return Err(format!("takes no connections after {seconds} s: {error}"));
+                    return Err(format!("accepts no connections after {seconds} s: {error}"));
                 }
                 Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
             }
@@ -58,13 +58,13 @@ impl Server {
         let user = match is_root() {
             Ok(true) => Some(User::unprivileged()?),
             Ok(false) => None,
-            Err(error) => return Err(format!("no temporary file could be made: {error}")),
+            Err(error) => return Err(format!("cannot create a temporary file: {error}")),
         };
         let dir = directory(user)
-            .map_err(|error| format!("no temporary directory could be made: {error}"))?;
+            .map_err(|error| format!("cannot create a temporary directory: {error}"))?;
         let supervisor = supervisor(bin_dir, dir.path(), options, user)
             .spawn()
-            .map_err(|error| format!("`sh` could not be started: {error}"))?;
+            .map_err(|error| format!("cannot start `sh`: {error}"))?;
         // From here on the supervisor removes the directory.
         Ok(Self { supervisor, dir: dir.keep() })
     }
@@ -81,21 +81,21 @@ impl Server {
         }
     }
 
-    /// Closes the pipe, which tells the supervisor to stop the server.
+    /// Closes the pipe, so that the supervisor stops the server.
     fn let_go(&mut self) {
         self.supervisor.stdin = None;
     }
 
     fn has_ended(&mut self) -> bool {
-        // A child that cannot be asked is not ours any more.
+        // If the state is unknown, the child counts as ended.
         !matches!(self.supervisor.try_wait(), Ok(None))
     }
 
-    /// The end of the log of a server that ended.
+    /// The end of the log of a server that failed to start.
     fn last_words(&mut self) -> String {
         let mut log = Vec::new();
         if let Some(mut output) = self.supervisor.stdout.take() {
-            // Whatever can be read is better than nothing.
+            // Uses what can be read.
             let _ = output.read_to_end(&mut log);
         }
         let log = String::from_utf8_lossy(&log);
@@ -113,13 +113,13 @@ impl Drop for Server {
     }
 }
 
-/// Whether the server answered with an error, other than that it is still starting (57P03).
+/// Whether the server answered with an error other than "still starting" (57P03).
 fn is_refusal(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| error.code().as_deref() != Some("57P03"))
 }
 
-/// A new directory that only the server's user can enter. In `/tmp` when the usual place is closed
-/// to that user or cannot hold a socket.
+/// Creates a directory that only the server's user can enter. Uses `/tmp` if that user cannot enter the usual place, or
+/// if its path is unfit for a socket.
 fn directory(user: Option<User>) -> std::io::Result<TempDir> {
     let make = |parent: &Path| tempfile::Builder::new().prefix("pgonce-").tempdir_in(parent);
     let usual = std::env::temp_dir();
@@ -134,7 +134,7 @@ fn directory(user: Option<User>) -> std::io::Result<TempDir> {
     Ok(dir)
 }
 
-/// The kernel limits a socket's path, and PostgreSQL takes a comma for a list.
+/// The kernel limits a socket path's length, and PostgreSQL takes a comma as a separator.
 fn can_hold_socket(dir: &Path) -> bool {
     let bytes = dir.as_os_str().as_encoded_bytes();
     bytes.len() <= SOCKET_DIR_BYTES_MAX && !bytes.contains(&b',')
@@ -148,16 +148,16 @@ fn supervisor(bin_dir: &Path, dir: &Path, options: &Options, user: Option<User>)
     for (name, value) in &options.settings {
         command.arg("-c").arg(format!("{name}={value}"));
     }
-    // PGDATA, PGPORT, PGOPTIONS and the like would change what the server does.
+    // PGDATA, PGPORT, PGOPTIONS and others would change the server's behavior.
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PG") {
             command.env_remove(name);
         }
     }
     command.env("LC_ALL", "C");
-    command.current_dir("/"); // the caller's directory may be closed to the other user
+    command.current_dir("/"); // the other user may lack access to the caller's directory
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    command.process_group(0); // so that a Ctrl-C in the terminal is not sent to the server
+    command.process_group(0); // so that a Ctrl-C in the terminal does not reach the server
     if let Some(user) = user {
         user.run(&mut command);
     }

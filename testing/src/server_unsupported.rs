@@ -1,4 +1,4 @@
-//! Where there are no Unix sockets, there is no throw-away server.
+//! Without Unix sockets there is no temporary server.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -10,7 +10,7 @@ pub(crate) struct Server(Infallible);
 
 impl Server {
     pub(crate) async fn start(_bin_dir: &Path, _options: &Options) -> Result<Self, String> {
-        Err("throw-away servers need Unix sockets".to_owned())
+        Err("temporary servers need Unix sockets".to_owned())
     }
 
     pub(crate) fn dir(&self) -> &Path {

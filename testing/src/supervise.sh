@@ -1,7 +1,7 @@
-# Runs one throw-away PostgreSQL. Called with its programs' directory, its own directory and the
-# server's arguments. Standard input is a pipe from the program that wants the server: when it
-# breaks, for whatever reason, the server is stopped. When the server ends, for whatever reason, its
-# directory is removed. If it ended badly, the end of its log goes to standard output.
+# Runs one temporary PostgreSQL. Arguments: the programs' directory, the server's directory, the
+# server's arguments. Standard input is a pipe from the program that uses the server: when it breaks
+# for any reason, the server is stopped. When the server ends for any reason, its directory is
+# removed. If it failed, the end of its log goes to standard output.
 trap '' HUP INT TERM
 bin=$1 dir=$2 watch=
 shift 2
@@ -12,7 +12,7 @@ exec 3<&0 </dev/null
     server=$!
     {
         read -r _ <&3
-        # The first signal may come before the server listens to signals, so repeat it.
+        # The first signal may come before the server handles signals, so repeat it.
         for signal in INT INT INT INT INT QUIT QUIT QUIT QUIT QUIT QUIT KILL; do
             kill -s "$signal" "$server" || exit
             sleep 1

@@ -1,4 +1,4 @@
-//! Who runs the server: PostgreSQL refuses to run as root.
+//! The user that runs the server: PostgreSQL refuses to run as root.
 
 use std::fs;
 use std::io;
@@ -7,14 +7,14 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-/// The user to drop to when this process is root.
+/// The user that runs the server if this process is root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct User {
     uid: u32,
     gid: u32,
 }
 
-/// Whether this process is root: a file that it makes belongs to it.
+/// Whether this process is root: root owns the files that it creates.
 pub(crate) fn is_root() -> io::Result<bool> {
     Ok(tempfile::tempfile_in("/tmp")?.metadata()?.uid() == 0)
 }
@@ -48,7 +48,7 @@ impl User {
     }
 }
 
-/// Whether any user can make and remove a directory of his own in `dir`.
+/// Whether any user can create and remove a directory in `dir`.
 pub(crate) fn is_open_to_all(dir: &Path) -> bool {
     let mode = |dir: &Path| fs::metadata(dir).map_or(0, |metadata| metadata.mode());
     mode(dir) & 0o002 != 0 && dir.ancestors().all(|above| mode(above) & 0o001 != 0)
