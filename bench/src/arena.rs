@@ -1,4 +1,4 @@
-//! Where the scenarios run: a database, and schemas of the bench's own in it.
+//! Where the scenarios run: a database, with schemas of the bench in it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,32 +17,31 @@ use crate::relay::Relay;
 
 pub(crate) struct Arena {
     database: Database,
-    /// What the names of all schemas begin with.
     prefix: String,
-    /// The process of a throw-away server.
+    /// The process id of a temporary server.
     pub(crate) postmaster: Option<u32>,
     pub(crate) server_version: String,
 }
 
-/// A schema with pgonce's tables and the workload's.
+/// A schema with the tables of pgonce and of the workload.
 #[derive(Clone)]
 pub(crate) struct Stage {
     pub(crate) once: PgOnce,
     schema: Arc<str>,
-    /// Past all relays.
+    /// Connects without a relay.
     direct: PgConnectOptions,
-    /// In between when a delay is asked for.
+    /// The relay that delays, if a delay is asked for.
     slow: Option<Arc<Relay>>,
-    /// Whether nobody else writes to this server.
+    /// Whether only the bench writes to this server.
     pub(crate) is_alone: bool,
 }
 
-/// Durable as PostgreSQL comes, with room enough that no checkpoint falls into a run by itself.
+/// PostgreSQL's default durability, with enough room that no checkpoint starts during a run.
 const SETTINGS: [(&str, &str); 6] = [
     ("shared_buffers", "1GB"),
     ("max_wal_size", "20GB"),
     ("checkpoint_timeout", "1h"),
-    ("wal_keep_size", "1GB"), // it is read again
+    ("wal_keep_size", "1GB"), // the bench reads the WAL
     ("autovacuum", "off"),
     ("max_connections", "400"),
 ];
@@ -63,7 +62,7 @@ impl Arena {
             }
         };
         let mut conn = connect(&database.connect_options()).await?;
-        // Distributions add their own name after a space.
+        // Distributions append their own name after a space.
         let version = "select split_part(current_setting('server_version'), ' ', 1)";
         let server_version = sqlx::query_scalar(version).fetch_one(&mut conn).await?;
         let prefix = format!("pgonce_bench_{:08x}", fastrand::u32(..));
@@ -77,7 +76,6 @@ impl Arena {
         Ok(Self { database, prefix, postmaster, server_version })
     }
 
-    /// For another process.
     pub(crate) fn url(&self) -> String {
         self.database.connect_options().to_url_lossy().into()
     }
@@ -86,8 +84,8 @@ impl Arena {
         self.database.is_throwaway()
     }
 
-    /// A new schema of this name, in place of an older one, to which a round trip takes so much longer. Autovacuum
-    /// keeps away from it.
+    /// Creates a schema with this name, replacing an older one. Each round trip to it takes `delay_ms` longer.
+    /// Autovacuum is off.
     pub(crate) async fn stage(&self, name: &str, delay_ms: f64) -> anyhow::Result<Stage> {
         let schema = format!("{}_{name}", self.prefix);
         let direct = self.database.connect_options().application_name(&self.prefix);
@@ -112,7 +110,7 @@ impl Arena {
         Ok(stage)
     }
 
-    /// Drops all schemas. A throw-away database takes them with it.
+    /// Drops all schemas. A temporary server removes its databases.
     pub(crate) async fn discard(self) -> anyhow::Result<()> {
         let dropped = match self.is_throwaway() {
             true => Ok(()),
@@ -136,7 +134,7 @@ impl Arena {
 }
 
 impl Stage {
-    /// One that is there, for another process.
+    /// An existing stage, in another process.
     pub(crate) fn over(schema: &str, direct: PgConnectOptions) -> anyhow::Result<Self> {
         let once = PgOnce::new().schema(SchemaName::new(schema)?);
         Ok(Self { once, schema: schema.into(), direct, slow: None, is_alone: false })
@@ -146,19 +144,19 @@ impl Stage {
         &self.schema
     }
 
-    /// The same for another process: one that shares nothing with this one but the database.
+    /// A second client of this stage, as in another process: the two share only the database.
     pub(crate) fn apart(&self) -> anyhow::Result<Self> {
         let once = PgOnce::new().schema(SchemaName::new(&*self.schema)?);
         Ok(Self { once, ..self.clone() })
     }
 
-    /// The workload's pool: with the delay on the way, if there is one.
+    /// The workload's pool, through the delay if there is one.
     pub(crate) async fn pool(&self, connections: u16) -> anyhow::Result<PgPool> {
         let slow = self.slow.as_ref().map(|relay| relay.options());
         self.pool_over(slow.unwrap_or_else(|| self.direct.clone()), connections).await
     }
 
-    /// A pool of one connection through a relay that counts; the relay lives as long as what it is given to.
+    /// A pool with one connection through a counting relay. Keep the relay while you use the pool.
     pub(crate) async fn counted(&self) -> anyhow::Result<(Relay, PgPool)> {
         let relay = Relay::start(&self.direct, Duration::ZERO)?;
         let pool = self.pool_over(relay.options(), 1).await?;
@@ -178,12 +176,12 @@ impl Stage {
         Ok(pool.connect_with(options).await?)
     }
 
-    /// A connection past all relays.
+    /// A connection without a relay.
     pub(crate) async fn conn(&self) -> anyhow::Result<PgConnection> {
         connect(&self.direct).await
     }
 
-    /// Statements with this stage's schema filled in; it needs no escaping.
+    /// Fills this stage's schema into a statement; the name needs no escaping.
     pub(crate) fn sql(&self, template: &str) -> SqlStr {
         let text = template.replace(":schema", &self.schema);
         AssertSqlSafe(Arc::<str>::from(text)).into_sql_str()
@@ -198,7 +196,7 @@ impl Stage {
         Ok(())
     }
 
-    /// One value, on a connection of its own.
+    /// One value, on a new connection.
     pub(crate) async fn ask<T>(&self, template: &str) -> anyhow::Result<T>
     where
         T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
@@ -207,7 +205,7 @@ impl Stage {
         Ok(sqlx::query_scalar(self.sql(template)).fetch_one(&mut conn).await?)
     }
 
-    /// Writes the pages that are waiting now, so that it does not happen later, in a run.
+    /// Writes dirty pages now, so that it does not happen during a run.
     pub(crate) async fn checkpoint(&self) -> anyhow::Result<()> {
         match self.is_alone {
             true => self.execute(&mut self.conn().await?, "checkpoint").await,

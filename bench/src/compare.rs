@@ -1,4 +1,4 @@
-//! Orders in several ways side by side, whose keys are new or not: what fresh, replay, mixed and leased are made of.
+//! Compares ways to take orders, with new or known keys: the base of fresh, replay, mixed and leased.
 
 use pgonce::sqlx::PgPool;
 
@@ -10,28 +10,27 @@ use crate::meter;
 use crate::orders::{Shop, Way, key};
 use crate::progress::Progress;
 
-/// Which keys come.
+/// Which keys the requests have.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mix {
     Fresh,
     Replay,
-    /// One of ten is a replay.
+    /// One key in ten is a replay.
     Mixed,
 }
 
-/// How many keys are there before it begins.
+/// How many keys exist at the start.
 const KNOWN: u64 = 50;
 
-/// A shop with its stream of keys.
+/// A shop and its sequence of keys.
 pub(crate) struct Orders {
     shop: Shop,
     mix: Mix,
-    /// Where its numbers begin.
+    /// The first number.
     first: u64,
 }
 
 impl Mix {
-    /// The number of the key.
     fn pick(self, number: u64) -> u64 {
         match self {
             Self::Replay => number % KNOWN,
@@ -46,7 +45,7 @@ impl Orders {
         Self { shop, mix, first: 0 }
     }
 
-    /// With keys that none has who begins elsewhere.
+    /// Starts at `first`, so that its new keys differ from those of other starts.
     pub(crate) fn from(self, first: u64) -> Self {
         Self { first, ..self }
     }
@@ -59,10 +58,10 @@ impl Work for Orders {
     }
 }
 
-/// A row of a comparison: its name, how orders are protected, and which keys come.
+/// A row of a comparison: its name, the protection, the keys.
 pub(crate) type Entry = (&'static str, Way, Mix);
 
-/// What each of these costs, on a stage of its own. It does not depend on how many clients there are.
+/// Costs of each entry, on one stage. They do not depend on the number of clients.
 pub(crate) async fn costs(bench: &Bench<'_>, entries: &[Entry]) -> anyhow::Result<Vec<Cost>> {
     let stage = bench.arena.stage("costs", 0.0).await?;
     let pool = stage.pool(1).await?;
@@ -76,7 +75,7 @@ pub(crate) async fn costs(bench: &Bench<'_>, entries: &[Entry]) -> anyhow::Resul
     Ok(costs)
 }
 
-/// Runs these in turn; `own` is pgonce's row.
+/// Runs the entries in turn; `own` is pgonce's row.
 pub(crate) async fn compare(
     bench: &Bench<'_>,
     stage: &Stage,
@@ -84,7 +83,7 @@ pub(crate) async fn compare(
     (entries, costs): (&[Entry], &[Cost]),
     own: &'static str,
 ) -> anyhow::Result<Outcome> {
-    // A commit behind work under a lease takes a second connection for a moment.
+    // A commit with a lease needs a second connection for a moment.
     let is_leased = entries.iter().any(|(_, way, _)| *way == Way::Leased);
     let connections = if is_leased { (2 * clients).min(300) } else { clients };
     let pool = stage.pool(connections).await?;
@@ -103,7 +102,7 @@ pub(crate) async fn compare(
     Ok(Outcome::new(scenario, clients, about, rows, own))
 }
 
-/// Orders whose keys that will come again are there.
+/// Prepares the orders, with the keys that are replayed.
 async fn ready(stage: &Stage, pool: &PgPool, way: Way, mix: Mix) -> anyhow::Result<Orders> {
     let orders = Orders::new(Shop::new(stage, way, pool.clone()), mix);
     let known = if mix == Mix::Fresh || way == Way::Bare { 0 } else { KNOWN };

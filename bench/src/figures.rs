@@ -1,4 +1,4 @@
-//! What a scenario comes to: rows of figures, and notes in words.
+//! The result of a scenario: rows of figures, and notes.
 
 use std::fmt;
 
@@ -9,47 +9,46 @@ use crate::load::{Latencies, Sample, no_latencies};
 use crate::plot::Growth;
 use crate::print::number;
 
-/// The names of rows that others are compared with.
+/// Names of the rows that others are compared with.
 pub(crate) const BARE: &str = "bare";
 pub(crate) const HAND_WRITTEN: &str = "hand-written";
 
-/// One scenario with one number of clients.
+/// The result of one scenario with one number of clients.
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) scenario: &'static str,
     pub(crate) clients: u16,
-    /// What was on the way to the server, if other than `--delay-ms`.
+    /// The delay to the server, if it differs from `--delay-ms`.
     pub(crate) delay_ms: Option<f64>,
-    /// What an operation is, and what to look at.
+    /// What an operation is, and which figures matter.
     pub(crate) about: &'static str,
     pub(crate) rows: Vec<Row>,
-    /// Which of the rows is pgonce's.
+    /// The name of pgonce's row.
     pub(crate) own: &'static str,
-    /// Figures that fit in no column.
+    /// Figures that fit no column.
     pub(crate) figures: Vec<(&'static str, Value)>,
-    /// The same, in words.
+    /// The same figures in words.
     pub(crate) notes: Vec<String>,
     pub(crate) goals: Vec<Goal>,
     pub(crate) growth: Option<Growth>,
 }
 
-/// The figures of one variant.
 pub(crate) struct Row {
     pub(crate) name: &'static str,
-    /// What one call of its work counts as.
+    /// Operations per call.
     operations: f64,
-    /// Operations per second, round by round.
+    /// Operations per second, per round.
     rates: Vec<f64>,
-    /// CPU time of an operation in microseconds, round by round: the client's, the server's.
+    /// CPU time per operation in microseconds, per round: the client's, then the server's.
     client_cpu: Vec<f64>,
     server_cpu: Vec<f64>,
     pub(crate) latencies: Latencies,
     pub(crate) cost: Cost,
-    /// Second orders for one key.
+    /// Orders beyond the first for a key.
     pub(crate) doubles: Option<u64>,
 }
 
-/// What one operation costs, counted. `None` where it cannot be.
+/// The counted cost of one operation. `None` if it cannot be counted.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Cost {
     pub(crate) round_trips: Option<f64>,
@@ -59,7 +58,7 @@ pub(crate) struct Cost {
 }
 
 impl Cost {
-    /// What each of so many has added.
+    /// The cost that each of `times` additions adds to `other`.
     pub(crate) fn each_beyond(self, other: Self, times: usize) -> Self {
         let each = |with: Option<f64>, without: Option<f64>| {
             with.zip(without).map(|(with, without)| (with - without) / times as f64)
@@ -73,7 +72,7 @@ impl Cost {
     }
 }
 
-/// A median, and the lowest and highest of what it is the median of.
+/// A median, with the lowest and highest value.
 #[derive(Clone, Copy)]
 pub(crate) struct Spread {
     pub(crate) low: f64,
@@ -81,7 +80,7 @@ pub(crate) struct Spread {
     pub(crate) high: f64,
 }
 
-/// The p99 of some work in milliseconds, alone and with other work beside it, round by round.
+/// The p99 of a workload in milliseconds, per round: alone, and beside other work.
 #[derive(Default)]
 pub(crate) struct Disturbed {
     pub(crate) alone: Vec<f64>,
@@ -112,22 +111,21 @@ impl Outcome {
         self.rows.iter().find(|row| row.name == name)
     }
 
-    /// A row's rates against those of the row of this name.
+    /// The rates of `row` divided by those of the row named `to`.
     pub(crate) fn ratio(&self, row: &Row, to: &str) -> Option<Spread> {
         if row.name == to { None } else { row.ratio_to(self.row(to)?) }
     }
 
-    /// The same of two names.
+    /// The same, by two names.
     pub(crate) fn ratio_of(&self, name: &str, to: &str) -> Option<Spread> {
         self.ratio(self.row(name)?, to)
     }
 
-    /// A figure by its name.
     pub(crate) fn figure(&self, name: &str) -> Option<f64> {
         self.figures.iter().find(|(key, _)| *key == name)?.1.as_f64()
     }
 
-    /// Adds the p99 of other work, alone and beside this one.
+    /// Adds the p99 of other work, alone and beside this scenario.
     pub(crate) fn tell_disturbance(&mut self, what: &str, disturbed: &Disturbed) {
         let Disturbed { alone, beside } = disturbed;
         let ratio = Spread::of(beside.iter().zip(alone).map(|(beside, alone)| beside / alone));
@@ -203,7 +201,7 @@ impl Row {
         }
     }
 
-    /// For work that does so many operations at one go.
+    /// For work that does `operations` operations per call.
     pub(crate) fn of(self, operations: u32) -> Self {
         Self { operations: operations.into(), ..self }
     }
@@ -228,12 +226,12 @@ impl Row {
         Spread::of(self.server_cpu.iter().copied())
     }
 
-    /// Its rates against another one's, each in the same round.
+    /// Ratio of the rates to another row's, round by round.
     fn ratio_to(&self, other: &Row) -> Option<Spread> {
         Spread::of(self.rates.iter().zip(&other.rates).map(|(rate, other)| rate / other))
     }
 
-    /// The time that so many percent of the calls did not exceed, in milliseconds.
+    /// The time that `percent` percent of the calls did not exceed, in milliseconds.
     pub(crate) fn percentile_ms(&self, percent: f64) -> Option<f64> {
         let micros =
             (!self.latencies.is_empty()).then(|| self.latencies.value_at_percentile(percent));
@@ -257,7 +255,7 @@ impl fmt::Display for Spread {
     }
 }
 
-/// To three decimals: nothing here is known better.
+/// Rounds to three decimals; no figure here is more precise.
 pub(crate) fn rounded(number: f64) -> f64 {
     (number * 1000.0).round() / 1000.0
 }

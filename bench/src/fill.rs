@@ -1,4 +1,4 @@
-//! Tables filled with many keys, in the database.
+//! Fills tables with many keys, in the database.
 
 use pgonce::Operation;
 use pgonce::sqlx::{self, PgConnection};
@@ -8,22 +8,22 @@ use crate::orders::{SCOPE, fingerprint};
 use crate::print::grouped;
 use crate::progress::Progress;
 
-/// How many rows one statement inserts.
+/// Rows per statement.
 const BATCH: u64 = 500_000;
-/// The key whose row the others are copies of.
+/// The key of the row that is copied.
 const MODEL: &str = "model";
 
-/// What the copies are like.
+/// How the copies differ from the model.
 #[derive(Clone, Copy)]
 pub(crate) enum Copies {
-    /// Like the model.
+    /// Not at all.
     Live,
-    /// Past their retention, in the order in which they are made.
+    /// Past their retention, in the order of creation.
     Overdue,
 }
 
-/// Lets `run` leave a row with a response of so many bytes (at least two) or with none, which the others are copied
-/// from: whatever columns it has, they have what `run` writes there.
+/// Calls `run` to create the row to copy, with a response of `bytes` bytes (at least two) or with none. So the copies
+/// have all columns as `run` writes them.
 pub(crate) async fn model(stage: &Stage, bytes: usize) -> anyhow::Result<()> {
     let pool = stage.pool(1).await?;
     let op = Operation::new(SCOPE, MODEL)?.fingerprint(fingerprint());
@@ -34,7 +34,7 @@ pub(crate) async fn model(stage: &Stage, bytes: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Copies the model under the keys of these numbers, as [`key`](crate::orders::key) makes them.
+/// Copies the model under the keys of these numbers, made like [`key`](crate::orders::key).
 pub(crate) async fn fill(
     stage: &Stage,
     numbers: std::ops::Range<u64>,
@@ -57,7 +57,7 @@ pub(crate) async fn fill(
     progress.during(what, filling).await
 }
 
-/// The statement that copies, with all columns there are.
+/// The copying statement, with all columns of the table.
 async fn insert(stage: &Stage, conn: &mut PgConnection, copies: Copies) -> anyhow::Result<String> {
     let names = "select quote_ident(attname) from pg_attribute
         where attrelid = ':schema.idempotency_keys'::regclass and attnum > 0 and not attisdropped

@@ -1,10 +1,9 @@
-//! What the project asks of itself. `--check` holds what was measured against it.
+//! The project's goals. `--check` compares the measured figures with them.
 
 use serde_json::{Value, json};
 
 use crate::figures::{BARE, Cost, HAND_WRITTEN, Outcome, rounded};
 
-/// A figure that has to be so good.
 struct Rule {
     scenario: &'static str,
     when: When,
@@ -13,13 +12,13 @@ struct Rule {
     limit: Limit,
 }
 
-/// Of which runs of its scenario.
+/// Which runs of the scenario a rule applies to.
 #[derive(Clone, Copy)]
 enum When {
     Always,
-    /// Nothing is added to the way to the server, and there are so many clients.
+    /// No added delay, and this many clients.
     Near(Clients),
-    /// A round trip takes so many milliseconds longer, or more.
+    /// A round trip takes at least this many milliseconds longer.
     Away(f64),
 }
 
@@ -30,22 +29,21 @@ enum Clients {
     Any,
 }
 
-/// From how many clients on they are many.
+/// The number of clients that counts as many.
 const MANY: u16 = 32;
 
 #[derive(Clone, Copy)]
 enum Measure {
-    /// The throughput of a row to another one's.
+    /// Ratio of two rows' throughput.
     Throughput(&'static str, &'static str),
-    /// The server's CPU time for an operation of a row to another one's.
+    /// Ratio of two rows' server CPU time per operation.
     ServerCpu(&'static str, &'static str),
     Cost(&'static str, fn(&Cost) -> Option<f64>),
     Figure(&'static str),
-    /// The operations per second of a row.
     Rate(&'static str),
-    /// Second orders for one key, of the scenario's own row.
+    /// Orders beyond the first for a key, in pgonce's row.
     Doubles,
-    /// The same of another row.
+    /// The same for another row.
     DoublesOf(&'static str),
 }
 
@@ -55,7 +53,6 @@ pub(crate) enum Limit {
     AtMost(f64),
 }
 
-/// A rule and what was measured.
 pub(crate) struct Goal {
     pub(crate) what: &'static str,
     pub(crate) limit: Limit,
@@ -98,7 +95,7 @@ const RULES: &[Rule] = &[
     rule("fresh", Always, "doubles", Doubles, AtMost(0.0)),
     rule("fresh", Near(Few), "run to hand-written", Throughput(RUN, HAND_WRITTEN), AtLeast(0.92)),
     rule("fresh", Near(Many), "run to hand-written", Throughput(RUN, HAND_WRITTEN), AtLeast(0.95)),
-    rule("fresh", Near(Any), "server's CPU of run to hand-written", ServerCpu(RUN, HAND_WRITTEN), AtMost(1.1)),
+    rule("fresh", Near(Any), "server CPU time of run to hand-written", ServerCpu(RUN, HAND_WRITTEN), AtMost(1.1)),
     rule("fresh", Near(Few), "run, optimistic, to hand-written", Throughput(OPTIMISTIC, HAND_WRITTEN), AtLeast(1.04)),
     rule("fresh", Near(Many), "run, optimistic, to hand-written", Throughput(OPTIMISTIC, HAND_WRITTEN), AtLeast(1.08)),
     rule("fresh", Near(Few), "run, optimistic, to bare", Throughput(OPTIMISTIC, BARE), AtLeast(0.68)),
@@ -106,14 +103,14 @@ const RULES: &[Rule] = &[
     rule("fresh", Near(Any), "begin, complete to hand-written", Throughput(VERBS, HAND_WRITTEN), AtLeast(0.78)),
     rule("fresh", Away(0.2), "run to hand-written", Throughput(RUN, HAND_WRITTEN), AtLeast(0.95)),
     rule("fresh", Away(0.2), "run, optimistic, to hand-written", Throughput(OPTIMISTIC, HAND_WRITTEN), AtLeast(1.12)),
-    rule("fresh", Near(Few), "round trips of run, the work's included", trips(RUN), AtMost(5.0)),
+    rule("fresh", Near(Few), "round trips of run, with its work", trips(RUN), AtMost(5.0)),
     rule("fresh", Near(Few), "round trips of run, optimistic", trips(OPTIMISTIC), AtMost(4.0)),
     rule("fresh", Near(Few), "WAL bytes of run", wal(RUN), AtMost(1240.0)),
     rule("fresh", Near(Few), "transaction ids of run", xids(RUN), AtMost(1.0)),
     rule("fresh", Near(Few), "dead rows of run", Measure::Cost(RUN, |cost| cost.dead_rows), AtMost(0.0)),
     rule("fresh", Near(Few), "WAL bytes of begin, complete", wal(VERBS), AtMost(1330.0)),
     rule("fresh", Near(Any), "WAL bytes of run whose work fails", Figure("rolled_back_wal_bytes"), AtMost(0.0)),
-    rule("fresh", Near(Any), "bytes by which memory grew", Figure("rss_growth_bytes"), AtMost(4_000_000.0)),
+    rule("fresh", Near(Any), "growth of memory in bytes", Figure("rss_growth_bytes"), AtMost(4_000_000.0)),
     rule("replay", Always, "doubles", Doubles, AtMost(0.0)),
     rule("replay", Near(Few), "replays to bare", Throughput(RUN, BARE), AtLeast(1.9)),
     rule("replay", Near(Any), "replays to hand-written", Throughput(RUN, HAND_WRITTEN), AtLeast(1.05)),
@@ -125,26 +122,26 @@ const RULES: &[Rule] = &[
     rule("hot", Near(Any), "run, in one process, to bare", Throughput(RUN, BARE), AtLeast(1.15)),
     rule("hot", Near(Any), "run, apart, to hand-written", Throughput("run, apart", HAND_WRITTEN), AtLeast(0.9)),
     rule("hot", Near(Any), "WAL bytes of a refused duplicate", Figure("refused_wal_bytes"), AtMost(0.0)),
-    rule("hot", Near(Any), "p99 of other keys under 16 refused duplicates to idle", Figure("p99_ratio"), AtMost(1.5)),
+    rule("hot", Near(Any), "p99 of other keys with 16 refused duplicates to without", Figure("p99_ratio"), AtMost(1.5)),
     rule("leased", Always, "doubles", Doubles, AtMost(0.0)),
-    rule("http", Near(Any), "the layer to the handler without it", Throughput("layer", BARE), AtLeast(0.45)),
+    rule("http", Near(Any), "the layer to bare", Throughput("layer", BARE), AtLeast(0.45)),
     rule("http", Near(Any), "the layer to run in the handler", Figure("ratio_to_run"), AtLeast(0.87)),
     rule("reap", Always, "keys reaped per second", Rate("reap"), AtLeast(200_000.0)),
-    rule("reap", Always, "the same with an old snapshot open", Rate("reap, old snapshot open"), AtLeast(200_000.0)),
-    rule("reap", Always, "p99 of new keys while a reaper works to idle", Figure("p99_ratio"), AtMost(2.0)),
-    rule("reap", Always, "keys reaped for each that comes", Figure("reaped_to_intake"), AtLeast(5.0)),
-    rule("churn", Always, "largest size to that after turnover 3", Figure("growth"), AtMost(1.5)),
+    rule("reap", Always, "keys reaped per second, old snapshot open", Rate("reap, old snapshot open"), AtLeast(200_000.0)),
+    rule("reap", Always, "p99 of new keys with a busy reaper to without", Figure("p99_ratio"), AtMost(2.0)),
+    rule("reap", Always, "keys reaped per new key", Figure("reaped_to_intake"), AtLeast(5.0)),
+    rule("churn", Always, "largest size to the size after turnover 3", Figure("growth"), AtMost(1.5)),
     rule("churn", Always, "share of updates that are HOT", Figure("hot_share"), AtLeast(0.9)),
     rule("scale", Always, "fresh, large to small", Throughput("fresh, large", "fresh, small"), AtLeast(0.85)),
     rule("scale", Always, "replays, large to small", Throughput("replay, large", "replay, small"), AtLeast(0.9)),
     rule("peers", Near(Any), "run to a Redis lock, everysec", Throughput(RUN, "Redis, everysec"), AtLeast(0.76)),
-    rule("peers", Near(Any), "run, optimistic, to the same", Throughput(OPTIMISTIC, "Redis, everysec"), AtLeast(0.85)),
+    rule("peers", Near(Any), "run, optimistic, to a Redis lock, everysec", Throughput(OPTIMISTIC, "Redis, everysec"), AtLeast(0.85)),
     rule("kills", Always, "doubles of run", Doubles, AtMost(0.0)),
     rule("kills", Always, "doubles of run, optimistic", DoublesOf(OPTIMISTIC), AtMost(0.0)),
-    rule("kills", Always, "keys of pgonce that are lost", Figure("lost"), AtMost(0.0)),
+    rule("kills", Always, "keys that pgonce lost", Figure("lost"), AtMost(0.0)),
 ];
 
-/// The goals of an outcome for which there is a figure.
+/// The goals for which the outcome has a figure.
 pub(crate) fn of(outcome: &Outcome, delay_ms: f64) -> Vec<Goal> {
     let rules = RULES.iter().filter(|rule| rule.scenario == outcome.scenario);
     let rules = rules.filter(|rule| rule.when.holds(outcome.clients, delay_ms));

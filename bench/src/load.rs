@@ -1,4 +1,4 @@
-//! Clients that work as fast as they are answered, and rounds in which all variants take their turn.
+//! Clients that send their next request after each response, and rounds in which all variants take turns.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,23 +14,22 @@ use crate::progress::Progress;
 
 pub(crate) type Fault = anyhow::Error;
 
-/// What a variant does, again and again.
+/// What a variant does repeatedly.
 pub(crate) trait Work: Send + Sync + 'static {
-    /// Does it once. No two calls get the same number.
+    /// Does it once. Each call gets a different number.
     fn perform(&self, number: u64) -> impl Future<Output = Result<(), Fault>> + Send;
 }
 
-/// What came of a time of work.
 pub(crate) struct Sample {
-    /// Calls of `perform` per second, of all clients together.
+    /// Calls of `perform` per second, all clients together.
     pub(crate) per_second: f64,
     pub(crate) latencies: Latencies,
-    /// For one call, in microseconds.
+    /// Per call, in microseconds.
     pub(crate) cpu: Cpu,
 }
 
 impl Sample {
-    /// Of one long piece of work.
+    /// For one long piece of work.
     pub(crate) fn of_rate(per_second: f64) -> Self {
         Self { per_second, latencies: no_latencies(), cpu: Cpu { client: None, server: None } }
     }
@@ -40,7 +39,7 @@ impl Sample {
     }
 }
 
-/// How long each call took, in microseconds, to three digits.
+/// The duration of each call in microseconds, to three digits.
 pub(crate) type Latencies = Histogram<u64>;
 
 pub(crate) fn no_latencies() -> Latencies {
@@ -48,19 +47,17 @@ pub(crate) fn no_latencies() -> Latencies {
 }
 
 const LONGEST_MICROS: u64 = 3_600_000_000;
-/// What a round is before the first one that counts.
+/// The length of the warm-up round, as a share of a round.
 pub(crate) const WARM_UP: f64 = 0.25;
 
-/// How long and how often is measured.
 #[derive(Clone, Copy)]
 pub(crate) struct Rounds {
     pub(crate) count: u16,
     pub(crate) each: Duration,
-    /// The process of the server, where its CPU time can be read.
+    /// The server's process, if its CPU time can be read.
     pub(crate) postmaster: Option<u32>,
 }
 
-/// A variant and what it has done so far.
 pub(crate) struct Subject<W> {
     work: Arc<W>,
     next: Arc<AtomicU64>,
@@ -72,13 +69,13 @@ impl<W: Work> Subject<W> {
         Self { work: Arc::new(work), next: Arc::default(), row }
     }
 
-    /// With numbers that none has which begins elsewhere.
+    /// Starts at `first`, so that its numbers differ from those of other starts.
     pub(crate) fn from(self, first: u64) -> Self {
         self.next.store(first, Ordering::Relaxed);
         self
     }
 
-    /// Works for a while with so many clients.
+    /// Works for this long with this many clients.
     pub(crate) async fn work(&self, clients: u16, lasting: Duration) -> anyhow::Result<Sample> {
         self.round(clients, lasting, None).await
     }
@@ -120,8 +117,8 @@ async fn client(
     Ok(latencies)
 }
 
-/// Every round runs all subjects, one after the other, so that a noisy machine is noisy for all of them. The first
-/// round warms up and does not count.
+/// Runs all subjects in turn in each round, so that noise hits all of them. A shorter first round warms
+/// up and does not count.
 pub(crate) async fn interleave<W: Work>(
     subjects: &mut [Subject<W>],
     clients: u16,

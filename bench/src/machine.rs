@@ -1,11 +1,11 @@
-//! What the figures were measured on.
+//! The machine of the measurement.
 
 use std::fs::read_to_string;
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-/// A machine, named so that somebody else can judge its figures.
+/// A machine, described so that readers can judge its figures.
 pub(crate) struct Machine {
     pub(crate) cpu: String,
     pub(crate) cores: usize,
@@ -16,7 +16,7 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(crate) fn look(server_version: &str, is_throwaway: bool) -> Self {
-        let kind = if is_throwaway { "throw-away, durable" } else { "a database that was named" };
+        let kind = if is_throwaway { "temporary, durable" } else { "given database" };
         Self {
             cpu: cpu().unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
@@ -48,7 +48,7 @@ fn cpu() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// The distribution and its kernel, where there are such; or else the kind of system.
+/// The distribution and its kernel, or else the kind of system.
 fn system() -> String {
     let about = read_to_string("/etc/os-release").unwrap_or_default();
     let name = about.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
@@ -57,7 +57,7 @@ fn system() -> String {
     format!("{name} {}", kernel.trim()).trim().to_owned()
 }
 
-/// The memory of this process that is in use, in bytes. Only Linux says so.
+/// This process's resident memory in bytes. Only Linux reports it.
 pub(crate) fn resident_bytes() -> Option<u64> {
     let status = read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

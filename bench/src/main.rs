@@ -1,4 +1,4 @@
-//! `pgonce-bench`: what pgonce costs here, beside what one would use instead.
+//! `pgonce-bench`: measures what pgonce costs, beside the alternatives.
 
 mod arena;
 mod compare;
@@ -32,42 +32,42 @@ use crate::figures::Outcome;
 use crate::load::Rounds;
 use crate::machine::Machine;
 
-/// Measure what pgonce costs on this machine, beside what one would use instead
+/// Measure what pgonce costs on this machine, beside the alternatives
 ///
-/// Each scenario runs its variants in turn, several rounds of each, so that a noisy machine is noisy for all of them.
-/// Ratios compare variants of the same round; what is shown is their median and, in brackets, the lowest and the
-/// highest. Round trips, WAL and dead row versions are counted in a run of their own, by one client.
+/// Each scenario runs its variants in turn, several rounds each, so that noise on the machine hits all of them. Ratios
+/// compare variants of the same round: the median and, in brackets, the lowest and highest. Round trips, WAL and dead
+/// row versions are counted in a separate run with one client.
 ///
-/// The variants: `bare` is one transaction with one insert of 200 bytes, without protection. `hand-written` is that
-/// with a claim before and a result after it, in five round trips, as one writes it with sqlx. `run` is pgonce.
+/// The variants: `bare` is one transaction with one insert of 200 bytes, without protection. `hand-written` adds a
+/// claim before and a result after the insert, in five round trips, as one writes it with sqlx. `run` is pgonce.
 #[derive(Parser)]
 #[command(name = "pgonce-bench", version)]
 #[command(after_help = "\
-Without --database-url (or DATABASE_URL) it starts a throw-away PostgreSQL, as durable as it comes, from the programs
-on this machine. With one it makes schemas in that database and drops them at the end; WAL and dead row
-versions are not counted there, because others write too. What it prints is Markdown.
-`all` takes some twelve minutes and 5 GB with the defaults.
+Without --database-url (or DATABASE_URL), starts a temporary PostgreSQL with its default durability: the one on this
+machine, or else a downloaded one. With a database, creates schemas there and drops them at the end; WAL and dead row
+versions are not counted, because others may write too. Prints Markdown.
+`all` takes about twelve minutes and 5 GB with the defaults.
 
 Examples:
   pgonce-bench fresh replay
   pgonce-bench fresh --delay-ms 5 --clients 8
   pgonce-bench all --json --report bench-report > bench.jsonl
-  pgonce-bench scale --keys 1000000 --response-bytes 2     50,000,000 keys: 30 GB with the log, a quarter of an hour")]
+  pgonce-bench scale --keys 1000000 --response-bytes 2     50,000,000 keys: 30 GB with the WAL, 15 minutes")]
 struct Args {
-    /// The database, such as postgres://user@host/name
-    // Its value must not appear in the help: it may hold a password.
+    /// The database, for example postgres://user@host/name
+    // Its value may contain a password, so the help must not show it.
     #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
-    /// Print JSON: one object for each table
+    /// Print JSON: one object per table
     #[arg(long)]
     json: bool,
-    /// Also say whether the goals of the project are met; exits with 1 when one is missed
+    /// Compare the figures with the project's goals; exits with 1 if one is missed
     #[arg(long)]
     check: bool,
     /// What to measure
     #[arg(required = true, value_name = "SCENARIO")]
     scenarios: Vec<Scenario>,
-    /// How many clients work at the same time; several numbers are measured one after the other (1 to 256)
+    /// Number of concurrent clients; several numbers are measured one after the other (1 to 256)
     #[arg(long, value_name = "N,N", default_value = "8,32", value_delimiter = ',')]
     #[arg(value_parser = value_parser!(u16).range(1..=256))]
     clients: Vec<u16>,
@@ -75,31 +75,31 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 9)]
     #[arg(value_parser = value_parser!(u16).range(1..=1000))]
     rounds: u16,
-    /// Seconds of each round of a variant (0.05 to 3,600)
+    /// Seconds per round of a variant (0.05 to 3,600)
     #[arg(long, value_name = "S", default_value_t = 0.7, value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
     seconds: f64,
-    /// Operations of each variant whose round trips and WAL are counted (10 to 100,000)
+    /// Operations per variant whose round trips and WAL are counted (10 to 100,000)
     #[arg(long, value_name = "N", default_value_t = 1000)]
     #[arg(value_parser = value_parser!(u32).range(10..=100_000))]
     counted: u32,
-    /// Makes a round trip to the server so much longer, half of it each way (0 to 1,000)
+    /// Milliseconds to add to each round trip to the server, half each way (0 to 1,000)
     #[arg(long, value_name = "N", default_value_t = 0.0, value_parser = delay_ms)]
     #[arg(allow_negative_numbers = true)]
     delay_ms: f64,
-    /// Writes a page with plots, index.html, into this directory
+    /// Write a page with plots, index.html, to this directory
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
-    /// Keys in the tables of churn and scale; reap's has four times, the large one of scale fifty times as many
-    /// (1,000 to 20,000,000)
+    /// Keys in the table of churn and in the small one of scale; reap has 4 times, the large one of scale 50 times as
+    /// many (1,000 to 20,000,000)
     #[arg(long, value_name = "N", default_value_t = 50_000)]
     #[arg(value_parser = value_parser!(u64).range(1000..=20_000_000))]
     keys: u64,
-    /// scale: bytes of a stored response, as JSON (2 to 100,000)
+    /// scale: bytes per stored response, as JSON (2 to 100,000)
     #[arg(long, value_name = "N", default_value_t = 460)]
     #[arg(value_parser = value_parser!(u32).range(2..=100_000))]
     response_bytes: u32,
-    /// churn: how often all keys are replaced by others (4 to 1,000)
+    /// churn: how often all keys are replaced (4 to 1,000)
     #[arg(long, value_name = "N", default_value_t = 20)]
     #[arg(value_parser = value_parser!(u16).range(4..=1000))]
     turnovers: u16,
@@ -113,7 +113,7 @@ enum Scenario {
     Replay,
     /// Nine of ten keys are new
     Mixed,
-    /// Sixteen at once on one key, that wait or are told "in progress"
+    /// Sixteen callers at once on one key: they wait, or get "in progress"
     Hot,
     /// Work under a lease
     Leased,
@@ -123,15 +123,15 @@ enum Scenario {
     Http,
     /// Deleting keys past their retention
     Reap,
-    /// The size of a table whose keys come and go
+    /// The size of a table whose keys are replaced
     Churn,
     /// A large table against a small one
     Scale,
     /// A lock in Redis; needs redis-server
     Peers,
-    /// What is done twice when a process is killed; needs redis-server
+    /// Orders taken twice when a process is killed; needs redis-server
     Kills,
-    /// All but the last two
+    /// All except peers and kills
     All,
 }
 
@@ -163,11 +163,11 @@ impl Args {
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
-    between(text, 0.05, 3600.0, "it takes 0.05 to 3,600")
+    between(text, 0.05, 3600.0, "expected 0.05 to 3,600")
 }
 
 fn delay_ms(text: &str) -> Result<f64, String> {
-    between(text, 0.0, 1000.0, "it takes 0 to 1,000")
+    between(text, 0.0, 1000.0, "expected 0 to 1,000")
 }
 
 fn between(text: &str, low: f64, high: f64, limits: &str) -> Result<f64, String> {
@@ -177,7 +177,6 @@ fn between(text: &str, low: f64, high: f64, limits: &str) -> Result<f64, String>
     }
 }
 
-/// What the scenarios work with, and what has come of them so far.
 struct Bench<'a> {
     args: &'a Args,
     arena: &'a Arena,
@@ -196,15 +195,15 @@ async fn main() -> anyhow::Result<ExitCode> {
         redis_lock::is_installed()?;
         anyhow::ensure!(
             args.delay_ms == 0.0,
-            "--delay-ms is not for peers and kills: Redis is never delayed"
+            "--delay-ms does not work with peers and kills: Redis is never delayed"
         );
     }
     let url = args.database_url.as_deref().filter(|url| !url.is_empty());
     let named = url.map(PgConnectOptions::from_str).transpose()?;
     if !args.json && named.is_none() {
-        eprintln!("DATABASE_URL is not set: starting a throw-away PostgreSQL ...");
+        eprintln!("DATABASE_URL is not set: starting a temporary PostgreSQL ...");
     }
-    // Before there is anything to clean up.
+    // Listens before there is anything to clean up.
     let (mut interrupt, mut terminate) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let arena = Arena::open(named).await?;
@@ -219,7 +218,7 @@ async fn main() -> anyhow::Result<ExitCode> {
 
 async fn measure(arena: &Arena, args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(folder) = &args.report {
-        // Better now than after twelve minutes.
+        // Fails now rather than after twelve minutes.
         std::fs::create_dir_all(folder)?;
     }
     let machine = Machine::look(&arena.server_version, arena.is_throwaway());
@@ -261,7 +260,7 @@ impl Bench<'_> {
         }
     }
 
-    /// The database, for another process.
+    /// The database's URL, for another process.
     fn url(&self) -> String {
         let named = self.args.database_url.clone().filter(|url| !url.is_empty());
         named.unwrap_or_else(|| self.arena.url())
@@ -280,7 +279,6 @@ impl Bench<'_> {
         self.args.clients.first().copied().unwrap_or(1)
     }
 
-    /// Prints what a scenario came to.
     fn tell(&mut self, mut outcome: Outcome) {
         if self.args.check {
             outcome.goals = goals::of(&outcome, outcome.delay_ms.unwrap_or(self.args.delay_ms));

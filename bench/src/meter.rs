@@ -1,4 +1,4 @@
-//! What an operation costs, counted and not timed: one client does it some hundred times, one after the other.
+//! The cost of an operation, counted, not timed: one client repeats it.
 
 use pgonce::sqlx::{self, PgConnection, PgPool};
 
@@ -6,12 +6,12 @@ use crate::arena::Stage;
 use crate::figures::Cost;
 use crate::load::Work;
 
-/// How many operations go before those that are counted, at most.
+/// The maximum number of operations before the counted ones.
 const WARM_UP: u64 = 50;
-/// Numbers that no client comes to.
+/// Numbers that no client reaches.
 const FIRST: u64 = 1 << 40;
 
-/// The mean cost of so many operations of what `make` makes of a pool. WAL is counted where nobody else writes any.
+/// The mean cost of `operations` operations of the work that `make` creates. Counts WAL if only the bench writes.
 pub(crate) async fn count<W: Work>(
     stage: &Stage,
     operations: u32,
@@ -29,7 +29,7 @@ pub(crate) async fn count<W: Work>(
     let mean = |total: f64| total / f64::from(operations);
     let Written { bytes, dead_rows, xids } = wal.since(&mut conn).await?;
     Ok(Cost {
-        // None is seen through TLS.
+        // Zero: the relay sees no messages through TLS.
         round_trips: (trips > 0).then(|| mean(trips as f64)),
         wal_bytes: bytes.map(mean),
         dead_rows: dead_rows.map(mean),
@@ -37,7 +37,6 @@ pub(crate) async fn count<W: Work>(
     })
 }
 
-/// Does it with these numbers, one after the other.
 pub(crate) async fn repeat(work: &impl Work, first: u64, count: u64) -> anyhow::Result<()> {
     for number in first..first + count {
         work.perform(number).await?;
@@ -45,24 +44,24 @@ pub(crate) async fn repeat(work: &impl Work, first: u64, count: u64) -> anyhow::
     Ok(())
 }
 
-/// A place in the WAL to count from, where that can be done.
+/// A position in the WAL to count from, if WAL can be counted.
 struct Wal(Option<Place>);
 
-/// Where the WAL ends, and the next transaction id.
+/// The end of the WAL, and the next transaction id.
 type Place = (String, f64);
 
-/// What was written since then, without the images of whole pages.
+/// What was written since a mark, without full-page images.
 #[derive(Default)]
 struct Written {
     bytes: Option<f64>,
-    /// Row versions that were updated or deleted.
+    /// Updated or deleted row versions.
     dead_rows: Option<f64>,
     xids: Option<f64>,
 }
 
 impl Wal {
     async fn mark(stage: &Stage, conn: &mut PgConnection) -> anyhow::Result<Self> {
-        // PostgreSQL 15 or newer, where its packages are complete.
+        // Needs PostgreSQL 15 or newer, with its contrib modules.
         let extension = "create extension if not exists pg_walinspect";
         if !stage.is_alone || sqlx::raw_sql(extension).execute(&mut *conn).await.is_err() {
             return Ok(Self(None));
@@ -73,7 +72,7 @@ impl Wal {
     async fn since(self, conn: &mut PgConnection) -> anyhow::Result<Written> {
         let Some((from, first_xid)) = self.0 else { return Ok(Written::default()) };
         let (to, next_xid) = place(conn).await?;
-        // Only what is flushed can be read, and what comes without a commit may not be yet.
+        // Only flushed WAL can be read, and WAL without a commit may not be flushed yet.
         let flush = "select pg_logical_emit_message(true, 'pgonce', '')";
         sqlx::query(flush).execute(&mut *conn).await?;
         let sql = "select coalesce(sum(record_length - fpi_length), 0)::float8,

@@ -1,4 +1,4 @@
-//! The workload: take an order and answer it, protected in one way or another.
+//! The workload: takes an order and returns it, with different protections.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,36 +11,34 @@ use sha2::{Digest, Sha256};
 use crate::arena::Stage;
 use crate::load::Fault;
 
-/// The response is this long as JSON.
 const RESPONSE_BYTES: usize = 460;
-/// What makes an order's row 200 bytes long, together with its key.
+/// With its key, the note makes an order's row 200 bytes long.
 const NOTE_BYTES: usize = 120;
-/// As long as a key is.
 const KEY_BYTES: usize = 34;
 pub(crate) const SCOPE: &str = "pay";
 
-/// How an order is kept from being taken twice.
+/// How an order is protected from being taken twice.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// It is not: one transaction with one insert.
+    /// Not at all: one transaction with one insert.
     Bare,
-    /// Claim, work, result, in one transaction, as one writes it with sqlx.
+    /// Claim, work and result in one transaction, as one writes it with sqlx.
     HandWritten,
     Run,
-    /// `run` that takes every key for a new one.
+    /// `run` that assumes every key is new.
     Optimistic,
-    /// `begin` and `complete` in a transaction of the caller's.
+    /// `begin` and `complete` in the caller's transaction.
     Verbs,
     Leased,
 }
 
-/// A shop that takes orders in its way.
+/// A shop that takes orders with one protection.
 #[derive(Clone)]
 pub(crate) struct Shop {
     way: Way,
     pool: PgPool,
     once: PgOnce,
-    /// How long `run` waits for somebody else.
+    /// How long `run` waits for another caller.
     wait: Duration,
     sql: Arc<Statements>,
 }
@@ -53,7 +51,7 @@ struct Statements {
 }
 
 impl Way {
-    /// Different ones, so that no way knows another one's keys.
+    /// A scope per protection, so that none sees the keys of another.
     fn scope(self) -> &'static str {
         match self {
             Self::Leased => "ship",
@@ -74,7 +72,6 @@ impl Way {
         }
     }
 
-    /// The keys of all orders.
     pub(crate) async fn orders_taken(self, stage: &Stage) -> anyhow::Result<HashSet<String>> {
         let orders = self.orders();
         let keys = format!("select left(note, {KEY_BYTES}) from :schema.{orders}");
@@ -82,7 +79,7 @@ impl Way {
         Ok(keys.into_iter().collect())
     }
 
-    /// How many orders were taken for a key that had one already.
+    /// How many orders were taken for a key that already had one.
     pub(crate) async fn doubles(self, stage: &Stage) -> anyhow::Result<u64> {
         let orders = self.orders();
         let count = format!(
@@ -112,12 +109,11 @@ impl Shop {
         Self { way, pool, once, wait: Duration::ZERO, sql: Arc::new(sql) }
     }
 
-    /// Lets `run` wait for another one at the same key.
+    /// Makes `run` wait for another caller with the same key.
     pub(crate) fn waiting(self, wait: Duration) -> Self {
         Self { wait, ..self }
     }
 
-    /// Takes the order of this key.
     pub(crate) async fn order(&self, key: &str) -> Result<String, Fault> {
         match self.way {
             Way::Bare => self.bare(key).await,
@@ -181,7 +177,7 @@ impl Shop {
         let op = self.operation(key)?;
         let mut tx = self.pool.begin().await?;
         let Begin::Started(claim) = self.once.begin(&mut tx, &op).await? else {
-            return Err(anyhow::anyhow!("a new key was not"));
+            return Err(anyhow::anyhow!("a new key is not new"));
         };
         let value = self.insert(&mut tx, key).await?;
         claim.complete(&mut tx, Response::json(&value)?).await?;
@@ -199,12 +195,11 @@ impl Shop {
     }
 }
 
-/// That of every request here.
 pub(crate) fn fingerprint() -> Fingerprint {
     Fingerprint::of_bytes("request")
 }
 
-/// The key of a number, in no order, as random ones are. `fill` makes the same ones in SQL.
+/// The key of a number. Keys are in no order, like random ones. `fill` makes the same keys in SQL.
 pub(crate) fn key(number: u64) -> String {
     let digest = Sha256::digest(number.to_string());
     format!("k-{}", hex(&digest[..16]))

@@ -1,4 +1,4 @@
-//! Plots as SVG that takes the colour of the text around it.
+//! Plots as SVG in the colour of the surrounding text.
 
 use std::error::Error;
 
@@ -10,7 +10,7 @@ use crate::print::number;
 
 const SIZE: (u32, u32) = (520, 320);
 const FONT: (&str, u32) = ("sans-serif", 13);
-/// The colours of what comes in many plots, and of the rest in their order.
+/// Fixed colours for common rows; the others take theirs in turn.
 const BARE_COLOUR: RGBColor = RGBColor(140, 140, 140);
 const HAND_WRITTEN_COLOUR: RGBColor = RGBColor(230, 159, 0);
 const OTHERS: [RGBColor; 5] = [
@@ -21,7 +21,7 @@ const OTHERS: [RGBColor; 5] = [
     RGBColor(213, 94, 0),
 ];
 
-/// Something that grows with something else.
+/// A value that grows with another one.
 pub(crate) struct Growth {
     pub(crate) x: &'static str,
     pub(crate) y: &'static str,
@@ -30,7 +30,7 @@ pub(crate) struct Growth {
 
 type Drawn = Result<(), Box<dyn Error>>;
 
-/// Throughput, a bar for each row, with the lowest and the highest round.
+/// A bar per row for the throughput, with the lowest and highest round.
 pub(crate) fn throughput(outcome: &Outcome) -> anyhow::Result<Option<String>> {
     let rates = outcome
         .rows
@@ -81,7 +81,7 @@ pub(crate) fn throughput(outcome: &Outcome) -> anyhow::Result<Option<String>> {
     .map(Some)
 }
 
-/// The share of calls that took no longer than so many milliseconds.
+/// The share of calls that took at most this many milliseconds.
 pub(crate) fn latencies(outcome: &Outcome) -> anyhow::Result<Option<String>> {
     let lines: Vec<_> = outcome
         .rows
@@ -124,7 +124,7 @@ pub(crate) fn latencies(outcome: &Outcome) -> anyhow::Result<Option<String>> {
     .map(Some)
 }
 
-/// How many percent took no longer than so many milliseconds. The last thousandth would squeeze the others.
+/// Percentage of calls per time limit, without the slowest thousandth: it would squeeze the rest of the plot.
 fn shares(latencies: &Latencies) -> Vec<(f64, f64)> {
     let mut points: Vec<(f64, f64)> = Vec::new();
     for step in latencies.iter_recorded().take_while(|step| step.percentile() <= 99.9) {
@@ -135,7 +135,7 @@ fn shares(latencies: &Latencies) -> Vec<(f64, f64)> {
     points
 }
 
-/// Lines over what they grow with.
+/// Lines over a growing value.
 pub(crate) fn growth(growth: &Growth) -> anyhow::Result<String> {
     let points = || growth.lines.iter().flat_map(|(_, points)| points);
     let widest = points().map(|(x, _)| *x).fold(1.0, f64::max);
@@ -169,7 +169,7 @@ pub(crate) fn growth(growth: &Growth) -> anyhow::Result<String> {
     })
 }
 
-/// What stands before a line's name.
+/// The line before a name in the legend.
 fn key_of(colour: RGBColor) -> impl Fn((i32, i32)) -> PathElement<(i32, i32)> {
     move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(3))
 }
@@ -194,7 +194,7 @@ fn draw(words: &str, plot: impl FnOnce(&Area<'_>) -> Drawn) -> anyhow::Result<St
     let drawn = plot(&area).and_then(|()| Ok(area.present()?));
     drop(area);
     drawn.map_err(|error| anyhow::anyhow!("{error}"))?;
-    // Black is the colour of the text around it, so that the plot can be read in the dark.
+    // Black becomes the surrounding text's colour, so that the plot is readable in dark mode.
     let svg =
         svg.replace("#000000", "currentColor").replace(" xmlns=\"http://www.w3.org/2000/svg\"", "");
     Ok(svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{words}\" "), 1))

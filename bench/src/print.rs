@@ -1,4 +1,4 @@
-//! Outcomes as text (which is Markdown, so that it can be shown elsewhere) and as JSON.
+//! Prints outcomes as Markdown text and as JSON.
 
 use std::fmt::Display;
 use std::io::{Write as _, stdout};
@@ -9,19 +9,19 @@ use crate::Bench;
 use crate::figures::{BARE, HAND_WRITTEN, Outcome, Row};
 use crate::goals::{Goal, Limit};
 
-/// Figures of a debug build say nothing about pgonce.
+/// Marks debug builds, whose figures say nothing about pgonce.
 pub(crate) const VERSION: &str = match cfg!(debug_assertions) {
     true => concat!(env!("CARGO_PKG_VERSION"), " (debug build)"),
     false => env!("CARGO_PKG_VERSION"),
 };
 
-/// What the figures are, for those who see only them.
-pub(crate) const HOW: &str = "Variants take turns, so that a noisy machine is noisy for all of them. Ratios compare \
-    variants of the same round: their median, and in brackets the lowest and the highest. Round trips, WAL (without \
-    images of pages), dead row versions and transaction ids are those of one operation, counted while one client works \
-    alone. Client and server µs are the CPU time of one operation. The pools do not ping a connection before they hand it out, as sqlx's do unless told otherwise.";
+/// Explains the figures to readers who see nothing else.
+pub(crate) const HOW: &str = "Variants take turns, so that noise on the machine hits all of them. Ratios compare \
+    variants of the same round: the median and, in brackets, the lowest and highest. Round trips, WAL (without full-page \
+    images), dead row versions and transaction ids are per operation, counted while one client works alone. Client \
+    and server µs are CPU time per operation. The pools do not ping connections before use; sqlx's do by default.";
 
-/// Prints a line. Unlike `println!` it does not panic when `head` has seen enough.
+/// Prints a line. Unlike `println!`, does not panic when `head` closes the pipe.
 pub(crate) fn say(text: impl Display) {
     let _ = writeln!(stdout(), "{text}");
 }
@@ -30,7 +30,7 @@ pub(crate) fn header(bench: &Bench<'_>) -> String {
     let (count, seconds) = (bench.args.rounds, bench.args.seconds);
     let delay = match bench.args.delay_ms {
         0.0 => String::new(),
-        ms => format!(", {ms} ms of delay for each round trip to the server"),
+        ms => format!(", {ms} ms of delay per round trip to the server"),
     };
     let machine = bench.machine.words();
     format!(
@@ -57,7 +57,7 @@ pub(crate) fn text(outcome: &Outcome) -> String {
     text.trim_end().to_owned()
 }
 
-/// The goals and what was measured, for `--check`.
+/// The goals and the measured figures, for `--check`.
 pub(crate) fn goals(bench: &Bench<'_>) -> String {
     let heading = ["scenario", "what", "goal", "measured", ""].map(str::to_owned).to_vec();
     let of = |outcome: &Outcome| {
@@ -96,7 +96,7 @@ const COLUMNS: [Column; 12] = [
     ("doubles", |_, row| row.doubles.map(grouped)),
 ];
 
-/// The columns in which there is anything, with the names of the rows before them, below a heading.
+/// The columns that contain anything, after the rows' names, below a heading.
 pub(crate) fn cells(outcome: &Outcome) -> Vec<Vec<String>> {
     let names = outcome.rows.iter().map(|row| vec![row.name.to_owned()]);
     let mut table: Vec<_> = [vec![String::new()]].into_iter().chain(names).collect();
@@ -112,7 +112,7 @@ pub(crate) fn cells(outcome: &Outcome) -> Vec<Vec<String>> {
     table
 }
 
-/// So many columns of names to the left, figures to the right.
+/// Left-aligns the first `left` columns, the names; right-aligns the figures.
 fn push_table(text: &mut String, rows: &[Vec<String>], left: usize) {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
@@ -132,7 +132,7 @@ fn push_table(text: &mut String, rows: &[Vec<String>], left: usize) {
     }
 }
 
-/// Three digits or so.
+/// About three digits.
 pub(crate) fn number(number: f64) -> String {
     match number.abs() {
         0.0 => "0".to_owned(),

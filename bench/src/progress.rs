@@ -1,17 +1,17 @@
-//! A bar on standard error, where that is a terminal.
+//! A progress bar on standard error, if that is a terminal.
 
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Says how far the bench is, and which scenario runs.
+/// Shows the progress of the bench and the running scenario.
 pub(crate) struct Progress {
     scenario: &'static str,
     is_shown: bool,
 }
 
-/// The steps of one piece of work. Gone from the terminal when dropped.
+/// The steps of one piece of work. Disappears when dropped.
 pub(crate) struct Bar(ProgressBar);
 
 impl Progress {
@@ -33,7 +33,7 @@ impl Progress {
         Bar(bar)
     }
 
-    /// Runs something long whose end is not known, such as filling a table.
+    /// Shows a spinner during work of unknown length, such as filling a table.
     pub(crate) async fn during<T>(
         &self,
         what: String,

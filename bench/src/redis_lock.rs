@@ -1,4 +1,4 @@
-//! Redis, for the lock that people put before their transaction. A server of it ends with this program.
+//! Redis, for the lock that people take before their transaction. The server ends with this program.
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -12,7 +12,6 @@ use redis::aio::MultiplexedConnection;
 use crate::load::Fault;
 use crate::orders::Shop;
 
-/// When a server writes to the disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fsync {
     EverySecond,
@@ -28,25 +27,27 @@ impl Fsync {
     }
 }
 
-/// A loaded machine may need long.
+/// A loaded machine may be slow.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Many times what an order takes, so that only the lock of a dead process runs out.
+/// Many times as long as an order takes, so that only the locks of dead processes expire.
 const LOCK_MILLIS: u64 = 2000;
-/// A day, as pgonce remembers keys.
+/// One day, as long as pgonce remembers keys.
 const ANSWER_MILLIS: u64 = 86_400_000;
-/// What tells a lock from an answer, which is JSON.
+/// Tells a lock from an answer, which is JSON.
 const LOCK: &str = "lock ";
 
-/// Refuses to go on without the program.
+/// Fails if the program is missing.
 pub(crate) fn is_installed() -> anyhow::Result<()> {
     match Command::new("redis-server").arg("--version").output() {
         Ok(_) => Ok(()),
-        Err(error) => bail!("redis-server cannot be run ({error}): `apt-get install redis-server`"),
+        Err(error) => bail!(
+            "cannot run redis-server ({error}): install it with `apt-get install redis-server`"
+        ),
     }
 }
 
 pub(crate) struct Server {
-    /// Its standard input is the pipe whose end stops the server.
+    /// Its standard input is a pipe; closing the pipe stops the server.
     supervisor: Child,
     folder: PathBuf,
 }
@@ -57,16 +58,16 @@ impl Server {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", include_str!("supervise.sh"), "supervise"]).arg(folder.path());
         command.args(["--port", "0", "--unixsocket", "socket", "--save", ""]);
-        command.args(["--auto-aof-rewrite-percentage", "0"]); // nor does PostgreSQL checkpoint or vacuum
+        command.args(["--auto-aof-rewrite-percentage", "0"]); // PostgreSQL does not checkpoint or vacuum here either
         command.args(["--appendonly", "yes", "--appendfsync", fsync.argument()]);
         command.stdin(Stdio::piped()).stdout(Stdio::null());
-        command.process_group(0); // so that a Ctrl-C in the terminal is not sent to the server
+        command.process_group(0); // so that a Ctrl-C in the terminal does not reach the server
         let server = Self { supervisor: command.spawn()?, folder: folder.keep() };
         let deadline = Instant::now() + PATIENCE;
         while let Err(error) = connect(&server.socket()).await {
             if Instant::now() > deadline {
                 let log = std::fs::read_to_string(server.folder.join("log")).unwrap_or_default();
-                bail!("redis-server does not start: {error}\n{log}");
+                bail!("redis-server did not start: {error}\n{log}");
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -81,7 +82,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.supervisor.stdin = None;
-        // If it cannot be waited for, it is gone.
+        // If waiting fails, the supervisor has ended.
         let _ = self.supervisor.wait();
     }
 }
@@ -92,7 +93,7 @@ async fn connect(socket: &str) -> redis::RedisResult<MultiplexedConnection> {
     client.get_multiplexed_async_connection_with_config(&config).await
 }
 
-/// An unprotected shop behind a lock that turns into the answer: `SET key token NX PX`, the order, `SET key answer`.
+/// An unprotected shop behind a lock that becomes the answer: `SET key token NX PX`, the order, `SET key answer`.
 #[derive(Clone)]
 pub(crate) struct LockedShop {
     shop: Shop,
@@ -104,12 +105,12 @@ impl LockedShop {
         Ok(Self { shop, redis: connect(socket).await? })
     }
 
-    /// Takes the order of this key. None: another one is at it, which would be a 409.
+    /// Takes the order with this key. `None`: another caller has the lock, which would be a 409.
     pub(crate) async fn order(&self, key: &str) -> Result<Option<String>, Fault> {
         let mut redis = self.redis.clone();
-        // A lock that is given back after a failure needs its token; here a failure ends the program.
+        // Releasing a lock after a failure needs its token. Here a failure ends the program.
         let token = format!("{LOCK}{:032x}", fastrand::u128(..));
-        // One round trip, also for those who come second: NX and GET together, from Redis 7.0 on.
+        // One round trip, for duplicates too: NX and GET together work from Redis 7.0 on.
         let mut lock = redis::cmd("SET");
         lock.arg(key).arg(token).arg("NX").arg("GET").arg("PX").arg(LOCK_MILLIS);
         match lock.query_async::<Option<String>>(&mut redis).await? {

@@ -1,4 +1,4 @@
-//! A relay between client and server: counts round trips, and makes the way longer when asked to.
+//! A relay between client and server: counts round trips, and adds a delay if asked.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
-/// Listens until it is dropped.
+/// Listens until dropped.
 pub(crate) struct Relay {
     options: PgConnectOptions,
     trips: Arc<AtomicU64>,
@@ -20,20 +20,20 @@ pub(crate) struct Relay {
     _folder: TempDir,
 }
 
-/// Where the server listens.
+/// The server's address.
 enum Server {
     Socket(PathBuf),
     Tcp(String, u16),
 }
 
-/// Bytes on their way, and when they are due.
+/// Bytes under way, and when they are due.
 struct Late {
     due: Instant,
     bytes: Vec<u8>,
     to: mpsc::UnboundedSender<Vec<u8>>,
 }
 
-/// How bytes travel: at once, or each a bit later. Many may be under way.
+/// How bytes travel: at once, or each after a delay, many under way together.
 #[derive(Clone)]
 struct Way {
     delay: Duration,
@@ -41,7 +41,7 @@ struct Way {
 }
 
 impl Relay {
-    /// A way to the server on which each direction takes half of `delay` longer.
+    /// Starts a relay to the server that adds half of `delay` in each direction.
     pub(crate) fn start(server: &PgConnectOptions, delay: Duration) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let socket = format!(".s.PGSQL.{}", server.get_port());
@@ -53,10 +53,10 @@ impl Relay {
         std::thread::spawn(move || deliver(&queue));
         let (way, counter) = (Way { delay: delay / 2, late }, Arc::clone(&trips));
         let listening = tokio::spawn(async move {
-            let mut connections = JoinSet::new(); // aborted together with this task
+            let mut connections = JoinSet::new(); // aborted with this task
             while let Ok((client, _)) = listener.accept().await {
                 let (to, way, counter) = (Arc::clone(&to), way.clone(), Arc::clone(&counter));
-                // When the server cannot be reached, the client sees a closed connection.
+                // If the server is unreachable, the client sees a closed connection.
                 connections.spawn(async move {
                     let _ = to.connect(client, way, counter).await;
                 });
@@ -66,7 +66,6 @@ impl Relay {
         Ok(Self { options, trips, listening, _folder: folder })
     }
 
-    /// How to connect through it.
     pub(crate) fn options(&self) -> PgConnectOptions {
         self.options.clone()
     }
@@ -111,14 +110,14 @@ impl Server {
     }
 }
 
-/// Carries both directions until one side hangs up.
+/// Relays both directions until one side closes.
 async fn relay<S>(client: UnixStream, server: S, way: Way, trips: Arc<AtomicU64>)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (from_client, to_client) = split(client);
     let (from_server, to_server) = split(server);
-    // sqlx writes what it asks at one go, so what is read at one go is one flight.
+    // sqlx writes a request with one call, so one read is one flight.
     let count = move |flight: &[u8]| {
         if is_awaited(flight) {
             trips.fetch_add(1, Ordering::Relaxed);
@@ -153,7 +152,7 @@ where
                 break;
             }
         }
-        drop(sender); // what is under way still arrives
+        drop(sender); // bytes under way still arrive
     };
     tokio::join!(reading, write(to, arrived));
 }
@@ -164,26 +163,25 @@ async fn write(mut to: impl AsyncWrite + Unpin, mut arrived: mpsc::UnboundedRece
             return;
         }
     }
-    // The other side may be gone already.
+    // The other side may be closed already.
     let _ = to.shutdown().await;
 }
 
-/// Hands over what is due, in order: all is delayed by the same time. A thread, because tokio's timer counts in
-/// milliseconds.
+/// Delivers in order what is due: every delay is the same. A thread, because tokio's timer counts in milliseconds.
 fn deliver(queue: &std::sync::mpsc::Receiver<Late>) {
     for late in queue {
         std::thread::sleep(late.due.saturating_duration_since(Instant::now()));
-        // A connection that is closed needs nothing more.
+        // A closed connection needs no more bytes.
         let _ = late.to.send(late.bytes);
     }
 }
 
-/// Whether somebody waits for the answer: not to a ping of the pool (a lone Sync), nor to the ROLLBACK of an empty
-/// transaction that the driver sends along with one.
+/// Whether the client waits for the response. Not after a ping of the pool (a lone Sync), nor after the ROLLBACK of an
+/// empty transaction that the driver may send with it.
 fn is_awaited(flight: &[u8]) -> bool {
     let (mut asked, mut rolls_back, mut syncs) = (false, false, false);
     let mut rest = flight;
-    // A message is a type, a length and a body; only those of connecting have no type.
+    // A message is a type, a length and a body; only messages of connecting have no type.
     while let [kind @ (1..), a, b, c, d, tail @ ..] = rest {
         let length = u32::from_be_bytes([*a, *b, *c, *d]).saturating_sub(4) as usize;
         let (body, next) = tail.split_at(length.min(tail.len()));

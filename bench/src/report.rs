@@ -1,4 +1,4 @@
-//! The page with plots: one file that needs no other.
+//! The page with plots: a single, self-contained file.
 
 use std::path::Path;
 
@@ -32,8 +32,8 @@ fn page(bench: &Bench<'_>) -> anyhow::Result<String> {
         ("System", machine.system.clone()),
         ("PostgreSQL", machine.postgres.clone()),
         ("Date", machine.date.clone()),
-        ("Rounds", format!("{} of {} s for each variant", bench.args.rounds, bench.args.seconds)),
-        ("Delay of a round trip", format!("{} ms", bench.args.delay_ms)),
+        ("Rounds", format!("{} of {} s per variant", bench.args.rounds, bench.args.seconds)),
+        ("Delay per round trip", format!("{} ms", bench.args.delay_ms)),
     ];
     let rows =
         rows.map(|(name, value)| format!("<tr><th>{name}</th><td>{}</td></tr>", escaped(&value)));

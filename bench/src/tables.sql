@@ -1,4 +1,4 @@
--- What the workload writes: one table of orders for each way to protect it.
+-- What the workload writes: one table of orders per protection.
 create table :schema.orders_bare (
   id uuid primary key default gen_random_uuid(),
   customer_id bigint not null, amount_cents bigint not null,
@@ -9,7 +9,7 @@ create table :schema.orders_run_optimistic (like :schema.orders_bare including a
 create table :schema.orders_verbs (like :schema.orders_bare including all);
 create table :schema.orders_leased (like :schema.orders_bare including all);
 
--- Keys as one writes their table by hand.
+-- A table of keys as one writes it by hand.
 create table :schema.keys_hand_written (
   scope       text collate "C" not null,
   key         text collate "C" not null,

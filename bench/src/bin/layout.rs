@@ -1,9 +1,9 @@
-//! What the table's layout costs, and what other layouts would: bytes at rest, WAL, HOT updates, and what vacuum has to
-//! do, as Markdown tables. `cargo run --release -p pgonce-bench --bin layout`
+//! What the table's layout costs, and what other layouts would cost: bytes at rest, WAL, HOT updates, vacuum's work.
+//! Prints Markdown tables. `cargo run --release -p pgonce-bench --bin layout`
 //!
-//! The rows are copies of one that `PgOnce::run` has written, with other keys and bodies and later times, or are made by
-//! the SQL functions. Variants are alterations of what the migrations create. Bytes are counts and the same in every
-//! run, as far as keys are not random; CPU is that of the server's process, read from `/proc`, and 0 elsewhere.
+//! The rows are copies of one that `PgOnce::run` wrote, with other keys, bodies and later times, or come from the SQL
+//! functions. Variants change what the migrations create. Byte counts are the same in every run unless keys are random.
+//! CPU time is that of the server's process, read from `/proc`; 0 where there is none.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a program, not an API")]
 
@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 /// As long as a UUID.
 const ASCENDING: &str = "lpad(n::text, 36, '0')";
 const RANDOM: &str = "gen_random_uuid()::text";
-/// Where rows are copied from and to.
+/// The copied row, and the table for the copies.
 const ONE: &str = "one";
 const TABLE: &str = "pgonce.idempotency_keys";
 
@@ -40,7 +40,7 @@ impl Bench {
         sqlx::query_scalar(sql).fetch_one(&mut self.conn).await.unwrap()
     }
 
-    /// The table's columns, those of type `timestamptz` as such, in this order.
+    /// The table's columns in this order, and whether each is a `timestamptz`.
     async fn columns(&mut self, order: &str) -> Vec<(String, bool)> {
         let sql = format!(
             "select attname::text, atttypid = 'timestamptz'::regtype from pg_attribute
@@ -49,7 +49,7 @@ impl Bench {
         sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&mut self.conn).await.unwrap()
     }
 
-    /// Copies the one row, n from `from` to `to`, each a millisecond after the one before.
+    /// Inserts copies n = `from` to `to` of the row, each a millisecond later than the last.
     async fn copy(&mut self, key: &str, body: &str, from: u32, to: u32) {
         let columns = self.columns("attnum").await;
         let names: Vec<_> = columns.iter().map(|(name, _)| name.as_str()).collect();
@@ -74,7 +74,7 @@ impl Bench {
         self.ask("pg_current_wal_insert_lsn() - '0/0'").await
     }
 
-    /// How long the server's process has run so far.
+    /// The CPU time of the server's process so far.
     fn cpu_micros(&self) -> f64 {
         let path = format!("/proc/{}/schedstat", self.pid);
         let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -83,7 +83,7 @@ impl Bench {
     }
 }
 
-/// What is at rest, for different responses and orders of keys.
+/// Bytes at rest, for different responses and key orders.
 async fn at_rest(bench: &mut Bench) {
     const KEYS: u32 = 1_000_000;
     println!("Bytes per key, {KEYS} keys as `run` writes them\n");
@@ -107,7 +107,7 @@ async fn at_rest(bench: &mut Bench) {
     }
 }
 
-/// The same rows with their columns in other orders.
+/// The same rows with other column orders.
 async fn column_order(bench: &mut Bench) {
     const KEYS: u32 = 100_000;
     bench.execute(format!("truncate {TABLE}")).await;
@@ -131,7 +131,7 @@ async fn column_order(bench: &mut Bench) {
     }
 }
 
-/// Keys that are begun and completed in one transaction each, in a schema with one alteration.
+/// Keys that are begun and completed in one transaction each, with one alteration of the schema.
 async fn begun_and_completed(server: &Throwaway) {
     const KEYS: u32 = 20_000;
     println!("\nBegun and completed by the verbs, {KEYS} random keys\n");
@@ -170,7 +170,7 @@ async fn begun_and_completed(server: &Throwaway) {
                 .await;
             let keys = f64::from(KEYS);
             let wal = (bench.wal().await - before) / keys;
-            bench.conn.close().await.unwrap(); // which reports its statistics
+            bench.conn.close().await.unwrap(); // closing reports the statistics
             let mut bench = Bench::new(server).await;
             let updates = format!("pg_stat_get_tuples_updated('{TABLE}'::regclass)");
             while bench.ask(&updates).await < keys {
@@ -187,7 +187,7 @@ async fn begun_and_completed(server: &Throwaway) {
     }
 }
 
-/// Large responses, compressed in different ways.
+/// Large responses with different compressions.
 async fn compression(bench: &mut Bench) {
     const KEYS: u32 = 2000;
     println!("\nLarge responses (JSON of payments), {KEYS} keys\n");
@@ -222,7 +222,7 @@ async fn compression(bench: &mut Bench) {
     }
 }
 
-/// Keys come and go, and vacuum when autovacuum would come.
+/// Keys are replaced; vacuum runs when autovacuum would.
 async fn churn(bench: &mut Bench) {
     const KEYS: u32 = 200_000;
     const STEP: u32 = 4000;
@@ -276,7 +276,7 @@ async fn churn(bench: &mut Bench) {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    // Full page images depend on checkpoints, and so on time.
+    // Off (with `fast`), because full-page images depend on checkpoints and so on time.
     let options = Options::new()
         .fast()
         .setting("autovacuum", "off")

@@ -1,4 +1,4 @@
-//! churn: a table whose keys come and go. Does it stay as large as it is?
+//! churn: a table whose keys are replaced. Does its size stay the same?
 
 use std::time::{Duration, Instant};
 
@@ -15,15 +15,16 @@ use crate::plot::Growth;
 use crate::print::{grouped, megabytes};
 use crate::progress::Progress;
 
-const ABOUT: &str = "All keys of a table are replaced by others, again and again. Look at its size after each turnover.";
-/// A turnover is made of so many parts; vacuum comes after each, as autovacuum by row count does.
+const ABOUT: &str =
+    "All keys of a table are replaced repeatedly. Look at its size after each turnover.";
+/// A turnover has this many parts, each followed by a vacuum, as autovacuum would by row count.
 const PARTS: u64 = 10;
-/// One of so many keys is begun and completed by the verbs, whose second write can be HOT.
+/// One key in this many is begun and completed by the verbs, whose second write can be HOT.
 const BY_VERBS: u64 = 200;
-/// The turnover that the later ones are compared with.
+/// The turnover with which later ones are compared.
 const SETTLED: usize = 3;
 const REAP_BATCH: u32 = 10_000;
-/// Keys that the verbs begin are others than those filled in.
+/// Keys of the verbs differ from the filled-in ones.
 const VERBS: u64 = 1 << 35;
 
 pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
@@ -111,9 +112,9 @@ async fn size(stage: &Stage) -> anyhow::Result<u64> {
     Ok(stage.ask::<i64>(sql).await?.unsigned_abs())
 }
 
-/// The share of updates that touched no index; none without updates.
+/// The share of HOT updates; `None` without updates.
 async fn hot_ratio(stage: &Stage, pool: &PgPool) -> anyhow::Result<Option<f64>> {
-    // What this session has counted is told to the others now, and not within a second (PostgreSQL 15).
+    // Publishes this session's statistics now rather than within a second (PostgreSQL 15).
     let flush = "select pg_stat_force_next_flush()";
     if sqlx::query(flush).execute(pool).await.is_err() {
         tokio::time::sleep(Duration::from_secs(2)).await;

@@ -13,8 +13,8 @@ use crate::meter;
 use crate::orders::{SCOPE, Shop, Way, key};
 use crate::print::grouped;
 
-const ABOUT: &str = "Every key is new. Look at run's ratios: to bare is what protection costs at all, to hand-written \
-    what pgonce costs beside the usual way. An optimistic call leaves out the look.";
+const ABOUT: &str = "Every key is new. Look at run's ratios: to bare shows the cost of any protection, to hand-written \
+    the cost of pgonce over the usual way. An optimistic call skips the look.";
 const RUN: &str = "run";
 const OPTIMISTIC: &str = "run, optimistic";
 const VERBS: &str = "begin, complete";
@@ -25,7 +25,7 @@ const ENTRIES: [Entry; 5] = [
     (OPTIMISTIC, Way::Optimistic, Mix::Fresh),
     (VERBS, Way::Verbs, Mix::Fresh),
 ];
-/// What a network adds: inside one building, and inside one data centre or region.
+/// Delays of a network: in one building, and in one data centre or region.
 const AWAY_MS: [f64; 2] = [0.25, 1.0];
 
 pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
@@ -45,7 +45,7 @@ pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     }
     for delay_ms in AWAY_MS {
         let stage = bench.arena.stage("away", delay_ms).await?;
-        let head = ("fresh", bench.first_clients(), "The same, on a machine that is further away.");
+        let head = ("fresh", bench.first_clients(), "The same with a slower network.");
         let mut outcome = compare(bench, &stage, head, (&ENTRIES, &costs), RUN).await?;
         outcome.delay_ms = Some(delay_ms);
         bench.tell(outcome);
@@ -53,7 +53,7 @@ pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fails before it has written anything.
+/// Work that fails before it writes.
 struct Failing {
     once: PgOnce,
     pool: PgPool,
@@ -71,7 +71,7 @@ impl Work for Failing {
     }
 }
 
-/// What an attempt costs whose work fails.
+/// The cost of an attempt whose work fails.
 async fn rolled_back(
     bench: &Bench<'_>,
     stage: &Stage,
@@ -83,12 +83,12 @@ async fn rolled_back(
     Ok(())
 }
 
-/// Whether this process grows with the keys that it has seen.
+/// Whether this process's memory grows with the number of keys it has seen.
 async fn memory(bench: &Bench<'_>, stage: &Stage, outcome: &mut Outcome) -> anyhow::Result<()> {
     let clients = outcome.clients;
     let (pool, each) = (stage.pool(clients).await?, bench.rounds().each);
     let shop = Shop::new(stage, Way::Run, pool.clone());
-    // Keys that are new again.
+    // These keys are new, too.
     let orders = Orders::new(shop, Mix::Fresh).from(1 << 36);
     let subject = Subject::new(Row::new(RUN, Cost::default()), orders);
     subject.work(clients, each).await?; // so that memory is in use

@@ -1,4 +1,4 @@
-//! hot: sixteen at once on one key.
+//! hot: sixteen callers at once on one key.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use crate::meter;
 use crate::orders::{SCOPE, Shop, Way, key};
 use crate::progress::Progress;
 
-const ABOUT: &str = "Sixteen at once on one key, and all get the answer (bare: an order each). Times are until the last \
-    one has it. Those of run share a PgOnce, as in one process, and wait for each other there; those that are apart \
-    have one each, as in sixteen processes, and wait in the database. Look at run to hand-written.";
+const ABOUT: &str = "Sixteen calls at once on one key; all get the response (bare: one order per call). Times end with \
+    the last response. In `run`, the calls share a PgOnce, as in one process, and wait for each other there. In `run, \
+    apart`, each has its own, as in sixteen processes, and waits in the database. Look at run to hand-written.";
 const RUN: &str = "run";
 const APART: &str = "run, apart";
-/// How many of the calls share a `PgOnce`.
+/// Name, protection, and how many calls share a `PgOnce`.
 const WAYS: [(&str, Way, u16); 6] = [
     (BARE, Way::Bare, AT_ONCE),
     (HAND_WRITTEN, Way::HandWritten, AT_ONCE),
@@ -32,18 +32,17 @@ const WAYS: [(&str, Way, u16); 6] = [
 ];
 const AT_ONCE: u16 = 16;
 const WAIT: Duration = Duration::from_secs(20);
-/// The key that is being worked on all the time.
+/// The key whose claim is live all the time.
 const HELD: &str = "held";
-/// Between an answer "in progress" and the next request: what an impatient client does.
+/// The pause between an "in progress" answer and the next request, like an impatient client.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
-/// How many keys a volley may use; those of others come behind all of them.
+/// The size of each variant's range of keys. The range of the other keys is the last.
 const KEYS: u64 = 1 << 32;
 
-/// Sends one request sixteen times at once and waits for all answers.
+/// Sends one request sixteen times at once and waits for all responses.
 struct Volley {
-    /// One, or one for each.
+    /// One for all calls, or one per call.
     shops: Vec<Shop>,
-    /// Where its keys begin.
     first: u64,
 }
 
@@ -62,7 +61,7 @@ impl Work for Volley {
     }
 }
 
-/// Asks for a key that another one works on, and is told so.
+/// Calls with a key that another caller has claimed, and gets "in progress".
 struct Loser {
     once: PgOnce,
     pool: PgPool,
@@ -74,7 +73,7 @@ impl Work for Loser {
         match self.once.run(&self.pool, &op, async |_| Ok::<_, Fault>(())).await {
             Err(RunError::InProgress(_)) => Ok(()),
             Err(error) => Err(error.into()),
-            Ok(_) => Err(anyhow::anyhow!("the held key was run")),
+            Ok(_) => Err(anyhow::anyhow!("the claimed key ran")),
         }
     }
 }
@@ -103,13 +102,13 @@ pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What duplicates cost that are told "in progress" at once, and what they do to other keys.
+/// The cost of duplicates that get "in progress" at once, and their effect on other keys.
 async fn refused(bench: &Bench<'_>, stage: &Stage, outcome: &mut Outcome) -> anyhow::Result<()> {
     let mut conn = stage.conn().await?;
     let mut holder = conn.begin().await?;
     let held = stage.once.begin(&mut holder, &Operation::new(SCOPE, HELD)?).await?;
     if !matches!(held, Begin::Started(_)) {
-        anyhow::bail!("the key to be held is held already");
+        anyhow::bail!("the key to claim is already in use");
     }
     let once = stage.once.clone();
     let cost = meter::count(stage, bench.args.counted, |pool| Loser { once, pool }).await?;
@@ -118,12 +117,12 @@ async fn refused(bench: &Bench<'_>, stage: &Stage, outcome: &mut Outcome) -> any
         ("refused_wal_bytes", cost.wal_bytes.into()),
     ]);
     let hammered = hammered(bench, stage).await?;
-    outcome.tell_disturbance("p99 of other keys under 16 refused duplicates to idle", &hammered);
+    outcome.tell_disturbance("p99 of other keys with 16 refused duplicates to without", &hammered);
     holder.rollback().await?;
     Ok(())
 }
 
-/// The p99 of other keys, alone and while sixteen ask for the held one.
+/// The p99 of other keys, alone and while sixteen callers ask for the claimed key.
 async fn hammered(bench: &Bench<'_>, stage: &Stage) -> anyhow::Result<Disturbed> {
     let (clients, rounds) = (bench.first_clients(), bench.rounds());
     let (pool, duplicates) = (stage.pool(clients).await?, stage.pool(AT_ONCE).await?);
@@ -138,7 +137,7 @@ async fn hammered(bench: &Bench<'_>, stage: &Stage) -> anyhow::Result<Disturbed>
         bar.say("other keys");
         disturbed.alone.push(others.work(clients, rounds.each).await?.p99_ms());
         bar.step();
-        bar.say("other keys, hammered");
+        bar.say("other keys, under load");
         let hammering = hammer(&loser);
         disturbed.beside.push(others.work(clients, rounds.each).await?.p99_ms());
         drop(hammering);
@@ -149,13 +148,13 @@ async fn hammered(bench: &Bench<'_>, stage: &Stage) -> anyhow::Result<Disturbed>
     Ok(disturbed)
 }
 
-/// Sixteen that ask for the held key, until this is dropped.
+/// Sixteen tasks that ask for the claimed key until dropped.
 fn hammer(loser: &Arc<Loser>) -> JoinSet<()> {
     let mut asking = JoinSet::new();
     for _ in 0..AT_ONCE {
         let loser = Arc::clone(loser);
         asking.spawn(async move {
-            // A request that goes wrong is one duplicate less, and no reason to stop.
+            // A failed request is one duplicate less; the others continue.
             loop {
                 if let Err(error) = loser.perform(0).await {
                     tracing::warn!(error = format!("{error:#}"), "a duplicate failed");

@@ -1,4 +1,4 @@
-//! http: the layer against the same handler calling `run` itself. In process: no sockets.
+//! http: the layer against a handler that calls `run`. In process, without sockets.
 
 use std::time::Duration;
 
@@ -24,13 +24,12 @@ use crate::orders::key;
 use crate::progress::Progress;
 
 const ABOUT: &str = "An axum handler, called in process, with bodies of 1 kB. Look at the layer to run in the handler.";
-/// The size of requests and responses.
 const BODY_BYTES: usize = 1000;
 const RUN: &str = "run in the handler";
 const LAYER: &str = "layer";
 const LEASED: &str = "layer, leased";
 const REPLAYS: &str = "layer, replays";
-/// Row, path, and after how many requests the keys come again.
+/// Row, path, and the number of requests after which keys repeat.
 const VARIANTS: [(&str, &str, u64); 5] = [
     (BARE, "/bare", u64::MAX),
     (RUN, "/run", u64::MAX),
@@ -38,7 +37,7 @@ const VARIANTS: [(&str, &str, u64); 5] = [
     (LEASED, "/leased", u64::MAX),
     (REPLAYS, "/layer", REPLAYED),
 ];
-/// How many keys are replayed; they are others than those of the fresh requests.
+/// How many keys are replayed; they differ from the fresh ones.
 const REPLAYED: u64 = 50;
 const REPLAYED_FROM: u64 = 1 << 33;
 
@@ -49,7 +48,6 @@ struct App {
     insert: SqlStr,
 }
 
-/// Sends requests to a route.
 struct Requests {
     router: Router,
     path: &'static str,

@@ -1,4 +1,4 @@
-//! inbox: messages one by one, and in batches.
+//! inbox: messages one by one and in batches.
 
 use pgonce::sqlx::PgPool;
 use pgonce::{Inbox, Received};
@@ -10,11 +10,11 @@ use crate::meter;
 use crate::orders::key;
 use crate::progress::Progress;
 
-const ABOUT: &str = "Messages without work, a transaction for each batch; times are a batch's. \
+const ABOUT: &str = "Messages without work, one transaction per batch; times are per batch. \
     Look at the messages per second of batches of 100.";
 const ONE_BY_ONE: &str = "one by one";
 const OWN: &str = "batches of 100";
-/// Name, messages in a batch, and how many of them were received before.
+/// Name, messages per batch, and how many of them were received before.
 const VARIANTS: [(&str, u32, u32); 6] = [
     (ONE_BY_ONE, 1, 0),
     ("batches of 10", 10, 0),
@@ -24,7 +24,7 @@ const VARIANTS: [(&str, u32, u32); 6] = [
     ("batches of 100, all are seen", 100, 100),
 ];
 
-/// Receives a batch of messages that have no work, in a transaction.
+/// Receives a batch of messages without work, in a transaction.
 struct Batches {
     inbox: Inbox,
     pool: PgPool,
@@ -37,7 +37,7 @@ impl Batches {
         format!("{}-{} {}", self.size, self.seen, key(number))
     }
 
-    /// Receives those that will come again.
+    /// Receives the messages that are sent again later.
     async fn receive_seen(&self) -> anyhow::Result<()> {
         let ids: Vec<_> = (0..u64::from(self.seen)).map(|number| self.id(number)).collect();
         let mut tx = self.pool.begin().await?;

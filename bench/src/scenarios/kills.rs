@@ -1,5 +1,5 @@
-//! kills: a process that takes orders is killed with signal 9 again and again, and started again for the keys that have
-//! no answer, as their clients would ask again.
+//! kills: a process that takes orders is killed repeatedly with signal 9, and restarted for the keys without an answer,
+//! as if their clients retried.
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{Read, Write};
@@ -22,20 +22,20 @@ use crate::orders::{Shop, Way};
 use crate::progress::Progress;
 use crate::redis_lock::{Fsync, LockedShop, Server};
 
-const ABOUT: &str = "A process with 16 clients is killed with signal 9, 16 times, each time after 1 to 100 answers, and \
-    the keys without an answer are asked for again. Look at the doubles.";
+const ABOUT: &str = "A process with 16 clients is killed with signal 9, 16 times, each time after 1 to 100 answers; \
+    then the keys without an answer are retried. Look at the doubles.";
 const RUN: &str = "run";
 const KILLS: usize = 16;
 const CLIENTS: u16 = 16;
-/// The most answers that are waited for before a kill, and keys per kill: it never runs out of work before.
+/// The maximum of answers before a kill, and the keys per kill: the process never runs out of work.
 const ANSWERS_MAX: usize = 100;
 const KEYS: usize = 250;
-/// A client waits so long before it asks again for a key that another one was at,
+/// A client's pause before it retries a key that another caller has claimed.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
-/// and gives up when it has had no answer for so long: more than twice a lock's life.
+/// A client without an answer for this long gives up: more than twice a lock's life.
 const GIVE_UP: Duration = Duration::from_secs(5);
 const WAIT: Duration = Duration::from_secs(10);
-/// What the process is given: name, URL, schema and socket, a line each.
+/// The process's input: name, URL, schema and socket, one per line.
 const ORDERS: &str = "PGONCE_BENCH_ORDERS";
 
 const CONTENDERS: [(&str, Way, Option<Fsync>); 6] = [
@@ -81,7 +81,7 @@ pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Another process, working.
+/// Another process that takes orders.
 struct Worker {
     child: Child,
     answers: Lines<BufReader<ChildStdout>>,
@@ -101,7 +101,7 @@ impl Worker {
     }
 }
 
-/// Waits until no session of a killed process is left: it may still be in its COMMIT.
+/// Waits until a killed process has no session left: a COMMIT may still be running.
 async fn ended(stage: &Stage) -> anyhow::Result<()> {
     let sessions = format!(
         "select count(*) from pg_stat_activity where application_name = '{}'",
@@ -113,7 +113,7 @@ async fn ended(stage: &Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes orders through all kills; the keys that have an answer then.
+/// Takes orders through all kills. Returns the keys that got an answer.
 async fn killed(orders: &str) -> anyhow::Result<HashSet<String>> {
     let keys: Vec<String> =
         (0..KILLS * KEYS).map(|_| format!("{:034x}", fastrand::u128(..))).collect();
@@ -125,12 +125,12 @@ async fn killed(orders: &str) -> anyhow::Result<HashSet<String>> {
         if kill < KILLS {
             for _ in 0..fastrand::usize(1..=ANSWERS_MAX) {
                 let key = worker.answers.next_line().await?;
-                answered.insert(key.context("it has ended before it was killed")?);
+                answered.insert(key.context("the process ended before it was killed")?);
             }
             tokio::time::sleep(Duration::from_micros(fastrand::u64(..3000))).await;
             worker.child.kill().await?;
         }
-        // What it said before it died, has been said.
+        // Reads the answers that it wrote before it was killed.
         while let Some(key) = worker.answers.next_line().await? {
             answered.insert(key);
         }
@@ -140,12 +140,12 @@ async fn killed(orders: &str) -> anyhow::Result<HashSet<String>> {
     Ok(answered)
 }
 
-/// What to do in such a process, if this is one.
+/// The input, if this is such a process.
 pub(crate) fn orders() -> Option<String> {
     std::env::var(ORDERS).ok()
 }
 
-/// The other process: reads keys, takes their orders, writes each key when it has its answer.
+/// The other process: reads keys, takes their orders, writes each key once it has its answer.
 pub(crate) async fn work(orders: &str) -> anyhow::Result<()> {
     let told: Vec<_> = orders.split('\n').collect();
     let [name, url, schema, socket] = told[..] else { anyhow::bail!("{ORDERS} is malformed") };

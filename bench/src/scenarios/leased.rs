@@ -13,7 +13,7 @@ use crate::load::{Fault, Work};
 use crate::meter;
 use crate::orders::{SCOPE, Way, fingerprint, key};
 
-const ABOUT: &str = "Every key is new, and its work done under a lease: one commit for the claim, one for the end. \
+const ABOUT: &str = "Every key is new, with work under a lease: one commit for the claim, one for the end. \
     Look at run_leased to bare.";
 const RUN_LEASED: &str = "run_leased";
 const ENTRIES: [Entry; 4] = [
@@ -23,10 +23,10 @@ const ENTRIES: [Entry; 4] = [
     (RUN_LEASED, Way::Leased, Mix::Fresh),
 ];
 
-const ABOUT_PARTS: &str = "What run_leased costs whose work only returns its value, and what is added to it, counted. \
+const ABOUT_PARTS: &str = "Counted costs: of run_leased whose work only returns its value, and of each addition. \
     Values have 460 bytes, outputs and progress 100.";
 const PLAIN: &str = "run_leased";
-/// What is added so often, so that the share of one can be told.
+/// How often a part is added, to measure the share of one.
 const TIMES: usize = 4;
 const NAMES: [&str; TIMES] = ["step 1", "step 2", "step 3", "step 4"];
 const PARTS: [(&str, Part); 4] = [
@@ -47,7 +47,7 @@ enum Part {
     Replay,
 }
 
-/// `run_leased` with one part of it four times.
+/// `run_leased` with one part repeated four times.
 struct Parts {
     once: PgOnce,
     pool: PgPool,
@@ -83,12 +83,12 @@ impl Parts {
         Ok(())
     }
 
-    /// Renews by calls, because `run_leased` renews by time.
+    /// Renews by explicit calls, because `run_leased` renews by time.
     async fn renew(&self, op: &Operation) -> Result<(), Fault> {
         let Begin::Started(mut claim) =
             self.once.begin_leased(&self.pool, op, Lease::new(LEASE)?).await?
         else {
-            anyhow::bail!("a new key was not");
+            anyhow::bail!("a new key is not new");
         };
         for _ in NAMES {
             claim.extend(&self.pool, LEASE).await?;
@@ -108,7 +108,7 @@ impl Work for Parts {
     }
 }
 
-/// A value that is so many bytes as JSON.
+/// A value of this many bytes as JSON.
 fn value(bytes: usize) -> String {
     "y".repeat(bytes - 2)
 }

@@ -1,11 +1,11 @@
-//! mixed: one of ten keys has been used before.
+//! mixed: one key in ten was used before.
 
 use crate::Bench;
 use crate::compare::{Entry, Mix, compare, costs};
 use crate::figures::{BARE, HAND_WRITTEN};
 use crate::orders::Way;
 
-const ABOUT: &str = "One of ten keys was used before. Look at run's ratios, and at the doubles.";
+const ABOUT: &str = "One key in ten was used before. Look at run's ratios, and at the doubles.";
 const ENTRIES: [Entry; 3] = [
     (BARE, Way::Bare, Mix::Mixed),
     (HAND_WRITTEN, Way::HandWritten, Mix::Mixed),

@@ -1,4 +1,4 @@
-//! A file for each scenario.
+//! One file per scenario.
 
 pub(super) mod churn;
 pub(super) mod fresh;

@@ -8,8 +8,8 @@ use crate::orders::{Shop, Way, key};
 use crate::progress::Progress;
 use crate::redis_lock::{Fsync, LockedShop, Server};
 
-const ABOUT: &str = "Every key is new. A lock in Redis stands before an unprotected transaction and turns into the \
-    answer; Redis writes to its disk every second, or always. It takes its own connection, and may double: `kills`.";
+const ABOUT: &str = "Every key is new. A Redis lock protects a bare transaction and becomes the answer. Redis writes \
+    to disk every second, or always. It uses one more connection. It may take orders twice: see `kills`.";
 const RUN: &str = "run";
 pub(crate) const EVERY_SECOND: &str = "Redis, everysec";
 pub(crate) const ALWAYS: &str = "Redis, always";
@@ -20,7 +20,7 @@ const WAYS: [(&str, Way); 4] = [
     ("run, optimistic", Way::Optimistic),
 ];
 
-/// A shop, behind a lock or not.
+/// A shop, with or without a Redis lock.
 enum Peer {
     Plain(Shop),
     Locked(LockedShop),

@@ -1,4 +1,4 @@
-//! reap: how fast keys past their retention go, and what that does to others.
+//! reap: how fast overdue keys are deleted, and the effect on other work.
 
 use std::time::{Duration, Instant};
 
@@ -16,13 +16,13 @@ use crate::orders::{Shop, Way};
 use crate::print::grouped;
 use crate::progress::Progress;
 
-const ABOUT: &str = "Keys past their retention, deleted over one connection after a checkpoint, so that each page \
-    goes into the WAL as a whole. Look at keys per second.";
+const ABOUT: &str = "Keys past their retention, deleted over one connection after a checkpoint, so that each page goes \
+    into the WAL as a full image. Look at keys per second.";
 const PLAIN: &str = "reap";
 const OLD_SNAPSHOT: &str = "reap, old snapshot open";
-/// How many times as many keys as elsewhere: fewer are gone before the batches have grown.
+/// Times the keys of other scenarios. With fewer, the table is empty before the batches have grown.
 const MORE: u64 = 4;
-/// A storm's keys are others than those that are reaped.
+/// Keys of the storm differ from the reaped ones.
 const STORM: u64 = 1 << 34;
 
 pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
@@ -40,11 +40,11 @@ pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
         vacuum(&stage).await?;
     }
     for row in [&mut plain, &mut held] {
-        row.latencies = no_latencies(); // one call deletes them all
+        row.latencies = no_latencies(); // one call deletes all keys
     }
     let per_second = plain.rate();
     let mut outcome = Outcome::new("reap", 1, ABOUT, vec![plain, held], PLAIN);
-    outcome.notes.push(format!("{} keys in each round.", grouped(keys)));
+    outcome.notes.push(format!("{} keys per round.", grouped(keys)));
     outcome.figures.push(("keys", keys.into()));
     storm(bench, &stage, &mut outcome, per_second).await?;
     bench.tell(outcome);
@@ -76,7 +76,7 @@ async fn vacuum(stage: &Stage) -> anyhow::Result<()> {
     stage.execute(&mut stage.conn().await?, "vacuum :schema.idempotency_keys").await
 }
 
-/// What a reaper at work does to a storm of new keys.
+/// The effect of a busy reaper on a storm of new keys.
 async fn storm(
     bench: &Bench<'_>,
     stage: &Stage,
@@ -97,7 +97,7 @@ async fn storm(
         let alone = storm.work(clients, rounds.each).await?;
         intake.push(alone.per_second);
         disturbed.alone.push(alone.p99_ms());
-        // Beside the storm's connections, as a service that has one to spare does.
+        // On its own connection, like a service with one to spare.
         let own = stage.pool(1).await?;
         let reaper = Reaper::new(&stage.once).interval(Duration::from_millis(1))?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -109,7 +109,7 @@ async fn storm(
         vacuum(stage).await?;
     }
     pool.close().await;
-    outcome.tell_disturbance("p99 of new keys while a reaper works to idle", &disturbed);
+    outcome.tell_disturbance("p99 of new keys with a busy reaper to without", &disturbed);
     if let (Some(reaped), Some(intake)) = (reaped, Spread::of(intake.into_iter())) {
         outcome.figures.push(("intake_per_s", intake.high.into()));
         outcome.figures.push(("reaped_to_intake", (reaped.median / intake.high).into()));

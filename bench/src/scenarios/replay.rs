@@ -1,4 +1,4 @@
-//! replay: every key has been used before.
+//! replay: every key was used before.
 
 use crate::Bench;
 use crate::compare::{Entry, Mix, compare, costs};
@@ -6,9 +6,9 @@ use crate::figures::{BARE, HAND_WRITTEN};
 use crate::orders::Way;
 
 const ABOUT: &str =
-    "Every key was used before; bare takes the order again. Look at run's rate against run, fresh.";
+    "Every key was used before; bare takes the order again. Compare run with run, fresh.";
 const RUN: &str = "run";
-/// `run` with new keys, between replays.
+/// `run` with new keys, in turn with the replays.
 const RUN_FRESH: &str = "run, fresh";
 const ENTRIES: [Entry; 4] = [
     (BARE, Way::Bare, Mix::Replay),

@@ -13,13 +13,13 @@ use crate::print::grouped;
 use crate::progress::Progress;
 
 const ABOUT: &str = "run over a small and a large table. Look at large to small.";
-/// How many times as many keys are in the large table.
+/// How many times as many keys the large table has.
 const LARGER: u64 = 50;
 const FRESH_SMALL: &str = "fresh, small";
 const FRESH_LARGE: &str = "fresh, large";
 const REPLAY_SMALL: &str = "replay, small";
 const REPLAY_LARGE: &str = "replay, large";
-/// What they are called, and how long the response is.
+/// Names of the figures, and bytes of the response.
 const RESPONSES: [(&str, &str, usize); 2] = [
     ("heap_bytes_per_key_0", "index_bytes_per_key_0", 0),
     ("heap_bytes_per_key_500", "index_bytes_per_key_500", 500),
@@ -27,7 +27,7 @@ const RESPONSES: [(&str, &str, usize); 2] = [
 /// Spreads consecutive numbers over all keys.
 const STRIDE: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// `run` over a table that has the keys of the numbers below `keys`.
+/// `run` over a table with the keys of the numbers below `keys`.
 struct Sized {
     shop: Shop,
     keys: u64,
@@ -69,7 +69,7 @@ pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A stage with so many finished keys, vacuumed.
+/// A vacuumed stage with this many finished keys.
 async fn filled(
     bench: &Bench<'_>,
     name: &str,
@@ -98,7 +98,7 @@ async fn measure(
     let (keys_small, keys_large) = (bench.args.keys, bench.args.keys * LARGER);
     let pools = (small.pool(clients).await?, large.pool(clients).await?);
     let subject = |name, stage: &Stage, pool: &PgPool, keys, replays| {
-        // Each number of clients has keys of its own: those of the former are no longer new.
+        // Each number of clients has its own keys: the former ones are no longer new.
         let keys = if replays { keys } else { keys + (u64::from(clients) << 40) };
         let shop = Shop::new(stage, Way::Run, pool.clone());
         Subject::new(Row::new(name, Cost::default()), Sized { shop, keys, replays })
@@ -131,7 +131,7 @@ async fn measure(
     Ok(outcome)
 }
 
-/// Heap and indexes, per key.
+/// Bytes of heap and of indexes per key.
 async fn bytes_per_key(stage: &Stage) -> anyhow::Result<(f64, f64)> {
     let bytes = |function: &str| {
         format!(

@@ -1,27 +1,27 @@
-//! What an operation allocates on the client's side, how long the parts take that need no database, and with
-//! `valgrind` how many instructions it takes.
+//! What an operation allocates in the client, how long the parts without a database take, and with `valgrind` how many
+//! instructions an operation takes.
 //!
 //! ```sh
 //! cargo run --release -p pgonce-bench --bin counts
 //! cargo run --release -p pgonce-bench --bin counts -- --instructions
 //! ```
 //!
-//! Every figure is the difference of many operations and few, so that neither start nor warm-up is in it. They
-//! include what the caller does: a key, the request, the insert of a row of 200 bytes (but not under the HTTP layer), a
-//! value of 460 bytes, and the driver's part. The pool has one connection and does not test it. Only the thread that
-//! does all of it is counted, and freed memory is not taken off.
+//! Each figure is the difference between many and few operations, so it excludes start and warm-up. It includes the
+//! caller's part: a key, the request, the insert of a 200-byte row (not in the HTTP layer), a value of 460 bytes; and
+//! the driver's part. The pool has one connection and does not test it. Only the thread that does the work is counted.
+//! Freed memory is not subtracted.
 //!
-//! `--instructions` runs this program twice for each operation, as one may do by hand:
+//! `--instructions` runs this program twice per operation. By hand:
 //!
 //! ```sh
 //! valgrind --tool=callgrind --callgrind-out-file=/dev/null PROGRAM --only run --count 100
 //! ```
 //!
-//! Allocations hardly differ from run to run, and neither do the instructions of what needs no database.
-//! Those of the rest differ by up to a third: in them is how often the runtime had to wait for an answer.
+//! Allocations hardly vary between runs, nor do instructions without a database. The other instructions vary by up to a
+//! third: they depend on how often the runtime waited for a response.
 //!
-//! The server is not counted. `valgrind` does not know the processor's instructions for SHA-256, and so counts
-//! fingerprints as they are where these are missing.
+//! The server is not counted. `valgrind` lacks the CPU's SHA-256 instructions, so it counts fingerprints as on a CPU
+//! without them.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a program, not an API")]
 
@@ -47,7 +47,7 @@ const FEW: u32 = 100;
 const MANY: u32 = 1100;
 const BATCH: u32 = 1000;
 const BATCHES: usize = 51;
-/// What needs a database, as `--only` takes them.
+/// The operations that need a database, as `--only` takes them.
 const OPERATIONS: [&str; 10] = [
     "transaction",
     "run",
@@ -60,7 +60,7 @@ const OPERATIONS: [&str; 10] = [
     "HTTP layer, replay",
     "HTTP layer, replay of 8 headers",
 ];
-/// Those of a response that are stored without being asked for.
+/// Response headers that are stored by default.
 const HEADERS: [HeaderName; 8] = [
     header::CONTENT_DISPOSITION,
     header::CONTENT_ENCODING,
@@ -72,7 +72,6 @@ const HEADERS: [HeaderName; 8] = [
     header::LINK,
 ];
 
-/// A server with what the operations need.
 struct Database {
     runtime: Runtime,
     server: Throwaway,
@@ -140,13 +139,13 @@ impl Database {
             .begin_leased(&self.pool, &operation(key), Lease::new(minute).unwrap())
             .await
             .unwrap();
-        let Begin::Started(claim) = begun else { panic!("a new key has begun before") };
+        let Begin::Started(claim) = begun else { panic!("a new key is not new") };
         let mut tx = self.pool.begin().await.unwrap();
         complete(claim, &mut tx).await;
         tx.commit().await.unwrap();
     }
 
-    /// The layer around a handler without work, whose response has these headers.
+    /// The layer around a handler without work. The response has these headers.
     fn service(
         &self,
         headers: &'static [HeaderName],
@@ -203,7 +202,7 @@ async fn request(
     assert_eq!(service.oneshot(request).await.unwrap(), StatusCode::OK);
 }
 
-/// Performs one kind of operation, after a warm-up, so often.
+/// Performs one kind of operation repeatedly, after a warm-up.
 struct Subject {
     perform: Box<dyn FnMut(u32)>,
     stop: Box<dyn FnOnce()>,
@@ -231,7 +230,7 @@ impl Subject {
         subject
     }
 
-    /// What one takes: the median of many batches.
+    /// The time of one operation: the median of many batches.
     fn micros(&mut self) -> f64 {
         let mut batch = || {
             let began = Instant::now();
@@ -249,7 +248,7 @@ impl Subject {
     }
 }
 
-/// Per operation, from the totals of few and of many.
+/// Per operation, from the totals of few and many.
 fn each(few: u64, many: u64) -> f64 {
     (many as f64 - few as f64) / f64::from(MANY - FEW)
 }

@@ -29,7 +29,7 @@ struct Order {
     note: Option<&'static str>,
 }
 
-/// What does it once.
+/// Returns a closure that performs the part once.
 pub(crate) fn part(name: &str) -> Box<dyn FnMut()> {
     match name {
         "fingerprint of 100 bytes" => of_bytes(100),
@@ -57,8 +57,8 @@ fn of_bytes(bytes: usize) -> Box<dyn FnMut()> {
     })
 }
 
-/// A request through the HTTP layer. It goes no further than the key: every key is too easy to guess, which
-/// is found after it has been read from its header, and said in a problem document.
+/// A request through the HTTP layer. It ends at the key: the layer reads it from its header, refuses every key as too
+/// easy to guess, and answers with a problem document.
 fn request(method: &'static str) -> Box<dyn FnMut()> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let entered = runtime.enter();
