@@ -1,9 +1,7 @@
-//! A checkout in three steps, killed half way and finished by another process:
-//! `cargo run --example checkout`.
+//! A checkout in three steps. One process is killed half way, another finishes: `cargo run --example checkout`.
 //!
-//! Uses `DATABASE_URL`, or a throw-away PostgreSQL. This program starts itself again for each process of
-//! the story; the first one kills itself at the worst moment: the card is charged, and nobody has written
-//! that down yet.
+//! Uses `DATABASE_URL`, or a temporary PostgreSQL. The program starts itself again for each process of the story. The
+//! first process kills itself at the worst moment: the card is charged, but this is not recorded yet.
 
 #![allow(missing_docs, reason = "a program, not an API")]
 
@@ -18,9 +16,9 @@ use sqlx::{ConnectOptions, PgConnection, PgPool};
 
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
-/// How long a dead process blocks its order. A living one renews it; 30 s is a better start in production.
+/// How long a dead process blocks its order. A live process renews the lease. In production, begin with 30 s.
 const LEASE: Duration = Duration::from_secs(2);
-/// How long a process waits for one that works on the same order.
+/// How long a process waits for another one that works on the same order.
 const WAIT: Duration = Duration::from_secs(60);
 
 #[derive(Serialize, Deserialize)]
@@ -29,7 +27,7 @@ struct Receipt {
     items_left: i64,
 }
 
-/// The order, start to end. Whatever happens in between, call it again with the same key.
+/// The whole order. After any failure, call it again with the same key.
 async fn checkout(pool: &PgPool, order: &str, dies: bool) -> Result<Receipt> {
     let op = Operation::new("acme/orders.checkout", order)?.policy(Policy::new().wait(WAIT)?);
     let lease = Lease::new(LEASE)?;
@@ -37,22 +35,22 @@ async fn checkout(pool: &PgPool, order: &str, dies: bool) -> Result<Receipt> {
         .run_leased(pool, &op, lease, async |work: &mut Work| {
             say(&format!("has the claim (attempt {})", work.attempt()));
 
-            // In this database: the step's write and its record are one transaction.
+            // In this database: the step's writes and its record are one transaction.
             let mut ran = false;
             let items_left = work.step_tx("reserve", async |tx| {
                 ran = true;
                 reserve_stock(tx).await
             });
             let items_left = items_left.await?;
-            say(if ran { "reserve: done" } else { "reserve: skipped, it is recorded as done" });
+            say(if ran { "reserve: done" } else { "reserve: skipped, already recorded" });
 
-            // Somewhere else: done at least once, and the key lets the provider see that it is the same.
+            // Somewhere else: called at least once. By the key, the provider recognizes a repeated call.
             let key = work.derived_key("charge");
             let charge = work.step("charge", async || {
                 say("charge: calls the provider");
                 let receipt = provider::charge(pool, &key).await?;
                 if dies {
-                    say("charge: the card is charged. kill -9, before that is recorded");
+                    say("charge: the card is charged; kill -9 before this is recorded");
                     kill_myself();
                 }
                 Ok::<_, sqlx::Error>(receipt)
@@ -64,12 +62,12 @@ async fn checkout(pool: &PgPool, order: &str, dies: bool) -> Result<Receipt> {
             work.step("mail", async || provider::mail(pool, &key).await).await?;
             say("mail: done");
 
-            // Committed together with the end of the operation.
+            // Commits together with the end of the operation.
             mark_as_paid(work.last_tx().await?, order, charge).await?;
             Ok::<_, Failure>(Receipt { charge, items_left })
         })
         .await?;
-    say(if done.is_replay() { "it was done before: gets the stored receipt" } else { "finished" });
+    say(if done.is_replay() { "already done: gets the stored receipt" } else { "finished" });
     Ok(done.into_inner())
 }
 
@@ -83,8 +81,8 @@ async fn mark_as_paid(tx: &mut PgConnection, order: &str, charge: i64) -> sqlx::
     sqlx::query(sql).bind(order).bind(charge).execute(tx).await.map(drop)
 }
 
-/// Fakes of a card provider and a mail service, as others run them: they keep books of their own, and
-/// what they did stays done when their caller dies. They honour keys.
+/// A fake card provider and mail service, as third parties run them: they keep their own books, and what they did stays
+/// done when the caller dies. They honor keys.
 mod provider {
     use super::{Key, PgPool};
 
@@ -96,7 +94,7 @@ mod provider {
         serve(pool, "mail", key).await
     }
 
-    /// A key that is known gets the receipt it got before.
+    /// A known key gets the same receipt again.
     async fn serve(pool: &PgPool, what: &str, key: &Key) -> sqlx::Result<i64> {
         let sql = "insert into checkout_example.remote (what, key, calls) values ($1, $2, 1)
                    on conflict (key) do update set calls = remote.calls + 1
@@ -104,7 +102,7 @@ mod provider {
         sqlx::query_scalar(sql).bind(what).bind(key.as_str()).fetch_one(pool).await
     }
 
-    /// How often it was called, and how often it did something.
+    /// How often the provider was called, and how often it acted.
     pub(super) async fn books(pool: &PgPool, what: &str) -> sqlx::Result<(i64, i64)> {
         let sql = "select coalesce(sum(calls), 0)::bigint, count(*)
                      from checkout_example.remote where what = $1";
@@ -116,11 +114,11 @@ fn say(what: &str) {
     println!("  [process {}] {what}", std::process::id());
 }
 
-/// What the out-of-memory killer or a machine that fails would do: no clean-up of any kind.
+/// Ends like a process that runs out of memory or whose machine fails: without any cleanup.
 fn kill_myself() -> ! {
     let kill = format!("kill -9 {}", std::process::id());
     let _ = Command::new("sh").args(["-c", &kill]).status();
-    unreachable!("it is dead");
+    unreachable!("the process is dead");
 }
 
 #[tokio::main]
@@ -148,7 +146,7 @@ async fn tell(options: PgConnectOptions) -> Result<()> {
     println!("Its claim lapses {} s after its last heartbeat. A second process:", LEASE.as_secs());
     let status = process(&options, order.as_str(), "finishes").await?;
     assert!(status.success(), "the second process finishes the order");
-    println!("\nThe customer's client never got an answer and sends the same order again:");
+    println!("\nThe customer's client got no response and sends the same order again:");
     process(&options, order.as_str(), "retries").await?;
 
     println!("\nThe books:");
@@ -157,7 +155,7 @@ async fn tell(options: PgConnectOptions) -> Result<()> {
     println!("  stock: 10 before, {items} left");
     for what in ["charge", "mail"] {
         let (calls, done) = provider::books(&pool, what).await?;
-        println!("  {what}: asked for {} with one key, done {}", times(calls), times(done));
+        println!("  {what}: requested {} with one key, done {}", times(calls), times(done));
     }
     let paid: i64 =
         sqlx::query_scalar("select count(*) from checkout_example.paid").fetch_one(&pool).await?;
@@ -174,7 +172,7 @@ fn times(count: i64) -> String {
     }
 }
 
-/// Runs this program again, as a process that knows only the database and the order's key.
+/// Runs this program as another process that knows only the database and the order's key.
 async fn process(options: &PgConnectOptions, order: &str, part: &str) -> Result<ExitStatus> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args([order, part]).env("DATABASE_URL", options.to_url_lossy().as_str());

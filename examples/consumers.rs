@@ -1,16 +1,16 @@
-//! Message consumers under kill -9, measured: the recipe of many blog posts beside pgonce's inbox.
-//! `cargo run --example consumers [-- --seed N]`
+//! Message consumers under kill -9, measured: the recipe of many blog posts beside pgonce's inbox. `cargo run --example
+//! consumers [-- --seed N]`
 //!
-//! Uses `DATABASE_URL`, or a throw-away PostgreSQL. This program starts itself again for each consumer, kills
-//! them at random moments, and counts afterwards how often each message took effect. It exits with 1 if one
-//! that went through pgonce did so twice or not at all.
+//! Uses `DATABASE_URL`, or a temporary PostgreSQL. The program starts itself again for each consumer, kills consumers
+//! at random moments, and then counts how often each message took effect. Exits with 1 if a message took effect twice
+//! or not at all with pgonce.
 //!
-//! The queue is a stand-in for a broker: a table that consumers know nothing of. Deliveries and
-//! acknowledgements go over a connection of its own and are commits of their own, so that it stays outside, as
-//! a broker does: what is not acknowledged in time is delivered again. Real brokers are in `examples/brokers`.
+//! The queue imitates a broker: a table that consumers do not access. Deliveries and acknowledgements commit
+//! separately, over their own connection, so the queue is outside of the work's transaction, as a broker is. Messages
+//! that are not acknowledged in time are delivered again. Real brokers are in `examples/brokers`.
 //!
-//! Both sides do the same work, in the same loop, under the same plan of kills, and nothing sleeps between a
-//! delivery and its acknowledgement. They differ in `by_recipe` and `by_inbox` alone.
+//! Both sides do the same work in the same loop under the same plan of kills, without a pause between delivery and
+//! acknowledgement. They differ only in `by_recipe` and `by_inbox`.
 
 #![allow(missing_docs, reason = "a program, not an API")]
 
@@ -28,28 +28,28 @@ use broker::{Broker, Delivery};
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
 const MESSAGES: i32 = 2000;
-/// One message in so many is delivered to two consumers at once, as brokers do now and then.
+/// One message in this many is delivered to two consumers at once, as brokers sometimes do.
 const TWICE: i32 = 20;
 const CONSUMERS: usize = 4;
-/// If the queue is not empty before.
+/// Fewer if the queue is empty before.
 const KILLS: u32 = 100;
 /// Between two kills, in milliseconds.
 const PAUSE: std::ops::RangeInclusive<u64> = 10..=60;
-/// After what time a message that is not acknowledged is delivered again.
+/// A message that is not acknowledged within this time is delivered again.
 const TIME_OUT: Duration = Duration::from_secs(1);
-/// The consumers' name for the server, by which it is seen when the last one is gone.
+/// The consumers' application name. It shows when the last session has ended.
 const CONSUMER: &str = "pgonce example: consumer";
 
 const RECIPE: &str = "recipe";
 const PGONCE: &str = "pgonce";
 
-/// What handling a message does. It should happen once.
+/// The effect of a message. It should happen once.
 async fn work(tx: &mut PgConnection, side: &str, id: &str) -> sqlx::Result<()> {
     let sql = "insert into consumers_example.effect (side, message) values ($1, $2)";
     sqlx::query(sql).bind(side).bind(id).execute(tx).await.map(drop)
 }
 
-/// Look whether it was processed; if not, do the work; then note that it was processed.
+/// Looks whether the message was processed; if not, does the work, then records it as processed.
 async fn by_recipe(pool: &PgPool, id: &str) -> sqlx::Result<Verdict> {
     let look = "select exists (select from consumers_example.processed_messages where id = $1)";
     let processed: bool = sqlx::query_scalar(look).bind(id).fetch_one(pool).await?;
@@ -57,8 +57,8 @@ async fn by_recipe(pool: &PgPool, id: &str) -> sqlx::Result<Verdict> {
         let mut tx = pool.begin().await?;
         work(&mut tx, RECIPE, id).await?;
         tx.commit().await?;
-        // Killed from here on, the work is done and nobody knows. And another consumer of the same message
-        // has looked in vain as well.
+        // If killed here, the work is done but not recorded. Or another consumer of the same message has looked too,
+        // and found nothing.
         let note = "insert into consumers_example.processed_messages (id) values ($1)
                     on conflict do nothing";
         sqlx::query(note).bind(id).execute(pool).await?;
@@ -66,19 +66,19 @@ async fn by_recipe(pool: &PgPool, id: &str) -> sqlx::Result<Verdict> {
     Ok(Verdict::Ack)
 }
 
-/// The id and the work are one commit, and two consumers of a message wait for each other.
+/// Id and work are one commit. Two consumers of a message wait for each other.
 async fn by_inbox(inbox: &Inbox, pool: &PgPool, delivery: &Delivery) -> Verdict {
     let id = delivery.id.as_str();
     let message = Message::new(id).redelivered(delivery.number > 1);
     inbox.handle(pool, &message, async |tx| work(tx, PGONCE, id).await).await.verdict
 }
 
-/// One consumer: deliver, handle, acknowledge, until the queue is empty.
+/// One consumer: delivers, handles and acknowledges until the queue is empty.
 async fn consume(side: &str, options: PgConnectOptions) -> Result<()> {
     let options = options.application_name(CONSUMER);
     let mut broker = Broker::connect(&options).await?;
     let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await?;
-    // Not longer than the queue waits for a consumer that may be dead.
+    // Not longer than the queue's time-out.
     let lease = Lease::new(Duration::from_secs(1))?;
     let inbox = Inbox::new(&PgOnce::new(), "consumers_example")?.lease(lease)?;
     loop {
@@ -86,7 +86,7 @@ async fn consume(side: &str, options: PgConnectOptions) -> Result<()> {
             if broker.left(side).await? == 0 {
                 return Ok(());
             }
-            tokio::time::sleep(Duration::from_millis(5)).await; // others have them, or had
+            tokio::time::sleep(Duration::from_millis(5)).await; // other consumers have the rest, or had it
             continue;
         };
         let verdict = match side {
@@ -96,7 +96,7 @@ async fn consume(side: &str, options: PgConnectOptions) -> Result<()> {
         match verdict {
             Verdict::Retry(after) => broker.again_after(side, &delivery, after).await?,
             Verdict::Ack => broker.acknowledge(side, &delivery).await?,
-            // It would be put aside for people; here it counts as lost.
+            // In production, people would look at the message. Here it counts as lost.
             other => {
                 eprintln!("{}: {other:?}", delivery.id);
                 broker.acknowledge(side, &delivery).await?;
@@ -105,7 +105,7 @@ async fn consume(side: &str, options: PgConnectOptions) -> Result<()> {
     }
 }
 
-/// Stands for a broker with time-outs, such as SQS.
+/// Imitates a broker with time-outs, such as SQS.
 mod broker {
     use super::{Connection, Duration, PgConnectOptions, PgConnection, TIME_OUT};
 
@@ -113,7 +113,7 @@ mod broker {
 
     pub(super) struct Delivery {
         pub(super) id: String,
-        /// 1 for the first one.
+        /// 1 for the first delivery.
         pub(super) number: i32,
     }
 
@@ -122,8 +122,8 @@ mod broker {
             PgConnection::connect_with(options).await.map(Self)
         }
 
-        /// Takes the next message, and hides it from the other consumers until its time is out; not so the
-        /// first delivery of one that two shall have.
+        /// Takes the next message and hides it from other consumers until its time-out. The first delivery of a message
+        /// for two consumers does not hide it.
         pub(super) async fn deliver(&mut self, side: &str) -> sqlx::Result<Option<Delivery>> {
             let sql = "
                 update consumers_example.queue q
@@ -158,7 +158,7 @@ mod broker {
             update.execute(&mut self.0).await.map(drop)
         }
 
-        /// How many messages are not acknowledged.
+        /// The number of unacknowledged messages.
         pub(super) async fn left(&mut self, side: &str) -> sqlx::Result<i64> {
             let sql = "select count(*) from consumers_example.queue
                         where side = $1 and not acknowledged";
@@ -186,20 +186,20 @@ async fn main() -> Result<ExitCode> {
     Ok(if proved? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs both sides and prints what came of them; whether pgonce's has neither doubles nor losses.
+/// Runs both sides and prints the results. Returns whether pgonce had no doubles and no losses.
 async fn compare(options: &PgConnectOptions, seed: u64) -> Result<bool> {
     let mut conn = PgConnection::connect_with(options).await?;
-    // Distributions add their own name after a space.
+    // Distributions append their own name after a space.
     let version = "select split_part(current_setting('server_version'), ' ', 1)";
     let version: String = sqlx::query_scalar(version).fetch_one(&mut conn).await?;
     println!(
         "\
 On PostgreSQL {version}, {CONSUMERS} consumers take {MESSAGES} messages from a queue that delivers at least once. Handling
-a message inserts a row. Again and again, at random moments, a consumer is killed with kill -9 and another
-one started. What the dead one had not acknowledged is delivered again after {} s. One message in {TWICE} is
-delivered to two consumers at once. (--seed {seed} repeats the plan, but not the machine's timing.)
+a message inserts a row. At random moments a consumer is killed with kill -9, and a new one started. Messages
+that the killed one had not acknowledged are delivered again after {} s. One message in {TWICE} is delivered to
+two consumers at once. (--seed {seed} repeats the plan, but not the machine's timing.)
 
-  recipe: look into processed_messages; work, commit; insert the id, commit; acknowledge
+  recipe: look in processed_messages; work, commit; insert the id, commit; acknowledge
   pgonce: inbox.handle, with work and id in one commit; acknowledge
 ",
         TIME_OUT.as_secs()
@@ -223,8 +223,8 @@ delivered to two consumers at once. (--seed {seed} repeats the plan, but not the
         0 => println!("With the recipe, no message took effect twice this time."),
         n => println!(
             "\
-With the recipe, {n} effects are doubles. {} times a consumer was killed after it had committed its work and
-before it had committed the id; {} times two consumers had looked before either had inserted.",
+With the recipe, {n} effects are doubles. {} times, a consumer was killed after the commit of its work and
+before the commit of the id; {} times, two consumers looked before either inserted.",
             n - recipe.of_two,
             recipe.of_two
         ),
@@ -232,15 +232,14 @@ before it had committed the id; {} times two consumers had looked before either 
     match proved {
         true => println!("With pgonce, all {MESSAGES} messages took effect once."),
         false => println!(
-            "FAILED: with pgonce, {} effects were doubles and {} messages were lost. Please report it: this \
-             is a bug.",
+            "FAILED: with pgonce, {} double effects and {} lost messages. This is a bug: please report it.",
             pgonce.doubles, pgonce.lost
         ),
     }
     Ok(proved)
 }
 
-/// Consumers that are killed while they work, until the queue is empty. How many were.
+/// Runs consumers and kills them at work until the queue is empty. Returns the number of kills.
 async fn storm(side: &str, options: &PgConnectOptions, seed: u64) -> Result<u32> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut broker = Broker::connect(options).await?;
@@ -251,7 +250,7 @@ async fn storm(side: &str, options: &PgConnectOptions, seed: u64) -> Result<u32>
         tokio::time::sleep(Duration::from_millis(random.u64(PAUSE))).await;
         let victim = random.choice(&mut consumers).ok_or("there are consumers")?;
         if victim.try_wait()?.is_some() {
-            break; // the queue is empty, or something is wrong with it: see below
+            break; // the queue is empty, or a consumer failed: see below
         }
         victim.kill().await?;
         *victim = start()?;
@@ -266,28 +265,27 @@ async fn storm(side: &str, options: &PgConnectOptions, seed: u64) -> Result<u32>
     Ok(kills)
 }
 
-/// Starts this program again as a consumer.
+/// Starts this program as a consumer.
 fn start(side: &str, options: &PgConnectOptions) -> Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["consume", side]).env("DATABASE_URL", options.to_url_lossy().as_str());
     Ok(command.kill_on_drop(true).spawn()?)
 }
 
-/// What became of the messages of one side.
+/// The results of one side.
 struct Count {
     kills: u32,
     deliveries: i64,
     effects: i64,
     doubles: i64,
-    /// Of the doubles: those of messages that two consumers were given at once. The others came again when
-    /// their time was out.
+    /// The doubles of messages that two consumers had at once. The other doubles came from redeliveries.
     of_two: i64,
     lost: i64,
 }
 
 impl Count {
     async fn of(conn: &mut PgConnection, side: &str, kills: u32) -> Result<Self> {
-        // A COMMIT that a killed consumer has sent goes through all the same.
+        // A COMMIT that a killed consumer has sent still takes effect.
         let busy = "select count(*) from pg_stat_activity where application_name = $1";
         while sqlx::query_scalar::<_, i64>(busy).bind(CONSUMER).fetch_one(&mut *conn).await? > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -336,7 +334,7 @@ async fn prepare(conn: &mut PgConnection, seed: u64) -> Result<()> {
     let mut random = fastrand::Rng::with_seed(seed);
     let ids = (0..MESSAGES).map(|n| format!("{:08x}-{n}", random.u32(..))).collect::<Vec<_>>();
     let twice = (0..MESSAGES).map(|_| random.i32(0..TWICE) == 0).collect::<Vec<_>>();
-    // Both sides get the same messages. The ids are new in each run with a new seed.
+    // Both sides get the same messages. Each seed has its own ids.
     let publish = "insert into consumers_example.queue (side, id, twice)
                    select s, m.* from unnest($1::text[]) s, unnest($2::text[], $3::bool[]) m";
     let sides = [RECIPE, PGONCE];

@@ -1,7 +1,7 @@
 //! The HTTP layer without axum, on hyper: `cargo run --example hyper`.
 //!
-//! Listens on 127.0.0.1:`PORT` (3000), HTTP/1.1 and HTTP/2. Uses `DATABASE_URL`, or a throw-away
-//! PostgreSQL. Send this twice, then with another amount:
+//! Listens on 127.0.0.1:`PORT` (3000), HTTP/1.1 and HTTP/2. Uses `DATABASE_URL`, or a temporary PostgreSQL. Send this
+//! twice, then with another amount:
 //!
 //! ```sh
 //! curl -i 127.0.0.1:3000 -H 'Authorization: Bearer acme' -H 'Idempotency-Key: order-17' -d 100
@@ -30,17 +30,17 @@ use tower::{Layer, ServiceExt, service_fn};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// Who asks; put into the request by the authentication.
+/// The caller. The authentication adds it to the request.
 #[derive(Clone)]
 struct Tenant(String);
 
-/// The handler. What it writes through the transaction is committed with the key and the answer.
+/// The handler. Its writes through the transaction commit together with the key and the response.
 async fn create_payment(request: Request<Buffered<Incoming>>) -> Result<Response<String>, Error> {
     let mut tx = OnceTx::of(request.extensions())?;
     let amount = request.into_body().collect().await?.to_bytes();
     let Some(amount) = std::str::from_utf8(&amount).ok().and_then(|text| text.parse::<i64>().ok())
     else {
-        return Ok(Response::builder().status(400).body("an amount, please".to_owned())?);
+        return Ok(Response::builder().status(400).body("send an amount".to_owned())?);
     };
     let sql = "insert into hyper_payment (amount) values ($1) returning id";
     let id: i64 = sqlx::query_scalar(sql).bind(amount).fetch_one(&mut *tx).await?;
@@ -48,7 +48,7 @@ async fn create_payment(request: Request<Buffered<Incoming>>) -> Result<Response
     Ok(created.header(LOCATION, format!("/payments/{id}")).body(format!("payment {id}\n"))?)
 }
 
-/// Answers an error with 500: what the handler wrote is undone, and its key is free again.
+/// Turns an error into a 500: the handler's writes are rolled back, and the key is free again.
 async fn handle(request: Request<Buffered<Incoming>>) -> Result<Response<Full<Bytes>>, Infallible> {
     let response = create_payment(request).await.unwrap_or_else(|error| {
         eprintln!("{error}");
@@ -59,7 +59,7 @@ async fn handle(request: Request<Buffered<Incoming>>) -> Result<Response<Full<By
     Ok(response.map(Full::from))
 }
 
-/// Serves for ever: authentication, inside of it the layer, inside of that the handler.
+/// Serves until stopped: authentication outside, then the layer, then the handler.
 pub async fn serve(listener: TcpListener, pool: PgPool, once: PgOnce) -> Result<(), Error> {
     let idempotency = IdempotencyLayer::new(once, pool, |request: &Parts| {
         let Tenant(name) = request.extensions.get()?;
@@ -86,7 +86,7 @@ pub async fn serve(listener: TcpListener, pool: PgPool, once: PgOnce) -> Result<
     }
 }
 
-/// The example takes everybody's word; a program checks a token here.
+/// Accepts any name. A real program checks a token here.
 fn tenant_of<B>(request: &Request<B>) -> Option<Tenant> {
     let bearer = request.headers().get(AUTHORIZATION)?.to_str().ok()?;
     bearer.strip_prefix("Bearer ").map(|name| Tenant(name.to_owned()))

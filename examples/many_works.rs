@@ -1,5 +1,5 @@
-//! How many leased works one process holds with leases of 3 s, near to and far from its server. On a PostgreSQL of its
-//! own: `cargo run --example many_works`
+//! How many leased works one process can keep alive with leases of 3 s, near its server and far from it. Starts a
+//! temporary PostgreSQL: `cargo run --example many_works`
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -16,10 +16,10 @@ use tokio::task::JoinSet;
 
 const WORKS: [usize; 3] = [1000, 3000, 10_000];
 const LEASE: Duration = Duration::from_secs(3);
-/// For how long they are looked at, when all have begun.
+/// How long the leases are watched after all works have begun.
 const LOOKED_AT: Duration = Duration::from_secs(6);
 
-/// Listens in `folder`, and keeps what comes from the server back for `delay`.
+/// Listens in `folder`, and delays the server's bytes by `delay`.
 fn relay(folder: &Path, server: PgConnectOptions, delay: Duration) -> PgConnectOptions {
     let socket = format!(".s.PGSQL.{}", server.get_port());
     let listener = UnixListener::bind(folder.join(&socket)).expect("a socket");
@@ -35,7 +35,7 @@ fn relay(folder: &Path, server: PgConnectOptions, delay: Duration) -> PgConnectO
     server.socket(folder)
 }
 
-/// Carries bytes until one side hangs up.
+/// Copies bytes until one side closes.
 fn carry(mut from: UnixStream, mut to: UnixStream, delay: Duration) -> Option<()> {
     let mut bytes = vec![0; 256 * 1024];
     loop {
@@ -46,7 +46,7 @@ fn carry(mut from: UnixStream, mut to: UnixStream, delay: Duration) -> Option<()
     }
 }
 
-/// Whether no lease runs out of so many works that only wait.
+/// Whether no lease of `count` idle works lapses.
 async fn holds(pool: &PgPool, server: &mut PgConnection, count: usize) -> sqlx::Result<bool> {
     sqlx::query("truncate pgonce.idempotency_keys, pgonce.unfinished")
         .execute(&mut *server)
@@ -69,7 +69,7 @@ async fn holds(pool: &PgPool, server: &mut PgConnection, count: usize) -> sqlx::
         let (begun, lapsed): (i64, i64) = sqlx::query_as(sql).fetch_one(&mut *server).await?;
         let ended = works.try_join_next();
         if lapsed > 0 || ended.is_some() {
-            eprintln!("{count} works: {lapsed} leases ran out; {ended:?}");
+            eprintln!("{count} works: {lapsed} leases lapsed; {ended:?}");
             return Ok(false);
         }
         if begun == count as i64 {
@@ -86,7 +86,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let past = PgPool::connect_with(server.connect_options()).await?;
     let mut past = past.acquire().await?;
     PgOnce::new().migrate(&mut past).await?;
-    println!("| to the server and back | works held | the next step, not held |\n|---|---|---|");
+    println!(
+        "| round trip to the server | works without a lapsed lease | works when leases lapsed |\n|---|---|---|"
+    );
     for micros in [200, 1000, 5000] {
         let (folder, delay) = (tempfile::tempdir()?, Duration::from_micros(micros));
         let (mut held, mut lost) = (0, None);

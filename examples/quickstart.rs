@@ -1,6 +1,6 @@
 //! The README's example, runnable: `cargo run --example quickstart`.
 //!
-//! Uses `DATABASE_URL`, or a throw-away PostgreSQL.
+//! Uses `DATABASE_URL`, or a temporary PostgreSQL.
 
 #![allow(missing_docs, missing_debug_implementations, reason = "a program, not an API")]
 
@@ -21,7 +21,7 @@ pub struct Payment {
     pub amount: i64,
 }
 
-/// The business: knows nothing of keys, only of a transaction.
+/// The business logic: knows no keys, only a transaction.
 async fn charge(tx: &mut PgConnection, request: &Request) -> sqlx::Result<Payment> {
     let sql = "insert into quickstart_payment (account, amount) values ($1, $2) returning id";
     let id =
@@ -29,7 +29,7 @@ async fn charge(tx: &mut PgConnection, request: &Request) -> sqlx::Result<Paymen
     Ok(Payment { id, amount: request.amount })
 }
 
-/// The same business, once per key.
+/// The same, once per key.
 pub async fn pay(
     pool: &PgPool,
     once: &PgOnce,
@@ -42,7 +42,7 @@ pub async fn pay(
     Ok(payment.into_inner())
 }
 
-/// The same with each step apart.
+/// The same with separate begin, work and complete.
 pub async fn pay_in_steps(
     pool: &PgPool,
     once: &PgOnce,

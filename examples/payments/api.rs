@@ -24,10 +24,9 @@ pub struct App {
     pub provider: CardProvider,
 }
 
-/// How long a charge stays blocked when the process that works on it dies. While that process lives,
-/// the layer renews the lease every third of it, so it need not be as long as the slowest charge: only
-/// longer than a hiccup of the process or the database. 3 s suits trying it out; 30 s is a better start
-/// in production.
+/// How long a charge stays blocked after its process dies. While the process lives, the layer renews the lease after
+/// every third of it. So the lease need not outlast the slowest charge, only a short stall of the process or database.
+/// 3 s is good for trying this out; in production, begin with 30 s.
 const LEASE: Duration = Duration::from_secs(3);
 
 pub fn router(app: App, idempotency: &IdempotencyLayer) -> pgonce::Result<Router> {
@@ -37,11 +36,11 @@ pub fn router(app: App, idempotency: &IdempotencyLayer) -> pgonce::Result<Router
         .route("/payments/{id}", get(payments::show))
         .route("/charges", get(charges::list).post(charges::create).layer(leased.clone()))
         .route("/charges/{id}", get(charges::show))
-        // Added last, so outermost. The idempotency layers ask whose request it is, and no stranger
-        // must get a stored response. Rate limits and time-outs belong here too.
+        // Added last, so it is outermost: the idempotency layers need the caller's identity, and a stranger must not
+        // get a stored response. Add rate limits and time-outs here too.
         .route_layer(middleware::from_fn(authenticate));
 
-    // Clients must be able to learn which keys are taken, and for how long they are remembered.
+    // Clients must be able to learn which keys are accepted and how long they are remembered.
     let policy = json!({
         "POST /payments": idempotency.specification(),
         "POST /charges": leased.specification(),
@@ -55,21 +54,21 @@ pub fn router(app: App, idempotency: &IdempotencyLayer) -> pgonce::Result<Router
     Ok(router)
 }
 
-/// Whose request it is and what it does. A key means something only within this: the same key of
-/// another tenant, or for the other route, is another operation. The route is the one that matched: a
-/// client could write the path of a request in several ways.
+/// The caller and the operation. A key has a meaning only in this scope: the same key from another tenant or for the
+/// other route is another operation. Uses the matched route, because a client can write the path of a request in
+/// several ways.
 pub fn scope(request: &Parts) -> Option<Scope> {
     let Tenant(name) = request.extensions.get()?;
     let route = request.extensions.get::<MatchedPath>()?.as_str().trim_start_matches('/');
     Some(Scope::of([name, route])) // acme/payments
 }
 
-/// Who sent a request, once `authenticate` has seen to it.
+/// The caller, as `authenticate` found it.
 #[derive(Debug, Clone)]
 pub struct Tenant(pub String);
 
 impl Tenant {
-    /// A real service would look the token up. Here it is the tenant's name.
+    /// A real service would look up the token. Here the token is the tenant's name.
     fn of(token: &str) -> Option<Self> {
         let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let named = (1..=64).contains(&token.len()) && token.chars().all(fits);
@@ -89,7 +88,7 @@ async fn authenticate(mut request: Request, next: Next) -> Result<Response, ApiE
     Ok(next.run(request).await)
 }
 
-/// `GET /provider`: what the card provider has seen, of all tenants. For you, not for them.
+/// `GET /provider`: what the card provider has seen, for all tenants. For you, not for clients.
 async fn provider_calls(State(app): State<App>) -> Result<Json<Vec<CallsPerKey>>, ApiError> {
     Ok(Json(app.provider.calls().await?))
 }

@@ -15,29 +15,29 @@ use crate::order::Order;
 #[derive(Serialize)]
 pub struct Charge {
     charge_id: i64,
-    /// The provider's number for it.
+    /// The provider's number for the charge.
     receipt: i64,
     account: String,
     amount: i64,
     currency: String,
 }
 
-/// `POST /charges`. The layer has committed a claim on the key before this runs. It runs to its end even
-/// if the client hangs up. Should the process die, the claim lapses and a retry comes here again.
+/// `POST /charges`. Before this runs, the layer has committed a claim on the key. The handler continues if the client
+/// hangs up. If the process dies, the claim lapses, and a retry runs the handler again.
 pub async fn create(
     State(app): State<App>,
     claim: OnceClaim,
     Extension(tenant): Extension<Tenant>,
     order: Order,
 ) -> Result<impl IntoResponse, ApiError> {
-    // No transaction can cover the provider, so this call may be made more than once. But always with
-    // the same key, made from our client's, and so the provider charges the card once. From here on the
-    // client's key stays with this order, however this ends.
+    // No transaction covers the provider, so this call may happen more than once. It always has the same key, derived
+    // from the client's key, so the provider charges the card once. From here on, the client's key stays bound to this
+    // order, whatever happens.
     let key = claim.derived_key("charge");
     let receipt = app.provider.charge(&key, &order).await?;
 
-    // From here on it is all in this database. The layer commits this transaction together with the key
-    // and the answer, unless the claim was lost to another request meanwhile.
+    // The rest is in this database. The layer commits this transaction with the key and the response, unless another
+    // request has taken over the claim.
     let mut tx = claim.begin().await?;
     let sql = "insert into payments_example.charge (receipt, tenant, account, amount, currency)
                values ($1, $2, $3, $4, $5) returning charge_id";
@@ -63,7 +63,7 @@ impl From<Row> for Charge {
     }
 }
 
-/// `GET /charges`, the tenant's own.
+/// `GET /charges`: the tenant's charges.
 pub async fn list(
     State(app): State<App>,
     Extension(tenant): Extension<Tenant>,

@@ -1,5 +1,4 @@
-//! What the service answers when it does not go well: problem details (RFC 9457), as the idempotency
-//! layer does.
+//! The service's error responses, as problem details (RFC 9457) like those of the idempotency layer.
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
@@ -8,25 +7,25 @@ use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-/// The comments say what becomes of the key. The layer goes by the status, and by whether the handler has
-/// used its transaction or claim; `pgonce::web::Settle` in a response would overrule that.
+/// The comments say what happens to the key. The layer decides by the status, and by whether the handler has used its
+/// transaction or claim; `pgonce::web::Settle` in a response would override that.
 #[derive(Debug)]
 pub enum ApiError {
-    /// 401, outside the idempotency layer: the key is not even looked at.
+    /// 401, outside the idempotency layer, which does not see the key.
     Unauthorized,
     /// 404 to a `GET`, which has no key.
     NotFound,
-    /// 400, before the handler did anything: the key stays free.
+    /// 400, before the handler has done anything: the key stays free.
     Invalid(String),
-    /// What axum says of a body that is no order. The same.
+    /// axum's answer to a body that is no order. The key stays free too.
     NoOrder(JsonRejection),
-    /// 402, from the handler: final. Its writes are undone, and a retry gets this answer again.
+    /// 402, from the handler: final. Its writes are rolled back, and a retry gets this response again.
     Declined(&'static str),
-    /// 502: it is not known whether the provider charged the card. The provider was sent a derived key, so the client's
-    /// key stays with this order: a retry runs the handler again, and another order under this key is refused.
+    /// 502: unknown whether the provider charged the card. The provider got a derived key, so the client's key stays
+    /// bound to this order: a retry runs the handler again, another order with this key is refused.
     ProviderAway(String),
-    /// 500: its writes are undone, and a retry runs the handler again. The key is free, unless the provider has
-    /// been called; then it stays with its order.
+    /// 500: the writes are rolled back, and a retry runs the handler again. The key is free, unless the provider was
+    /// called; then the key stays bound to its order.
     Broken(String),
 }
 
@@ -35,7 +34,7 @@ impl ApiError {
         match self {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::NotFound => StatusCode::NOT_FOUND,
-            // axum says 422, which the idempotency layer says when a key belongs to another request.
+            // axum answers 422. In the idempotency layer, 422 means that the key belongs to another request.
             Self::Invalid(_) | Self::NoOrder(JsonRejection::JsonDataError(_)) => {
                 StatusCode::BAD_REQUEST
             }
@@ -46,11 +45,11 @@ impl ApiError {
         }
     }
 
-    /// For the client. What broke is for the log.
+    /// For the client. The cause goes to the log.
     fn detail(&self) -> String {
         match self {
             Self::Unauthorized => "Send `Authorization: Bearer TENANT`.".to_owned(),
-            Self::NotFound => "You have no such thing.".to_owned(),
+            Self::NotFound => "Not found.".to_owned(),
             Self::Invalid(detail) => format!("{detail}."),
             Self::NoOrder(rejection) => rejection.body_text(),
             Self::Declined(reason) => (*reason).to_owned(),
@@ -60,7 +59,7 @@ impl ApiError {
                     .to_owned()
             }
             Self::Broken(_) => {
-                "Something broke here. Send the same request with the same key again.".to_owned()
+                "Internal error. Send the same request with the same key again.".to_owned()
             }
         }
     }

@@ -1,13 +1,13 @@
 //! Payments and card charges over HTTP, each done once per `Idempotency-Key`:
 //! `cargo run --example payments`. The page http walks through it with curl.
 //!
-//! Uses `DATABASE_URL`, or a throw-away PostgreSQL. Listens on 127.0.0.1, port `PORT` (3000).
+//! Uses `DATABASE_URL`, or a temporary PostgreSQL. Listens on 127.0.0.1, port `PORT` (3000).
 //!
 //! - `api.rs`: the routes, and the order of their layers. Begin here.
-//! - `payments.rs`: a transactional route, for what is all in this database.
-//! - `charges.rs`: a leased route, for what calls another service.
-//! - `provider.rs`: that service, a fake one.
-//! - `order.rs`, `error.rs`: what comes in, and what goes out when it does not go well.
+//! - `payments.rs`: a transactional route, for work in this database.
+//! - `charges.rs`: a leased route, for work that calls another service.
+//! - `provider.rs`: a fake of that service.
+//! - `order.rs`, `error.rs`: the requests, and the error responses.
 
 #![allow(unreachable_pub, reason = "a program, not an API")]
 
@@ -39,18 +39,17 @@ async fn main() -> anyhow::Result<()> {
 
     let database = Database::from_env(&Options::new()).await?;
     let once = PgOnce::new();
-    // A pool would go on trying for 30 s; a database that is not there is better told of at once.
+    // A pool would retry for 30 s. An unreachable database should be reported at once.
     let mut conn = PgConnection::connect_with(&database.connect_options())
         .await
         .context("cannot connect to the database")?;
-    // Both may run in any number of instances at once.
+    // Several instances may run these at once.
     once.migrate(&mut conn).await?;
     create_tables(&mut conn).await?;
     conn.close().await?;
     let pool = PgPool::connect_with(database.connect_options()).await?;
     let provider = CardProvider::connect(database.connect_options()).await?;
 
-    // Keys past their retention are deleted in the background.
     let (reaper, reaped) = (Reaper::new(&once), pool.clone());
     let reaper =
         tokio::spawn(async move { reaper.run_until(reaped, std::future::pending::<()>()).await });
@@ -62,7 +61,7 @@ async fn main() -> anyhow::Result<()> {
     println!("listening on http://{}", listener.local_addr()?);
     axum::serve(listener, router).with_graceful_shutdown(stop).await?;
 
-    // No request is left, but charges whose clients have hung up are still being worked on.
+    // No request is left, but charges of clients that hung up may still run.
     idempotency.drain().await;
     reaper.abort();
     pool.close().await;
@@ -72,11 +71,11 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The service's own tables. Nothing in them forbids a payment or charge to be there twice, so that you
-/// can see what does.
+/// The service's tables. They have no constraint against a second payment or charge, so that you can see what prevents
+/// one.
 async fn create_tables(conn: &mut PgConnection) -> sqlx::Result<()> {
-    // Statements sent together are one transaction. The lock lets one instance at a time through;
-    // without it, two that start at once would both miss the schema and both create it.
+    // Statements sent together are one transaction. The lock lets one instance pass at a time: without it, two starting
+    // instances would both find no schema and both create it.
     let tables = "
         select pg_advisory_xact_lock(hashtextextended('payments_example', 0));
         create schema if not exists payments_example;
@@ -91,7 +90,7 @@ async fn create_tables(conn: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::raw_sql(tables).execute(conn).await.map(drop)
 }
 
-/// Ends when the process is asked to stop: by Ctrl-C, or by SIGTERM, which process managers send.
+/// Ends when the process is asked to stop: by Ctrl-C, or by the SIGTERM of process managers.
 #[cfg(unix)]
 fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
@@ -107,6 +106,6 @@ fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
 
 #[cfg(not(unix))]
 fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
-    // An error means that there is no Ctrl-C here, and nothing to wait for.
+    // An error means that there is no Ctrl-C here, so there is nothing to wait for.
     Ok(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
 }

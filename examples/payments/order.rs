@@ -1,4 +1,4 @@
-//! What both routes take.
+//! The body of both routes' requests.
 
 use axum::Json;
 use axum::extract::{FromRequest, Request};
@@ -14,9 +14,8 @@ pub struct Order {
     pub currency: String,
 }
 
-/// An extractor, so a handler never sees an order that makes no sense. It says so before the handler
-/// has used its transaction or claim: nothing is stored, and the key is still free for the order that
-/// was meant.
+/// An extractor, so that handlers see only valid orders. It refuses an order before the handler uses its transaction or
+/// claim: nothing is stored, and the key stays free for the corrected order.
 impl<S: Send + Sync> FromRequest<S> for Order {
     type Rejection = ApiError;
 
@@ -31,14 +30,14 @@ impl Order {
     fn check(&self) -> Result<(), String> {
         let account = self.account.trim();
         if !(1..=64).contains(&account.len()) || account.chars().any(char::is_control) {
-            return Err("account takes 1 to 64 bytes without control characters".to_owned());
+            return Err("account must have 1 to 64 bytes and no control characters".to_owned());
         }
         if self.amount <= 0 {
-            return Err("amount takes a number of cents above zero".to_owned());
+            return Err("amount must be a number of cents above zero".to_owned());
         }
         let letters = self.currency.chars().all(|c| c.is_ascii_alphabetic());
         if self.currency.len() != 3 || !letters {
-            return Err("currency takes three letters, such as EUR".to_owned());
+            return Err("currency must be three letters, such as EUR".to_owned());
         }
         Ok(())
     }

@@ -21,8 +21,8 @@ pub struct Payment {
     currency: String,
 }
 
-/// `POST /payments`. The layer has begun the key in `tx`. When this returns, it stores the answer there,
-/// commits, and only then sends the answer's first byte. An error undoes what was written.
+/// `POST /payments`. The layer has begun the key in `tx`. When this returns, the layer stores the response there,
+/// commits, and only then sends the response. An error rolls back the writes.
 pub async fn create(
     mut tx: OnceTx,
     Extension(tenant): Extension<Tenant>,
@@ -33,7 +33,7 @@ pub async fn create(
     Ok((StatusCode::CREATED, [(LOCATION, location)], Json(payment)))
 }
 
-/// The business. It knows nothing of keys, only of a transaction.
+/// The business logic: knows no keys, only a transaction.
 async fn pay(tx: &mut PgConnection, tenant: &Tenant, order: Order) -> Result<Payment, ApiError> {
     let sql = "insert into payments_example.payment (tenant, account, amount, currency)
                values ($1, $2, $3, $4) returning payment_id";
@@ -44,7 +44,7 @@ async fn pay(tx: &mut PgConnection, tenant: &Tenant, order: Order) -> Result<Pay
         .bind(&order.currency)
         .fetch_one(tx)
         .await?;
-    // Two amounts stand for trouble. What was written above is undone by both.
+    // Two amounts simulate errors. Both roll back the insert above.
     match order.amount {
         402 => Err(ApiError::Declined("The account has no funds.")),
         500 => Err(ApiError::Broken("a disk is on fire".to_owned())),
@@ -63,7 +63,7 @@ impl From<Row> for Payment {
     }
 }
 
-/// `GET /payments`, the tenant's own. Needs no key, like every `GET`.
+/// `GET /payments`: the tenant's payments. Like every `GET`, needs no key.
 pub async fn list(
     State(app): State<App>,
     Extension(tenant): Extension<Tenant>,

@@ -1,7 +1,7 @@
-//! A card provider, as others run them: far away, slow, and honouring idempotency keys.
+//! A card provider, as third parties run them: remote, slow, and honoring idempotency keys.
 //!
-//! It is a fake. Its books are in tables of its own, over connections of its own, and it commits for
-//! itself: it remembers what it did for a process that died right afterwards, as a real one would.
+//! A fake. It has its own tables and connections and commits separately. So it remembers what it did even if its caller
+//! dies right afterwards, as a real provider would.
 
 use std::time::Duration;
 
@@ -21,13 +21,13 @@ pub struct CardProvider {
 /// Why the provider did not charge a card.
 #[derive(Debug)]
 pub enum Refused {
-    /// The card is declined, and will be.
+    /// The card is declined, and stays declined.
     Declined,
-    /// It cannot be reached; or so it seems from here. It may have charged the card.
+    /// The provider is unreachable, or seems so. It may have charged the card.
     Away(String),
 }
 
-/// How often a key was sent to the provider, and how often it charged a card for it.
+/// How often the provider got a key, and how often it charged a card for the key.
 #[derive(Serialize)]
 pub struct CallsPerKey {
     key: String,
@@ -35,7 +35,7 @@ pub struct CallsPerKey {
     charges: i64,
 }
 
-/// How long it takes to answer.
+/// How long the provider takes to answer.
 const LATENCY: Duration = Duration::from_millis(50);
 
 impl CardProvider {
@@ -55,7 +55,7 @@ impl CardProvider {
         Ok(Self { pool })
     }
 
-    /// Charges a card, and returns a receipt. A key it knows gets the receipt it got before.
+    /// Charges a card and returns a receipt. A known key gets the same receipt again.
     pub async fn charge(&self, key: &Key, order: &Order) -> Result<i64, Refused> {
         let call = "insert into card_provider_example.call (key) values ($1)";
         sqlx::query(call).bind(key.as_str()).execute(&self.pool).await?;
@@ -78,7 +78,7 @@ impl CardProvider {
         Ok(sqlx::query_scalar(receipt).bind(key.as_str()).fetch_one(&self.pool).await?)
     }
 
-    /// Its books, for you to look at. A real provider has a dashboard.
+    /// The provider's books, for you to look at. A real provider has a dashboard.
     pub async fn calls(&self) -> sqlx::Result<Vec<CallsPerKey>> {
         let sql = "select key, count(*), count(distinct receipt)
                      from card_provider_example.call left join card_provider_example.charge using (key)
@@ -105,7 +105,7 @@ impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Declined => Self::Declined("The card was declined."),
-            // It may have charged the card. A retry sends the same order under the same key, and so gets the receipt.
+            // It may have charged the card. A retry sends the same order with the same key, and so gets the receipt.
             Refused::Away(cause) => Self::ProviderAway(cause),
         }
     }

@@ -80,6 +80,6 @@ async fn the_comparison_fails_when_pgonce_does() {
     assert_eq!(output.status.code(), Some(1));
     let [_, doubles] = row(&told, "doubles");
     assert!(doubles > 0);
-    let failed = format!("FAILED: with pgonce, {doubles} effects were doubles and 0 messages");
+    let failed = format!("FAILED: with pgonce, {doubles} double effects and 0 lost messages");
     assert!(told.contains(&failed));
 }

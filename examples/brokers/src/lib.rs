@@ -1,13 +1,13 @@
-//! What the three consumers share: the database, the inbox, and the work.
+//! Shared by the three consumers: the database, the inbox, and the work.
 
 use std::time::Duration;
 
 use anyhow::Context;
-use pgonce::{Failure, Inbox, Lease, PgOnce, Response, Policy};
+use pgonce::{Failure, Inbox, Lease, PgOnce, Policy, Response};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
 
-/// How many messages a consumer handles at once. Each takes a connection while it is handled.
+/// How many messages a consumer handles at once. Each needs a connection.
 pub const AT_ONCE: u16 = 20;
 
 /// The queue, stream or topic to consume: the program's first argument.
@@ -16,10 +16,10 @@ pub fn queue() -> String {
     std::env::args().nth(1).unwrap_or_else(|| "orders".to_owned())
 }
 
-/// The database that `DATABASE_URL` names, with the tables that the orders need.
+/// The database in `DATABASE_URL`, with the tables for orders.
 ///
 /// # Errors
-/// When there is none, or it is not ready.
+/// If `DATABASE_URL` is not set, or the database is not reachable or not ready.
 pub async fn database() -> anyhow::Result<PgPool> {
     let url = std::env::var("DATABASE_URL").context("DATABASE_URL is not set")?;
     let pool = PgPoolOptions::new().max_connections(AT_ONCE.into()).connect(&url).await?;
@@ -30,10 +30,10 @@ pub async fn database() -> anyhow::Result<PgPool> {
     Ok(pool)
 }
 
-/// The tables of the work, unless they are there.
+/// Creates the work's tables if they are missing.
 ///
 /// # Errors
-/// The database's.
+/// The database's errors.
 pub async fn create_tables(conn: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::raw_sql(
         "create table if not exists account (
@@ -46,31 +46,31 @@ pub async fn create_tables(conn: &mut PgConnection) -> sqlx::Result<()> {
     .map(drop)
 }
 
-/// After how many attempts a message is dead: `INBOX_ATTEMPTS`, or 5. Redelivered messages that are handled when
-/// a consumer is killed count, whoever killed it.
+/// After this many attempts a message is dead: `INBOX_ATTEMPTS`, or 5. All redelivered messages in progress when a
+/// consumer is killed count one attempt, even those that did not kill it.
 fn attempts() -> u32 {
     std::env::var("INBOX_ATTEMPTS").ok().and_then(|attempts| attempts.parse().ok()).unwrap_or(5)
 }
 
-/// The inbox of the consumer with this name. What the brokers may deliver again after more than its retention
-/// would be new; the README says how to bound that.
+/// The inbox of the consumer with this name. A message that the broker redelivers after the inbox's retention would be
+/// new; the README says how to prevent this.
 ///
 /// # Errors
-/// When the name breaks the limits of a scope.
+/// If the name is not a valid scope.
 pub fn inbox(consumer: &str) -> pgonce::Result<Inbox> {
     let two_weeks = Duration::from_secs(14 * 86_400);
     let inbox = Inbox::new(&PgOnce::new(), consumer)?
         .policy(Policy::inbox().retention(two_weeks)?.max_attempts(attempts())?)?
-        // So long a message waits that was delivered again and whose consumer then died.
+        // How long a redelivered message waits after its consumer has died.
         .lease(Lease::new(Duration::from_secs(2))?)?
         .pauses(Duration::from_millis(500), Duration::from_secs(60))?;
     Ok(inbox)
 }
 
-/// The work: an order, such as `alice 5`, is paid from the customer's account.
+/// The work: pays an order, such as `alice 5`, from the customer's account.
 ///
 /// # Errors
-/// Undone and tried again when there is no such customer, or too little in the account; final when it is no order.
+/// Rolled back and retried if the customer is unknown or the balance too low. Final if the body is no order.
 pub async fn place_order(tx: &mut PgConnection, message: &str, body: &[u8]) -> Result<(), Failure> {
     let Some((customer, amount)) = parse(body) else {
         return Err(Failure::keep(Response::bytes("not an order")));

@@ -1,15 +1,15 @@
-//! A consumer of Kafka. `KAFKA_BROKERS` says where it is; the arguments are the topic, and settings of
-//! librdkafka such as `session.timeout.ms=10000`.
+//! A consumer for Kafka. `KAFKA_BROKERS` has the address. The arguments are the topic, and settings of librdkafka such
+//! as `session.timeout.ms=10000`.
 //!
-//! - Ids: the header `id`, which the publisher sets; without it topic, partition and offset, which survive
-//!   redelivery but no publisher that sends twice.
-//! - Redelivery: Kafka does not know, so the inbox counts every attempt before it is made: one commit more.
-//! - Delays: it has none. The message waits in this process, and the others pass it.
-//! - Dead letters: it has none. They go to a topic beside the first one, with the reason in a header.
+//! - Ids: the header `id`, set by the publisher. Without it: topic, partition and offset, which survive a redelivery,
+//!   but not a publisher that sends twice.
+//! - Redelivery: Kafka does not tell, so the inbox counts every attempt before it begins, with one more commit.
+//! - Delays: Kafka has none. The message waits in this process while others pass it.
+//! - Dead letters: Kafka has none. They go to a second topic, with the reason in a header.
 //!
-//! Kafka keeps one offset for each partition: everything before it is done. Here messages of one partition are
-//! handled at once and in any order, and its offset follows the oldest that is not done. Who needs their order
-//! handles a partition's messages one after the other, and lets each wait for the one before.
+//! Kafka keeps one offset per partition: everything before it is done. This consumer handles messages of a partition
+//! concurrently, in any order, and sets the offset before the oldest unfinished message. If you need their order,
+//! handle a partition's messages one after the other, and let each wait for the previous one.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -27,8 +27,8 @@ use sqlx::PgPool;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// How many messages are in this process at most, those that wait for their turn or their next attempt included.
-/// When all of these wait, so does everything behind them: no longer than until their attempts are used up.
+/// The maximum of messages in this process, including those that wait for their turn or next attempt. If all of them
+/// wait, everything behind them waits, until their attempts are used up at the latest.
 const IN_FLIGHT: usize = 25 * AT_ONCE as usize;
 
 #[tokio::main]
@@ -43,8 +43,8 @@ async fn main() -> anyhow::Result<()> {
     config
         .set("group.id", &topic)
         .set("auto.offset.reset", "earliest")
-        // librdkafka commits, now and then, what `store_offset` has stored: messages that are done. By itself
-        // it would store the offset of every message that it has handed out.
+        // librdkafka commits from time to time the offsets that `store_offset` has stored: those of finished messages.
+        // By default it would store the offset of every message that it delivers.
         .set("enable.auto.offset.store", "false")
         .set("auto.commit.interval.ms", "1000");
     for argument in std::env::args().skip(2) {
@@ -64,7 +64,7 @@ async fn main() -> anyhow::Result<()> {
                     Ok(message) => message.detach(),
                     Err(error @ KafkaError::MessageConsumptionFatal(_)) => return Err(error.into()),
                     Err(error) => {
-                        eprintln!("{error}"); // librdkafka gets over it
+                        eprintln!("{error}"); // librdkafka recovers
                         continue;
                     }
                 };
@@ -78,7 +78,7 @@ async fn main() -> anyhow::Result<()> {
                 if let Some(done) = partition.done(offset)
                     && let Err(error) = consumer.store_offset(&topic, number, done)
                 {
-                    // The partition was given to another consumer. It gets the message again.
+                    // The partition was assigned to another consumer, which gets the message again.
                     eprintln!("partition {number}: {error}");
                 }
             }
@@ -86,7 +86,7 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-/// What of a partition is being handled.
+/// The messages of a partition that are in progress.
 #[derive(Default)]
 struct Partition {
     in_flight: BTreeSet<i64>,
@@ -99,7 +99,7 @@ impl Partition {
         self.last = self.last.max(offset);
     }
 
-    /// The last offset up to which everything is done, if there is one.
+    /// The last offset up to which everything is done, if any.
     fn done(&mut self, offset: i64) -> Option<i64> {
         self.in_flight.remove(&offset);
         let done = self.in_flight.first().map_or(self.last, |oldest| oldest - 1);
@@ -107,7 +107,7 @@ impl Partition {
     }
 }
 
-/// Returns when the message is done or put aside, and not before: its partition and its offset.
+/// Returns partition and offset once the message is done or put aside.
 async fn handle(
     pool: PgPool,
     inbox: Inbox,
@@ -126,7 +126,8 @@ async fn handle(
     let body = delivery.payload().unwrap_or_default();
     let message = Message::new(&id);
     loop {
-        // Not while it waits. And what only waits for its turn must not be counted, if this process dies now.
+        // A message needs a turn to be handled, not to wait. Begin only with a turn: a message that merely waits must
+        // not count an attempt if this process dies.
         let turn = at_once.acquire().await?;
         let work = async |tx: &mut _| brokers::place_order(tx, &id, body).await;
         let handled = inbox.handle(&pool, &message, work).await;
@@ -142,7 +143,7 @@ async fn handle(
     }
 }
 
-/// Puts the message into the topic beside this one, and waits until the brokers have it for sure.
+/// Puts the message into the dead-letter topic, and waits until the brokers confirm it.
 async fn dead_letter(
     producer: &FutureProducer,
     delivery: &OwnedMessage,

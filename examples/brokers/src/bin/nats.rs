@@ -1,11 +1,10 @@
-//! A consumer of NATS JetStream. `NATS_URL` says where it is; the argument is the stream.
+//! A consumer for NATS JetStream. `NATS_URL` has the address. The argument is the stream.
 //!
-//! - Ids: the header `Nats-Msg-Id`, by which JetStream also drops what is published twice within its duplicate
-//!   window; without it the message's number in the stream, which survives redelivery but no publisher that
-//!   sends twice.
+//! - Ids: the header `Nats-Msg-Id`, by which JetStream also drops duplicates within its duplicate window. Without it:
+//!   the message's number in the stream, which survives a redelivery, but not a publisher that sends twice.
 //! - Redelivery: JetStream counts deliveries.
-//! - Delays: it has them, per message.
-//! - Dead letters: it has none. They go to a stream beside the first one, with the reason in a header.
+//! - Delays: per message.
+//! - Dead letters: JetStream has none. They go to a second stream, with the reason in a header.
 
 use std::time::Duration;
 
@@ -29,7 +28,7 @@ async fn main() -> anyhow::Result<()> {
     let stream = stream::Config {
         name: queue.clone(),
         subjects: vec![format!("{queue}.*")],
-        retention: RetentionPolicy::WorkQueue, // what is acknowledged is gone
+        retention: RetentionPolicy::WorkQueue, // acknowledged messages are deleted
         ..stream::Config::default()
     };
     let stream = jetstream.get_or_create_stream(stream).await?;
@@ -37,19 +36,19 @@ async fn main() -> anyhow::Result<()> {
     jetstream.get_or_create_stream(dead).await?;
     let consumer = pull::Config {
         durable_name: Some("consumer".to_owned()),
-        // When a consumer has died, its messages are delivered again after this time; and also when it takes
-        // longer over one, which does no harm, because then the inbox says that it is being handled.
+        // JetStream redelivers a message after this time, if its consumer has died, or is slow. The latter is harmless:
+        // the inbox then says that the message is being handled.
         ack_wait: Duration::from_secs(30),
-        // The inbox counts. After max_deliver JetStream would let a message lie, and tell nobody.
+        // The inbox counts. After max_deliver deliveries, JetStream would silently stop delivering a message.
         max_deliver: -1,
-        // Messages that wait for their next attempt count: so many may wait before the others do.
+        // Messages that wait for their next attempt count too. When this many wait, the others wait as well.
         max_ack_pending: 10_000,
         ..pull::Config::default()
     };
     let consumer: PullConsumer = stream.get_or_create_consumer("consumer", consumer).await?;
     consumer
         .stream()
-        .max_messages_per_batch(AT_ONCE.into()) // what lies here unhandled uses up its ack_wait
+        .max_messages_per_batch(AT_ONCE.into()) // time spent here unhandled counts toward ack_wait
         .messages()
         .await?
         .map_err(anyhow::Error::from)
@@ -79,7 +78,7 @@ async fn handle(
         Verdict::Retry(after) => AckKind::Nak(Some(after)),
         Verdict::DeadLetter(reason) => {
             let mut headers = delivery.headers.clone().unwrap_or_default();
-            headers.insert(NATS_MESSAGE_ID, id.as_str()); // once there, also if this line runs twice
+            headers.insert(NATS_MESSAGE_ID, id.as_str()); // stored once, even if this line runs twice
             headers.insert("Reason", reason);
             let body = delivery.payload.clone();
             let published = jetstream.publish_with_headers(dead_letters(queue), headers, body);

@@ -1,13 +1,13 @@
-//! A consumer of RabbitMQ. `AMQP_URL` says where it is; the argument is the queue.
+//! A consumer for RabbitMQ. `AMQP_URL` has the address. The argument is the queue.
 //!
-//! - Ids: `message_id`, which the publisher sets. RabbitMQ makes none, so a message without one is dead.
-//! - Redelivery: RabbitMQ says so, when a consumer had the message and did not acknowledge it. A message that has
-//!   waited in a delay queue is a copy, which it calls new; the header `x-death` tells.
-//! - Delays: it has none. The message goes through a queue where messages expire into the first one.
-//! - Dead letters: a queue beside the first one, with the reason in a header. RabbitMQ's own dead-lettering
-//!   (`reject`) could not tell the reason.
+//! - Ids: `message_id`, set by the publisher. RabbitMQ sets none, so a message without one is dead.
+//! - Redelivery: RabbitMQ says so if a consumer had the message and did not acknowledge it. A message from a delay
+//!   queue is a copy, which RabbitMQ calls new; the header `x-death` shows that it is one.
+//! - Delays: RabbitMQ has none. The message goes to a queue whose messages expire into the main queue.
+//! - Dead letters: a second queue, with the reason in a header. RabbitMQ's own dead-lettering (`reject`) cannot carry
+//!   the reason.
 //!
-//! When the broker goes away the program ends, for a supervisor to start it again.
+//! If the broker goes away, the program ends, and a supervisor must restart it.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 use pgonce::{Inbox, Message, Verdict};
 use sqlx::PgPool;
 
-/// In milliseconds, a power of two; the longest is at least the inbox's longest pause.
+/// In milliseconds, powers of two. The longest is at least the inbox's longest pause.
 const SHORTEST_DELAY: u32 = 256;
 const LONGEST_DELAY: u32 = 65_536;
 
@@ -36,9 +36,9 @@ async fn main() -> anyhow::Result<()> {
     let address = std::env::var("AMQP_URL").unwrap_or_else(|_| "amqp://127.0.0.1:5672".to_owned());
     let connection = Connection::connect(&address, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
-    // Without confirmations a copy could be lost after its original was acknowledged.
+    // Without confirmations, a copy could be lost after its original was acknowledged.
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    // How many messages the broker sends without an acknowledgement, and so how many are handled at once.
+    // How many unacknowledged messages the broker sends, and so how many are handled at once.
     channel.basic_qos(AT_ONCE, BasicQosOptions::default()).await?;
     let durable = QueueDeclareOptions::durable();
     for name in [queue.clone(), dead_letters(&queue)] {
@@ -75,13 +75,13 @@ async fn handle(
             copy(channel, dead_letters(queue), &delivery, Some(reason)).await?;
         }
     }
-    // A copy of what could not be handled is in another queue by now. Who dies before this line leaves both:
-    // the inbox takes them for one.
+    // If the message could not be handled, another queue has a copy by now. If the process dies before this line, both
+    // remain; the inbox treats them as one message.
     delivery.ack(BasicAckOptions::default()).await?;
     Ok(())
 }
 
-/// Whether it comes from a delay queue. RabbitMQ takes that copy for a new message, and says so only here.
+/// Whether the message comes from a delay queue. RabbitMQ calls that copy new; only this header tells.
 fn has_waited(delivery: &Delivery) -> bool {
     let headers = delivery.properties.headers().as_ref();
     headers.is_some_and(|headers| headers.contains_key("x-death"))
@@ -91,8 +91,8 @@ fn dead_letters(queue: &str) -> String {
     format!("{queue}.dead")
 }
 
-/// Queues whose messages go back to the first one after a time, one for every power of two milliseconds: only
-/// the head of a queue expires, so one that waits longer must not be before one that waits less.
+/// Queues whose messages return to the main queue after a time. One queue per power of two milliseconds: only the head
+/// of a queue expires, so a long wait would block a short one behind it.
 async fn declare_delay_queues(channel: &Channel, queue: &str) -> anyhow::Result<()> {
     let mut milliseconds = SHORTEST_DELAY;
     while milliseconds <= LONGEST_DELAY {
@@ -113,7 +113,7 @@ fn delay_queue(queue: &str, after: Duration) -> String {
     format!("{queue}.retry.{}", milliseconds.next_power_of_two().max(SHORTEST_DELAY))
 }
 
-/// Puts the message into another queue, and waits until the broker has it for sure.
+/// Puts the message into another queue, and waits until the broker confirms it.
 async fn copy(
     channel: &Channel,
     queue: String,
@@ -124,7 +124,7 @@ async fn copy(
     if let Some(reason) = reason {
         headers.insert("reason".into(), AMQPValue::LongString(reason.into()));
     }
-    // Not its expiration: it must not vanish from there.
+    // Without its expiration: the copy must not expire there.
     let mut properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
     if let Some(id) = delivery.properties.message_id() {
         properties = properties.with_message_id(id.clone());

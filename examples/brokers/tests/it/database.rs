@@ -1,4 +1,4 @@
-//! One throw-away PostgreSQL per run, one database per test.
+//! One temporary PostgreSQL per run, one database per test.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,10 +12,10 @@ use tokio::time::Instant;
 
 use crate::process::Process;
 
-/// How long a test waits for something that must happen before it calls it a failure.
+/// How long a test waits for something that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(45);
 
-/// Accounts that can pay, so that orders seldom wait for each other.
+/// Accounts with money: many, so that orders seldom wait for each other.
 pub const CUSTOMERS: usize = 50;
 const BALANCE: i64 = 1_000_000;
 
@@ -24,24 +24,24 @@ pub struct Database {
     pub pool: PgPool,
     /// For the consumer's `DATABASE_URL`.
     pub url: String,
-    /// Of the consumers: after how many a message is dead.
+    /// The consumers' limit: after this many attempts a message is dead.
     pub attempts: u32,
 }
 
-/// The server that all tests share. It is never dropped; the server notices that this process has ended.
+/// The server of all tests. It is never dropped; it stops when this process ends.
 async fn server() -> &'static Throwaway {
     static SERVER: OnceCell<Throwaway> = OnceCell::const_new();
     let options = Options::new()
         .fast()
         .setting("max_connections", "200")
-        // A session whose consumer was killed must not wait for a lock, and hold others, until it gets it.
+        // A killed consumer's session must not wait for a lock while it has others.
         .setting("client_connection_check_interval", "50ms");
     let start = async || Throwaway::start(&options).await.expect("a PostgreSQL to test on");
     SERVER.get_or_init(start).await
 }
 
 impl Database {
-    /// With accounts that can pay, and `poor`, who cannot.
+    /// With accounts that have money, and `poor`, which has none.
     pub async fn new() -> Self {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let name = format!("test_{}", COUNTER.fetch_add(1, Ordering::Relaxed));
@@ -69,14 +69,13 @@ impl Database {
         self.number("select count(*) from orders").await
     }
 
-    /// The ids of the messages that took effect.
     pub async fn done(&self) -> HashSet<String> {
         let ids: Vec<String> =
             sqlx::query_scalar("select message from orders").fetch_all(&self.pool).await.unwrap();
         ids.into_iter().collect()
     }
 
-    /// Waits until a question is answered with a number from `enough` on, while the consumer runs.
+    /// Waits until the query returns at least `enough`, while the consumer runs.
     pub async fn until(&self, sql: &str, enough: i64, consumer: &mut Process) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -89,7 +88,7 @@ impl Database {
         }
     }
 
-    /// Fails unless so many messages took effect, once each, and what they did adds up.
+    /// Fails unless exactly this many messages took effect, once each, and the balances add up.
     pub async fn exactly(&self, messages: i64) {
         let orders = self.orders().await;
         let distinct = self.number("select count(distinct message) from orders").await;

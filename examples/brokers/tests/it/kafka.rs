@@ -1,4 +1,4 @@
-//! librdkafka's mock cluster: brokers of the real protocol, in this process.
+//! librdkafka's mock cluster: brokers with the real protocol, in this process.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -22,13 +22,13 @@ const DEAD: &str = "orders.dead";
 const PARTITIONS: i32 = 4;
 
 struct Kafka {
-    /// Asks for offsets, as a member of the consumer's group that takes no messages.
+    /// Reads offsets, as a member of the consumer's group that takes no messages.
     group: BaseConsumer,
     dead: BaseConsumer,
     dead_letters: Vec<(String, String)>,
     /// Partition, offset and id.
     published: Vec<(i32, i64, String)>,
-    /// Dropped last: a client that cannot say good-bye takes a minute over it.
+    /// Dropped last: a client that cannot log off takes a minute to close.
     cluster: MockCluster<'static, DefaultProducerContext>,
 }
 
@@ -47,7 +47,7 @@ impl Kafka {
         Self { cluster, group, dead, dead_letters: Vec::new(), published: Vec::new() }
     }
 
-    /// The offset from which each partition would be delivered again.
+    /// The offset from which each partition would be redelivered.
     fn committed(&self) -> Vec<i64> {
         let mut all = TopicPartitionList::new();
         all.add_partition_range(TOPIC, 0, PARTITIONS - 1);
@@ -55,7 +55,7 @@ impl Kafka {
         let offset = |partition| match committed.find_partition(TOPIC, partition).unwrap().offset()
         {
             Offset::Offset(offset) => offset,
-            Offset::Invalid => 0, // none yet
+            Offset::Invalid => 0, // no offset yet
             other => panic!("{other:?}"),
         };
         (0..PARTITIONS).map(offset).collect()
@@ -83,8 +83,9 @@ impl Broker for Kafka {
             ("INBOX_ATTEMPTS", db.attempts.to_string()),
             ("KAFKA_BROKERS", brokers),
         ];
-        // So that the group soon notices that its member was killed (the mock lets the first one wait for three
-        // seconds, and it must not seem dead by then), and there is something to compare.
+        // Short, so that the group soon notices a killed member. Not shorter: the mock makes the first member wait
+        // three seconds, and it must not seem dead by then. And offsets are committed often, so that there is something
+        // to compare.
         let arguments = [
             TOPIC,
             "session.timeout.ms=3200",

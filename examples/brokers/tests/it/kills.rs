@@ -1,4 +1,4 @@
-//! A consumer that is killed again and again loses nothing and does nothing twice, whatever the broker.
+//! A consumer that is killed repeatedly loses nothing and does nothing twice, with any broker.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -10,22 +10,22 @@ use tokio::time::Instant;
 const MESSAGES: usize = 1000;
 const KILLS: usize = 10;
 
-/// A broker as its test sees it.
+/// A broker, as the test sees it.
 pub trait Broker {
-    /// Publishes messages, each with an id and a body, in this order.
+    /// Publishes messages, each with id and body, in this order.
     async fn publish(&mut self, messages: &[(String, String)]);
 
-    /// Another process: the example, which consumes what is published.
+    /// Starts the example as another process that consumes the messages.
     fn consumer(&self, db: &Database) -> Process;
 
-    /// Fails if the broker no longer holds a message that is not in `done`. Returns how many messages it will
-    /// deliver though they are done: their consumer died in between.
+    /// Fails if the broker no longer has a message that is not in `done`. Returns how many finished messages it will
+    /// redeliver, because their consumer died in between.
     async fn compare(&mut self, done: impl AsyncFnOnce() -> HashSet<String>) -> usize;
 
-    /// How many messages it still holds. Called while a consumer runs it may be less than that.
+    /// How many messages the broker still has. The count may be too low while a consumer runs.
     async fn held(&mut self) -> usize;
 
-    /// How many messages are in the dead-letter queue, and of the last one what it says why.
+    /// The dead-letter queue: ids and reasons.
     async fn dead_letters(&mut self) -> Vec<(String, String)>;
 }
 
@@ -34,9 +34,9 @@ pub fn order(n: usize) -> (String, String) {
 }
 
 pub async fn every_message_takes_effect_once(broker: &mut impl Broker) {
-    // None of them is at fault, however often it is handled when its consumer is killed.
+    // Enough attempts: no message is at fault, however often its consumer is killed.
     let db = Database { attempts: 100, ..Database::new().await };
-    // Every tenth is published twice, not long after the first time.
+    // Every tenth is published twice, the second time 50 messages later.
     let again = |n: usize| n.checked_sub(50).filter(|n| n % 10 == 0).map(order);
     let orders: Vec<_> = (0..MESSAGES + 50)
         .flat_map(|n| [(n < MESSAGES).then(|| order(n)), again(n)])
@@ -63,10 +63,10 @@ pub async fn every_message_takes_effect_once(broker: &mut impl Broker) {
     assert!(broker.dead_letters().await.is_empty());
 }
 
-/// Lets consumers run until the broker holds nothing.
+/// Runs consumers until the broker has no messages.
 pub async fn drain(broker: &mut impl Broker, db: &Database) {
     let deadline = Instant::now() + PATIENCE;
-    // A consumer that is killed before it has acknowledged leaves a message, so each gets more time than the last.
+    // A consumer that is killed before it acknowledges leaves a message, so each gets more time than the last.
     let mut time = Duration::from_millis(100);
     loop {
         let mut consumer = broker.consumer(db);
@@ -76,7 +76,7 @@ pub async fn drain(broker: &mut impl Broker, db: &Database) {
             assert!(Instant::now() < deadline, "messages are left");
         }
         consumer.kill();
-        // Only when nobody is at work does the broker count every message.
+        // The broker's count is complete only while no consumer runs.
         if broker.held().await == 0 {
             return;
         }

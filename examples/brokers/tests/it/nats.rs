@@ -1,4 +1,4 @@
-//! NATS JetStream from Debian's package, on a port and with data of its own.
+//! NATS JetStream from Debian's package, on its own port with its own data.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -25,7 +25,7 @@ struct Nats {
     published: Vec<String>,
 }
 
-/// The server that all tests share; it ends with this process. Returns its URL.
+/// The server of all tests; it ends with this process. Returns its URL.
 async fn server() -> &'static str {
     static SERVER: OnceCell<(Process, String)> = OnceCell::const_new();
     let start = async || {
@@ -60,7 +60,7 @@ impl Nats {
     async fn new(queue: &'static str) -> Self {
         let url = server().await;
         let jetstream = jetstream::new(async_nats::connect(url).await.unwrap());
-        // As the example would make them, but quicker to deliver again and to take what is published twice.
+        // Like the example's, but redelivers sooner and has a shorter duplicate window.
         let config = stream::Config {
             name: queue.to_owned(),
             subjects: vec![format!("{queue}.*")],
@@ -82,7 +82,7 @@ impl Nats {
 
 impl Broker for Nats {
     async fn publish(&mut self, messages: &[(String, String)]) {
-        // JetStream drops the second of two while its duplicate window is open, so those come last.
+        // JetStream drops a duplicate while its duplicate window is open, so duplicates come last.
         let mut left: Vec<_> = messages.iter().collect();
         while !left.is_empty() {
             let mut dropped = Vec::new();
@@ -113,7 +113,7 @@ impl Broker for Nats {
         Process::start(env!("CARGO_BIN_EXE_nats"), &[self.queue], environment)
     }
 
-    /// Every message has a subject of its own here, so JetStream says which it holds.
+    /// Every message has its own subject here, so JetStream tells which messages it has.
     async fn compare(&mut self, done: impl AsyncFnOnce() -> HashSet<String>) -> usize {
         let all = format!("{}.*", self.queue);
         let held: Vec<(String, usize)> =

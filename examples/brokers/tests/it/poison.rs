@@ -1,4 +1,4 @@
-//! What can never be handled ends in the dead-letter queue, and holds nothing else up.
+//! Messages that always fail end in the dead-letter queue, and delay no other message.
 
 use tokio::time::Instant;
 
@@ -21,7 +21,7 @@ pub async fn it_is_put_aside_while_others_pass(broker: &mut impl Broker) {
     let others = i64::try_from(OTHERS).unwrap();
     db.until("select count(*) from orders", others, &mut consumer).await;
     let dead = broker.dead_letters().await;
-    // The pauses between the attempts of each are nearly four seconds together.
+    // The pauses between a message's attempts add up to nearly four seconds.
     assert!(dead.iter().all(|(id, _)| id == "nonsense"), "others waited for poison: {dead:?}");
 
     let deadline = Instant::now() + PATIENCE;
@@ -35,7 +35,7 @@ pub async fn it_is_put_aside_while_others_pass(broker: &mut impl Broker) {
     for (id, reason) in &dead {
         let expected = match id.as_str() {
             "nonsense" => "it has failed for good",
-            _ => "a database error (SQLSTATE 23514)", // the account would be overdrawn
+            _ => "a database error (SQLSTATE 23514)", // the balance is too low
         };
         assert_eq!(reason, expected, "{id}");
     }
@@ -47,7 +47,7 @@ pub async fn it_is_put_aside_while_others_pass(broker: &mut impl Broker) {
     assert_eq!(db.number(attempts).await, 5005, "each was tried five times");
 }
 
-/// The consumer dies while it handles the message, every time, and cannot say that it failed.
+/// The consumer dies each time it handles the message, and cannot report a failure.
 pub async fn it_is_put_aside_though_it_kills_its_consumer(broker: &mut impl Broker) {
     let db = Database::new().await;
     let mut lock = db.pool.begin().await.unwrap();
@@ -66,7 +66,8 @@ pub async fn it_is_put_aside_though_it_kills_its_consumer(broker: &mut impl Brok
     let deadline = Instant::now() + PATIENCE;
     let dead = 'consumers: loop {
         let mut consumer = broker.consumer(&db);
-        // A consumer that dies takes those with it that are being handled. They would be counted too.
+        // A dying consumer takes other messages in progress with it, which would count attempts too. So finish those
+        // first.
         db.until("select count(*) from orders", all, &mut consumer).await;
         while db.number(stuck).await == 0 {
             consumer.must_run();
@@ -79,9 +80,9 @@ pub async fn it_is_put_aside_though_it_kills_its_consumer(broker: &mut impl Brok
         }
         consumer.kill();
         kills += 1;
-        // Five attempts count, and the first delivery does not where the broker says that it is the first.
-        assert!(kills <= 6, "it kills consumers for ever");
-        // The server soon notices that the client of that session is gone.
+        // Five attempts count. The first delivery does not count if the broker says that it is the first.
+        assert!(kills <= 6, "it keeps killing consumers");
+        // The server soon notices that the session's client is gone.
         while db.number(stuck).await > 0 {
             assert!(Instant::now() < deadline, "the session of a dead consumer stays");
         }

@@ -1,4 +1,4 @@
-//! RabbitMQ from Debian's package, on ports and with data of its own.
+//! RabbitMQ from Debian's package, on its own ports with its own data.
 
 use std::collections::HashSet;
 
@@ -23,7 +23,7 @@ struct RabbitMq {
     dead: Vec<(String, String)>,
 }
 
-/// The server that all tests share; it ends with this process. Returns its URL.
+/// The server of all tests; it ends with this process. Returns its URL.
 async fn server() -> &'static str {
     static SERVER: OnceCell<(Process, String)> = OnceCell::const_new();
     let start = async || {
@@ -38,8 +38,8 @@ async fn server() -> &'static str {
             ("ERL_EPMD_PORT", epmd.to_string()),
             ("ERL_EPMD_ADDRESS", "127.0.0.1".to_owned()),
         ];
-        // In the foreground: as a daemon epmd would leave the session, and outlive it.
-        // Nothing of the machine's own server: neither its settings nor its plugins.
+        // In the foreground: as a daemon, epmd would leave the session and outlive it. Without the settings and plugins
+        // of the machine's own server.
         let script = r#"
             export RABBITMQ_MNESIA_BASE=$PWD/data RABBITMQ_LOG_BASE=$PWD RABBITMQ_LOGS=-
             export RABBITMQ_CONF_ENV_FILE=/dev/null RABBITMQ_CONFIG_FILE=$PWD/none
@@ -75,7 +75,7 @@ impl RabbitMq {
         self.connection.create_channel().await.unwrap()
     }
 
-    /// A queue that a consumer has made.
+    /// A queue that a consumer has declared.
     async fn queue(&self, name: &str) -> Queue {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let channel = self.channel().await;
@@ -108,9 +108,9 @@ impl Broker for RabbitMq {
         Process::start(env!("CARGO_BIN_EXE_rabbitmq"), &[self.queue], environment)
     }
 
-    /// Which messages a queue holds it does not say, only how many.
+    /// RabbitMQ tells only how many messages a queue has, not which.
     async fn compare(&mut self, done: impl AsyncFnOnce() -> HashSet<String>) -> usize {
-        // The broker takes back what the dead consumer had in the same step in which it forgets it.
+        // The broker takes back a dead consumer's messages in the step in which it forgets the consumer.
         while self.queue(self.queue).await.consumer_count() > 0 {}
         let acknowledged = self.published.len().saturating_sub(self.held().await);
         let done = done().await;
@@ -121,7 +121,7 @@ impl Broker for RabbitMq {
 
     async fn held(&mut self) -> usize {
         let mut held = 0;
-        // In the direction in which messages move: one that moves meanwhile is counted twice, not never.
+        // In the direction in which messages move: a moving message is counted twice rather than missed.
         for power in 8..=16 {
             let name = format!("{}.retry.{}", self.queue, 1 << power);
             held += self.queue(&name).await.message_count();

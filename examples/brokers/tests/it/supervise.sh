@@ -1,16 +1,16 @@
-# Runs one program in a session and a folder of its own. Standard input is a pipe from the test: when it breaks,
-# because the test has ended in whatever way, every process of the session is killed with signal 9. The folder
-# goes when they are gone.
+# Runs one program in its own session and folder. Standard input is a pipe from the test: when it
+# breaks because the test has ended in any way, every process of the session is killed with signal
+# 9. Then the folder is removed.
 trap '' HUP INT TERM
 dir=$1
 shift
 cd "$dir" || exit
-exec 3<&0 </dev/null 4>&2 2>/dev/null # the shell itself would say that they were killed
+exec 3<&0 </dev/null 4>&2 2>/dev/null # or the shell would report the kills
 setsid "$@" 2>&4 3<&- 4>&- &
 child=$!
 {
     read -r _ <&3
-    # It may not have its session yet, so repeat it.
+    # The program may not have its session yet, so repeat.
     until kill -s KILL -- "-$child"; do sleep 0.1; done
 } &
 watch=$!
@@ -18,7 +18,8 @@ exec 3<&-
 wait "$child"
 status=$?
 [ "$status" = 137 ] || tail -n 20 log >&4
-# What it left behind goes too: epmd, for one. Then its folder can. Not for ever: what init does not reap stays.
+# Kills what the program left behind (epmd), so that its folder can be removed. Gives up after a
+# second: processes that init does not reap stay.
 for _ in 1 2 3 4 5 6 7 8 9 10; do
     kill -s KILL -- "-$child" || break
     sleep 0.1
