@@ -1,4 +1,4 @@
-//! Which operations are abandoned, and how they are picked.
+//! Which operations are abandoned, and how a recovery picks them.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::support::db::{PATIENCE, TestDb, kept_for, op, started};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Leaves a lapsed claim behind for each key, the first one lapsed longest ago.
+/// Leaves a lapsed claim for each key; the first key's claim lapsed first.
 pub async fn abandon(db: &TestDb, keys: impl IntoIterator<Item = String>) {
     for (number, key) in (0..).zip(keys) {
         drop(db.lease(&op(&key), MINUTE).await);
@@ -41,13 +41,13 @@ async fn abandoned_is_what_nobody_works_on() {
     done.fail(&mut conn, Response::empty()).await.unwrap();
     let short = op("forgotten").policy(kept_for(Duration::from_secs(30)));
     drop(db.lease(&short, Duration::from_secs(10)).await);
-    // Committed and never completed: its effect is there, and it must not run again.
+    // Committed without complete: its effect exists, and it must not run again.
     let transactional = op("transactional");
     drop(started(db.once.begin(&mut conn, &transactional).await.unwrap()));
     assert_eq!(abandoned(&db).await, [""; 0]);
     db.advance(MINUTE).await;
     assert_eq!(abandoned(&db).await, ["first", "second"]);
-    // Given back, there is nothing to go on with, unless steps are recorded.
+    // A released key has nothing to continue, unless steps are recorded.
     for (key, step) in [("untouched", false), ("begun", true)] {
         let given_back = db.lease(&op(key), 10 * MINUTE).await;
         if step {
@@ -69,13 +69,13 @@ async fn a_leased_key_is_unfinished_from_begin_to_its_end() {
     let mut conn = db.conn().await;
     let unfinished = async || db.ask::<i64>("select count(*) from {}.unfinished").await;
     let ten = Duration::from_secs(10);
-    // Taken over, it stays the same one, with its tries.
+    // After a takeover, the row and its tries stay.
     drop(db.lease(&op("k"), ten).await);
     db.execute("update {}.unfinished set tries = 7").await;
     db.advance(ten).await;
     let claim = db.lease(&op("k"), ten).await;
     assert_eq!(db.ask::<i32>("select tries from {}.unfinished").await, 7);
-    // Given back with a step, it may be picked at once, and its tries count anew.
+    // Released with a step: it may be picked at once, and its tries count from zero.
     let sql = "select {}.record_step('test/scope', 'k', $1, 'charge', null, '1')";
     sqlx::query(db.sql(sql)).bind(claim.token()).execute(&mut conn).await.unwrap();
     claim.release(&mut conn).await.unwrap();
@@ -84,13 +84,13 @@ async fn a_leased_key_is_unfinished_from_begin_to_its_end() {
     let claim = db.lease(&op("k"), ten).await;
     claim.complete(&mut conn, Response::empty()).await.unwrap();
     assert_eq!(unfinished().await, 0);
-    // A transactional claim takes a leased one over, and is none.
+    // A transactional claim takes over a leased one, and is not listed itself.
     drop(db.lease(&op("tx"), ten).await);
     db.advance(ten).await;
     let claim = started(db.once.begin(&mut conn, &op("tx")).await.unwrap());
     assert_eq!(unfinished().await, 0);
     claim.complete(&mut conn, Response::empty()).await.unwrap();
-    // Forgotten, it goes with its key or with the key's next life.
+    // A forgotten key leaves the list when it is reaped or begun again.
     let short = |key| op(key).policy(kept_for(ten));
     for key in ["reaped", "again", "again in a transaction"] {
         drop(db.lease(&short(key), ten).await);
@@ -199,7 +199,7 @@ async fn only_unfinished_keys_are_read() {
             db.sql("select pg_stat_get_xact_tuples_returned('{}.idempotency_keys'::regclass)");
         let read: i64 = sqlx::query_scalar(read).fetch_one(&mut *tx).await.unwrap();
         assert_eq!(read, 0, "rows were read one after the other; analyzed: {analyze}");
-        // Of many that are due, only those picked are looked up.
+        // Of many due keys, looks up only the picked ones.
         let looked_up = async |tx: &mut PgConnection| {
             let sql =
                 db.sql("select pg_stat_get_xact_tuples_fetched('{}.idempotency_keys'::regclass)");
@@ -255,7 +255,7 @@ async fn what_has_failed_is_due_at_once_unless_a_recovery_has_put_it_off() {
     assert!(db.ask::<bool>(due).await);
 }
 
-// A malformed body is enough to give a claim back: it must not fill the list that operators look at.
+// A malformed body can make a handler release its claim. Such claims must not fill the operators' list.
 #[tokio::test]
 async fn a_claim_that_is_given_back_with_nothing_done_is_not_abandoned() {
     let db = TestDb::new().await;
@@ -270,13 +270,12 @@ async fn a_claim_that_is_given_back_with_nothing_done_is_not_abandoned() {
     for (round, release) in through.into_iter().enumerate() {
         let key = format!("sql {round}");
         let begin = "call {}.begin_leased('test/scope', $1, $2, 60000)";
-        // Again and again, also after an attempt that has lapsed.
         for attempt in 1..=3 {
             let token = sqlx::types::Uuid::new_v4();
             sqlx::query(db.sql(begin)).bind(&key).bind(token).execute(&mut conn).await.unwrap();
             assert_eq!(listed().await, 1, "{release}");
             if attempt == 2 {
-                db.advance(2 * MINUTE).await; // lapsed: it is abandoned until somebody goes on
+                db.advance(2 * MINUTE).await; // lapsed: abandoned until the next caller takes over
                 assert_eq!(abandoned(&db).await, [key.as_str()]);
                 continue;
             }
@@ -291,7 +290,7 @@ async fn a_claim_that_is_given_back_with_nothing_done_is_not_abandoned() {
     db.lease(&op("rust"), MINUTE).await.release(&mut conn).await.unwrap();
     db.advance(2 * MINUTE).await;
     assert_eq!((listed().await, abandoned(&db).await), (0, vec![]));
-    // With a step done it goes on, and an operator's release lets a recovery go on.
+    // With a finished step, a retry continues; after an operator's release, so does a recovery.
     let claim = db.lease(&op("stepped"), MINUTE).await;
     let step = "call {}.commit_step('test/scope', 'stepped', $1, 'charge', null, '1')";
     sqlx::query(db.sql(step)).bind(claim.token()).execute(&mut conn).await.unwrap();

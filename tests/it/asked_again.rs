@@ -1,4 +1,5 @@
-//! A leased begin whose answer was lost is asked for again with the same token; and leases that outlast the retention.
+//! A leased begin whose answer was lost is repeated with the same token. Also: leases longer than the rest of the
+//! retention.
 
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ async fn a_begin_whose_answer_is_lost_starts_once() {
     assert_eq!(unfinished, 0);
 }
 
-/// Begins with this token, as a caller does that has lost its answer: the answer, and the attempt.
+/// Begins with this token, like a caller that lost the answer. Returns answer and attempt.
 async fn ask(db: &TestDb, token: Uuid, on_lapse: &str) -> (String, Option<i32>) {
     let call = "call {}.begin_leased('test/scope', 'k', $1, 60000, p_on_lapse => $2)";
     let row =
@@ -56,7 +57,7 @@ async fn a_begin_that_is_asked_again_late_is_the_same_claim_until_another_has_ta
         assert_eq!(ask(&db, token, on_lapse).await, first, "lapsed, and nobody has taken it over");
         let live = "select lease_expires_at = {}._clock() + interval '1 min' from {}.keys";
         assert!(db.ask::<bool>(live).await, "the lease counts from the last asking");
-        // Another caller is told so, and takes it over when it has lapsed again.
+        // Another caller gets "in progress", and takes over once the claim has lapsed again.
         assert_eq!(
             word(&db.once.begin_leased(&db.pool, &op("k"), lasting(MINUTE)).await.unwrap()),
             "in progress"
@@ -77,7 +78,7 @@ async fn a_claim_that_was_taken_over_after_the_retention_was_raised_is_extended_
     let before = op("k").policy(kept_for(HOUR));
     drop(db.lease(&before, MINUTE).await);
     db.advance(50 * MINUTE).await;
-    // Longer than what is left of the row's retention, and within the caller's.
+    // Longer than the rest of the row's retention, but shorter than the caller's.
     let raised = op("k").policy(kept_for(24 * HOUR));
     let mut claim = db.lease(&raised, 2 * HOUR).await;
     assert_eq!(claim.attempt(), 2);
@@ -90,7 +91,7 @@ async fn a_claim_that_was_taken_over_after_the_retention_was_raised_is_extended_
         assert_eq!(db.once.reap_once(&mut conn, 10).await.unwrap().deleted, 0);
     }
     claim.complete_leased(&db.pool, Response::empty()).await.unwrap();
-    // What is refused is what was ever refused.
+    // Limits that always applied still apply.
     let op = Operation::new("test/scope", "other").unwrap();
     let Begin::Started(mut claim) =
         db.once.begin_leased(&db.pool, &op, lasting(MINUTE)).await.unwrap()

@@ -1,5 +1,5 @@
-//! Arguments outside their limits are refused where they are written, in words; a lease that does not fit its key's
-//! retention, before anything has run.
+//! Arguments outside their limits are refused where they are given, with a clear message. A lease longer than its key's
+//! retention is refused before anything runs.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ fn protocol<T: std::fmt::Debug, E>(result: Result<T, RunError<E>>) -> Error {
     }
 }
 
-/// Before there is a key, while it is being worked on, and when it is done.
+/// Checks a new key, a key in progress, and a finished key.
 async fn in_every_state(db: &TestDb, check: impl AsyncFn(&str)) {
     check("new").await;
     let claim = db.lease(&op("k"), LEASE).await;
@@ -96,7 +96,7 @@ fn an_inbox_refuses_a_lease_above_its_retention_and_pauses_outside_their_limits(
     }
 }
 
-// Trap 31. No time left is not "for ever", and not "no lease" either.
+// Trap 31. No time left means neither "without limit" nor "no lease".
 #[tokio::test]
 async fn a_layer_refuses_a_lease_above_its_retention_whichever_comes_first() {
     let db = TestDb::new().await;

@@ -1,4 +1,4 @@
-//! Waits of verbs, procedures and the inbox: each has a bound, and an answer at its end.
+//! Waits of verbs, procedures and the inbox: each is bounded and ends with an answer.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::support::db::{PATIENCE, TestDb, effect, kept_for, lasting, started, w
 
 const LONG: Duration = Duration::from_secs(3600);
 const MINUTE: Duration = Duration::from_secs(60);
-/// No wait of this length may be waited for its own sake; what is slow is the machine.
+/// No test waits this long on purpose; only a slow machine comes close.
 const SOON: Duration = Duration::from_secs(10);
 
 fn op() -> Operation {
@@ -21,7 +21,6 @@ fn inbox(db: &TestDb, wait: Duration) -> Inbox {
     Inbox::new(&db.once, "orders").unwrap().policy(Policy::inbox().wait(wait).unwrap()).unwrap()
 }
 
-/// What stands in the way of the key.
 const BLOCKERS: [&str; 6] = [
     "an open begin",
     "an open receive",
@@ -31,7 +30,7 @@ const BLOCKERS: [&str; 6] = [
     "an open reap",
 ];
 
-/// Puts it there, in a transaction that stays open on the returned connection.
+/// Blocks the key in a transaction that stays open on the returned connection.
 async fn block(db: &TestDb, blocker: &str) -> PgConnection {
     let mut conn = db.conn().await;
     let statement = match blocker {
@@ -60,7 +59,7 @@ async fn block(db: &TestDb, blocker: &str) -> PgConnection {
     conn
 }
 
-/// Asks for the key in one way, on a connection with these settings, and says what the answer is.
+/// Begins the key in one way, on a connection with these settings. Returns the answer.
 async fn ask(db: &TestDb, way: &str, wait: Duration, settings: [(&str, &str); 2]) -> String {
     let options = db.options.clone().options(settings);
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
@@ -75,7 +74,7 @@ async fn ask(db: &TestDb, way: &str, wait: Duration, settings: [(&str, &str); 2]
                 },
                 _ => word(&db.once.begin(&mut tx, &op().policy(waits(wait))).await.unwrap()),
             };
-            // The caller's transaction goes on, with its settings.
+            // The caller's transaction continues with its settings.
             for (name, value) in settings {
                 let now: String = sqlx::query_scalar("select current_setting($1)")
                     .bind(name)
@@ -108,13 +107,13 @@ async fn without_a_wait_every_way_in_answers_soon_whatever_stands_in_the_way() {
             let db = TestDb::new().await;
             db.stop_clock().await;
             let blocking = block(&db, blocker).await;
-            // The caller's own bound neither ends in an error nor is it waited for.
+            // The caller's lock_timeout neither raises an error nor delays the answer.
             for lock_timeout in ["0", "1ms", "1h"] {
                 let settings = [("lock_timeout", lock_timeout), ("statement_timeout", "0")];
                 let asking = ask(&db, way, Duration::ZERO, settings);
                 let answer = tokio::time::timeout(PATIENCE, asking).await;
                 let answer = answer.unwrap_or_else(|_| panic!("{way} hangs behind {blocker}"));
-                // A leased claim stays on the list of what is unfinished, which is what is locked.
+                // A leased claim stays in `unfinished`, whose rows are locked here.
                 let free = (blocker, way) == ("an open pick_abandoned", "begin_leased");
                 assert_eq!(
                     answer,
@@ -172,15 +171,15 @@ async fn a_cancel_by_a_person_is_not_taken_for_the_end_of_a_wait() {
 
 #[tokio::test]
 async fn a_transaction_that_has_written_is_told_at_once_and_does_not_deadlock() {
-    // Long after the answer, and well before MINUTE: a receive waits some milliseconds in any case, and the holder's
-    // own look for deadlocks must not fall into them.
+    // Long after the answer, but well before MINUTE: a receive always waits some milliseconds, and the holder's
+    // deadlock check must not run in that time.
     let options = [("deadlock_timeout", "5s")];
     for way in ["begin_operation", "receive"] {
         let db = TestDb::new().await;
         db.execute("create table {}.stock as select 7 as amount").await;
         let pool = PgPool::connect_lazy_with(db.options.clone().options(options));
         let sell = "update {}.stock set amount = amount - 1";
-        // One holds the key, the other the business row, and each wants what the other one has.
+        // One has the key, the other the business row, and each wants the other's.
         let mut holder = pool.begin().await.unwrap();
         match way {
             "receive" => drop(inbox(&db, MINUTE).receive(&mut holder, "k").await.unwrap()),
@@ -217,7 +216,7 @@ async fn a_transaction_that_has_written_is_told_at_once_and_does_not_deadlock() 
 #[tokio::test]
 async fn what_ends_a_claim_waits_for_as_long_as_its_caller_allows() {
     let db = TestDb::new().await;
-    // By a lock on the row itself, and on its place in the list of what is unfinished.
+    // Blocked by a lock on the key's row, then on its row in `unfinished`.
     for table in ["idempotency_keys", "unfinished"] {
         for call in ["complete", "fail", "release", "lapse"] {
             let key = format!("{table} {call}");
@@ -279,7 +278,7 @@ async fn operators_actions_do_not_wait() {
     }
 }
 
-/// Transaction ids of this session: of its transaction, and of each subtransaction that has written and was kept.
+/// Transaction ids of this session: one for its transaction, one per kept subtransaction that has written.
 async fn ids(conn: &mut PgConnection) -> i64 {
     let sql = "select count(*) from pg_locks where locktype = 'transactionid' and pid = pg_backend_pid() and granted";
     sqlx::query_scalar(sql).fetch_one(conn).await.unwrap()
@@ -301,7 +300,7 @@ async fn a_thousand_messages_of_which_one_is_blocked_take_few_subtransactions() 
         }
     }
     let ids = ids(&mut tx).await;
-    assert!(ids <= 12, "{ids}"); // the logarithm of a thousand, and its own
+    assert!(ids <= 12, "{ids}"); // about log2(1000), plus the transaction's own
 }
 
 #[tokio::test]
@@ -310,7 +309,7 @@ async fn a_batch_that_is_blocked_as_a_whole_keeps_to_the_bound() {
     let messages: Vec<_> = (0..1000).map(|n| format!("m{n:03}")).collect();
     for (known, answer) in [(false, "new"), (true, "known")] {
         if known {
-            // Every one has a row, and is locked.
+            // Every message has a row, and every row is locked.
             let fails = "select count(r) from unnest($1::text[]) m,
                          lateral {}._count_attempt('orders', m, 1000000, 0, null, 'no') r";
             sqlx::query(db.sql(fails)).bind(&messages).execute(&mut db.conn().await).await.unwrap();
@@ -340,7 +339,6 @@ async fn overlapping_batches_that_are_blocked_do_not_deadlock() {
         let batch = async |from: usize| {
             let mut conn = PgConnection::connect_with(&options).await.unwrap();
             let mut tx = conn.begin().await.unwrap();
-            // In any order.
             let mut ids: Vec<_> = (from..from + 150).map(|n| format!("{wait:?} {n:03}")).collect();
             fastrand::shuffle(&mut ids);
             let received = inbox(&db, wait).receive_many(&mut tx, &ids).await?;

@@ -1,4 +1,4 @@
-//! Futures dropped at every await, pools of one connection, and calls from other threads.
+//! Futures dropped at every await, pools with one connection, and calls from other threads.
 
 use std::collections::BTreeSet;
 use std::future::poll_fn;
@@ -18,16 +18,16 @@ use crate::support::proxy::Proxy;
 const LONG: Duration = Duration::from_secs(20);
 const LEASE: Duration = Duration::from_secs(30);
 
-/// Where to drop a future: while it waits for the `awaits`-th time.
+/// When to drop a future: at its `awaits`-th wait.
 #[derive(Debug, Clone, Copy)]
 struct Moment {
     awaits: usize,
-    /// Drop it when what it waits for is there but unseen; else at once, the request just sent.
+    /// Drop it when the response has arrived unseen; otherwise at once, right after the request.
     answered: bool,
 }
 
-/// Drops a call at its first await, at its second, and so on. `call` says whether it got through
-/// and what it came to; returns everything that calls came to.
+/// Drops a call at its first await, then at its second, and so on. `call` returns whether it finished, and its result.
+/// Returns all results.
 async fn dropped_everywhere(
     call: impl AsyncFn(Moment) -> (bool, &'static str),
 ) -> BTreeSet<&'static str> {
@@ -44,10 +44,10 @@ async fn dropped_everywhere(
     ends
 }
 
-/// The future's output, or `None` when it was dropped before.
+/// The future's output, or `None` if it was dropped first.
 ///
-/// Its connection goes through a proxy on the same thread. No answer can be there before the future
-/// has waited for it, so every request has its await, however quick the server is.
+/// The connection goes through a proxy on the same thread. No response can arrive before the future waits for it, so
+/// every request has an await, however fast the server is.
 async fn drop_at<F: Future>(moment: Moment, proxy: &Proxy, future: F) -> Option<F::Output> {
     let Moment { awaits, answered } = moment;
     let mut left = awaits;
@@ -66,19 +66,19 @@ async fn drop_at<F: Future>(moment: Moment, proxy: &Proxy, future: F) -> Option<
     })
     .await;
     let asked = proxy.requests().len() - asked;
-    // Only a queued ROLLBACK and the ping behind it share one.
+    // Only a queued ROLLBACK and the ping behind it share an await.
     assert!(output.is_none() || awaits >= asked, "{awaits} awaits for {asked} requests");
     output
 }
 
-/// The pool's next borrower writes outside any transaction, and everybody sees it at once.
+/// The pool's next borrower writes outside any transaction, visible to everyone at once.
 async fn next_borrower_is_heard(db: &TestDb, pool: &PgPool, key: &str) {
     let mut borrowed = pool.acquire().await.expect("the connection comes back");
     effect(&mut borrowed, &db.schema, key).await.unwrap();
     assert_eq!(effects_of(db, key).await, 1, "a lost write: {key}");
 }
 
-/// On a connection that is new, and on one that has run before and has its statements prepared.
+/// On a new connection, and on a used one with prepared statements.
 async fn runs_dropped_everywhere(work: Work, done_before: bool) {
     let db = TestDb::new().await;
     db.execute("alter table {}.effect add unique (key) deferrable initially deferred").await;
@@ -123,7 +123,7 @@ async fn a_replaying_run_dropped_at_any_await_leaves_no_transaction_open() {
     runs_dropped_everywhere(Work::Succeeds, true).await;
 }
 
-/// The whole operation with the verbs, up to COMMIT.
+/// The whole operation by the verbs, up to COMMIT.
 async fn verbs(db: &TestDb, tx: &mut PgConnection, key: &str) {
     let claim = started(db.once.begin(tx, &op(key).policy(waits(LONG))).await.unwrap());
     effect(tx, &db.schema, key).await.unwrap();
@@ -144,7 +144,6 @@ async fn verbs_dropped_at_any_await_roll_back_with_their_transaction() {
         let op = op(&key);
         let row = db.once.inspect(&mut conn, op.scope(), op.key()).await.unwrap();
         assert!(row.is_none(), "{key}");
-        // The same connection is as good as before.
         let mut tx = conn.begin().await.unwrap();
         verbs(&db, &mut tx, &key).await;
         pgonce::commit(tx).await.unwrap();
@@ -165,7 +164,7 @@ async fn a_leased_begin_dropped_at_any_await_has_the_key_or_has_not() {
         let output =
             drop_at(moment, &proxy, db.once.begin_leased(&pool, &op, lasting(LEASE))).await;
         let mut conn = pool.acquire().await.unwrap();
-        // What was sent is done: on the same connection, or on one that was closed.
+        // Statements that were sent are finished: on the same connection, or on one that was closed.
         if pid_of(&mut conn).await != pid {
             gone(&db, pid).await;
         }
@@ -200,7 +199,7 @@ async fn a_complete_dropped_at_any_await_is_stored_or_is_not() {
     assert_eq!(ends, ["in progress", "replay"].into());
 }
 
-/// Its connection lives on, or is closed in the middle of it.
+/// The connection survives, or is closed in the middle.
 #[tokio::test]
 async fn a_migrate_dropped_at_any_await_is_applied_whole_or_not_at_all() {
     let db = TestDb::new().await;
@@ -332,7 +331,7 @@ async fn a_background_reaper_told_to_stop_finishes_its_batch() {
     assert_eq!(db.ask::<i64>(OVERDUE).await.unsigned_abs(), 2500 - deleted);
 }
 
-/// Compiling is half of this test: a future that is not `Send` cannot be spawned.
+/// Half of this test is compilation: a future that is not `Send` cannot be spawned.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_future_can_be_spawned() {
     let db = TestDb::new().await;

@@ -1,4 +1,4 @@
-//! `examples/checkout.rs` tells what it says it tells.
+//! `examples/checkout.rs` prints what happens.
 
 use std::process::Stdio;
 
@@ -9,7 +9,7 @@ use crate::support::db::PATIENCE;
 use crate::support::db::TestDb;
 use crate::support::example::example;
 
-/// The lines of the story, without the numbers of its processes.
+/// The story's lines, without process ids.
 async fn story() -> Vec<String> {
     let db = TestDb::in_new_database().await;
     let telling = Command::new(example("checkout"))

@@ -1,5 +1,5 @@
-//! What sql/ops/citus.sql puts in the place of two functions does the same as they do. There is no Citus here: its
-//! functions are stood in for, so that the file runs.
+//! The two functions that sql/ops/citus.sql replaces behave like the originals. There is no Citus here: its functions
+//! are faked, so that the file runs.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const STAND_INS: &str = "
     create function {}_citus.create_distributed_function(name text) returns void
       language sql as 'insert into {}_citus.calls values (name)'";
 
-/// Runs the file, as psql would.
+/// Runs the file like psql.
 async fn distribute(db: &TestDb) {
     let file = include_str!("../../sql/ops/citus.sql");
     let file =
@@ -34,7 +34,7 @@ async fn the_file_distributes_the_tables_once_and_each_function() {
     let tables = "select array_agg(name) = array['{}.idempotency_keys by scope', '{}.steps by scope', '{}.unfinished by scope']
                     from {}_citus.calls where name like '% by %'";
     assert!(db.ask::<bool>(tables).await);
-    // All that a query on a shard may call: what takes columns of a row.
+    // Everything that a query on a shard may call: functions of a row's columns.
     let functions = "select array_agg(p.proname::text order by 1) from pg_proc p
                       where p.pronamespace = '{}'::regnamespace
                         and p.oid::regprocedure::text in (select name from {}_citus.calls)";

@@ -1,4 +1,4 @@
-//! Complete, fail, release, extend, and the fence that guards them.
+//! Complete, fail, release, extend, and their fence.
 
 use std::time::Duration;
 
@@ -9,7 +9,6 @@ use crate::support::db::{TestDb, op, started, word};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Everything that a holder can do with a claim.
 const VERBS: [&str; 4] = ["complete", "fail", "release", "extend"];
 
 async fn finish(
@@ -224,7 +223,7 @@ async fn a_claim_goes_with_the_callers_savepoint() {
     claim.complete(&mut savepoint, Response::bytes("inner")).await.unwrap();
     assert_eq!(word(&db.once.begin(&mut savepoint, &op("k")).await.unwrap()), "replay");
     savepoint.rollback().await.unwrap();
-    // The claim is gone, the outer transaction lives, and the key is free for others at once.
+    // The claim is gone, the outer transaction continues, and the key is free for others at once.
     let mut elsewhere = db.conn().await;
     assert_eq!(word(&db.once.begin(&mut elsewhere, &op("other")).await.unwrap()), "started");
     let claim = started(db.once.begin(&mut tx, &op("k")).await.unwrap());

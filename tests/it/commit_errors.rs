@@ -1,4 +1,4 @@
-//! How a transaction can end without a commit, and what the caller is told: refused, unknown, or never asked.
+//! How a transaction can end without a commit, and what the caller learns: refused, unknown, or COMMIT never sent.
 
 use pgonce::{Claim, Error, ErrorKind, Failure, Lease, Response, RunError, Work};
 use sqlx::postgres::PgPoolOptions;
@@ -7,7 +7,7 @@ use sqlx::{Connection, PgConnection};
 use crate::support::db::{PATIENCE, TestDb, effect, op, started};
 use crate::support::proxy::Proxy;
 
-/// A trigger that fails at COMMIT, with the SQLSTATE that the row has as its key.
+/// Creates a trigger that fails at COMMIT; the row's key is the SQLSTATE.
 async fn fails_at_commit(db: &TestDb) {
     db.execute(
         "create function {}.refuse() returns trigger language plpgsql as
@@ -18,7 +18,7 @@ async fn fails_at_commit(db: &TestDb) {
     .await;
 }
 
-/// The error of a commit by the verbs, of work whose transaction fails at COMMIT with this SQLSTATE.
+/// The error from a commit of the verbs whose transaction fails at COMMIT with this SQLSTATE.
 async fn commit_fails(db: &TestDb, sqlstate: &str) -> Error {
     let mut conn = db.conn().await;
     let mut tx = conn.begin().await.unwrap();
@@ -28,7 +28,7 @@ async fn commit_fails(db: &TestDb, sqlstate: &str) -> Error {
     pgonce::commit(tx).await.unwrap_err()
 }
 
-// Whoever sends one of these may have lost track of the commit, or may be a proxy that has.
+// The sender of these errors may have lost track of the commit, or may be a proxy that has.
 #[tokio::test]
 async fn a_commit_whose_server_broke_is_unknown_and_not_refused() {
     let db = TestDb::new().await;
@@ -51,7 +51,7 @@ async fn a_commit_whose_server_broke_is_unknown_and_not_refused() {
     }
 }
 
-// What fails there is a constraint or a trigger of the work's.
+// The failing object is a constraint or trigger of the work.
 #[tokio::test]
 async fn a_commit_that_the_works_own_constraint_refuses_is_the_works_failure() {
     let db = TestDb::new().await;
@@ -72,7 +72,7 @@ async fn a_commit_that_the_works_own_constraint_refuses_is_the_works_failure() {
         assert_eq!(cause.kind(), ErrorKind::CommitRefused);
         assert!(!error.is_retryable(), "{sqlstate}");
     }
-    // What says less is at least not promised to pass, and not called a fault of pgonce's schema.
+    // Less specific errors are not retryable, and not reported as faults of pgonce's schema.
     for sqlstate in ["42P01", "42883", "42501", "22012", "22021"] {
         let error = commit_fails(&db, sqlstate).await;
         assert_eq!(error.kind(), ErrorKind::Database, "{sqlstate}: {error:?}");
@@ -80,7 +80,7 @@ async fn a_commit_that_the_works_own_constraint_refuses_is_the_works_failure() {
         let run = db.once.run(&db.pool, &op("run"), work).await;
         assert!(!error.is_retryable() && !run.unwrap_err().is_retryable(), "{sqlstate}");
     }
-    // In leased work the last transaction is the work's, too.
+    // In leased work too, the last transaction is the work's.
     let lease = Lease::new(PATIENCE).unwrap();
     let run = db
         .once
@@ -114,7 +114,7 @@ async fn a_refused_commit_shows_names_and_no_values() {
     assert!(!format!("{error} {error:?}").contains("canary"), "{error:?}");
 }
 
-// Each begins, or has begun, overlooks an error of its own, and goes on.
+// The work ignores an error and continues: in `run`, in leased work, and by the verbs.
 #[tokio::test]
 async fn an_error_that_the_work_swallowed_is_named_and_not_retryable() {
     let db = TestDb::new().await;
@@ -143,7 +143,7 @@ async fn an_error_that_the_work_swallowed_is_named_and_not_retryable() {
         .await;
     let RunError::Protocol(error) = run.unwrap_err() else { panic!("the last transaction") };
     is_named(&error);
-    // The verbs: at complete, at commit, and at a begin that comes too late.
+    // The verbs: at complete, at commit, and at a later begin.
     let mut conn = db.conn().await;
     let mut claims: Vec<Claim> = Vec::new();
     for (n, ends_in) in ["complete", "commit", "begin"].into_iter().enumerate() {
@@ -160,7 +160,7 @@ async fn an_error_that_the_work_swallowed_is_named_and_not_retryable() {
     assert_eq!(db.effects().await, 1);
 }
 
-// The server ends the session while the work is about something else. COMMIT was never asked for.
+// The server ends the session while the work does something else. COMMIT was never sent.
 #[tokio::test]
 async fn a_session_that_was_idle_for_too_long_has_committed_nothing_and_says_so() {
     let db = TestDb::new().await;
@@ -189,7 +189,7 @@ async fn a_session_that_was_idle_for_too_long_has_committed_nothing_and_says_so(
     let error = claim.complete(&mut tx, Response::empty()).await.unwrap_err();
     assert!(error.is_retryable() && error.kind() == ErrorKind::Connection, "{error:?}");
     assert_eq!(db.effects().await, 0);
-    // The retry, with the time it needs.
+    // The retry is in time.
     let retry = async |conn: &mut PgConnection| effect(conn, &db.schema, "k").await;
     db.once.run(&db.pool, &op("k"), retry).await.unwrap();
     assert_eq!(db.effects().await, 1);

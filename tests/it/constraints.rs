@@ -1,4 +1,4 @@
-//! Nothing that is asked of pgonce ends in a constraint of its tables: such an error quotes the row in the server's log.
+//! No call ends in a constraint error of pgonce's tables: such an error quotes the row in the server's log.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use crate::support::db::TestDb;
 const CANARY: &str = "canary9b1d";
 const TOKEN: &str = "4b0c8d0a-3f0e-4c57-9f0e-3d1f5b6a7c8d";
 
-/// A public function or procedure with the types of the arguments that it takes.
+/// A public function or procedure with its argument types.
 struct Routine {
     name: String,
     is_procedure: bool,
@@ -20,7 +20,6 @@ struct Routine {
 }
 
 impl Routine {
-    /// All of them, as the catalog has them.
     async fn all(db: &TestDb) -> Vec<Self> {
         let sql = db.sql(
             r"select p.proname::text, p.prokind = 'p' as is_procedure,
@@ -43,7 +42,7 @@ impl Routine {
         rows.iter().map(routine).collect()
     }
 
-    /// Calls it with a value for each argument, bound, and returns the SQLSTATE of its error.
+    /// Calls the routine with bound values and returns the SQLSTATE of its error.
     async fn call(&self, conn: &mut PgConnection, values: &[Option<String>]) -> Option<String> {
         let casts: Vec<_> = (1..)
             .zip(&self.arguments)
@@ -84,7 +83,7 @@ impl Routine {
                     None => panic!("no value for {name} {type} of {}", self.name),
                 },
             };
-            // What a procedure answers.
+            // An output of a procedure.
             name.starts_with("p_")
                 .then_some(value)
                 .or_else(|| (!self.is_procedure).then(|| panic!("{name} of {}", self.name)))
@@ -126,7 +125,7 @@ async fn no_call_ends_in_a_constraint_or_puts_a_value_into_the_servers_log() {
             let scope = format!("{CANARY} {key}");
             let state = state.replace("$1", &format!("'{scope}'"));
             let state = state.replace("$2", &format!("'{TOKEN}'"));
-            // In a transaction that stays open, and in one that is over.
+            // In an open transaction, and in a finished one.
             let mut other = db.conn().await;
             let in_transaction = !state.starts_with("call");
             if in_transaction {
@@ -160,7 +159,7 @@ async fn no_call_ends_in_a_constraint_or_puts_a_value_into_the_servers_log() {
             }
         }
     }
-    // What another transaction commits while a call waits for it.
+    // Another transaction commits these while a call waits for it.
     let waits = |routine: &&Routine| routine.arguments.iter().any(|(name, _)| name == "p_wait_ms");
     for (n, routine) in routines.iter().filter(waits).enumerate() {
         let mut values = routine.values(&format!("wait {n}"));

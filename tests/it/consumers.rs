@@ -1,4 +1,4 @@
-//! `examples/consumers.rs` counts what it says it counts.
+//! `examples/consumers.rs` counts correctly.
 
 use std::process::{Output, Stdio};
 
@@ -34,7 +34,7 @@ fn row(told: &str, name: &str) -> [i64; 2] {
 
 #[tokio::test]
 async fn killed_consumers_double_effects_by_the_recipe_and_none_by_pgonce() {
-    // Durable, as its own would be: there is more time between two commits to be killed in.
+    // Durable, like the example's server: this leaves more time between two commits for a kill.
     let server = Throwaway::start(&Options::new()).await.unwrap();
     let db = TestDb::open("pgonce", server.connect_options(), 2).await;
     let (output, told) = compare(&db).await;
@@ -51,7 +51,6 @@ async fn killed_consumers_double_effects_by_the_recipe_and_none_by_pgonce() {
     assert!(row(&told, "deliveries").iter().all(|deliveries| *deliveries > messages));
     assert!(told.ends_with("With pgonce, all 2000 messages took effect once.\n"));
 
-    // What it says is what is there.
     for (side, doubles) in [("recipe", by_recipe), ("pgonce", by_pgonce)] {
         let count = format!(
             "select array[count(distinct message), count(*) - count(distinct message)]
@@ -67,7 +66,7 @@ async fn killed_consumers_double_effects_by_the_recipe_and_none_by_pgonce() {
 async fn the_comparison_fails_when_pgonce_does() {
     let db = TestDb::in_new_database().await;
     db.once.migrate(&mut db.conn().await).await.unwrap();
-    // An inbox that has forgotten what is done by the time it has committed.
+    // An inbox that forgets a finished message at the commit.
     db.execute(
         "create function {}.forget() returns trigger language plpgsql as
            $$ begin delete from {}.idempotency_keys where key = new.key; return null; end $$;

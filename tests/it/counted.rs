@@ -1,4 +1,4 @@
-//! Which attempts to handle a message count against it, and which do not.
+//! Which attempts to handle a message count, and which do not.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ async fn until_gone(db: &TestDb, pid: i32) {
     db.until(&format!("select not exists (select from pg_stat_activity where pid = {pid})")).await;
 }
 
-/// What the server does to the work, which notices nothing of it before its end.
+/// What the server does to the work. The work notices only at its end.
 async fn dies(db: &TestDb, tx: &mut PgConnection, how: &str) -> sqlx::Result<()> {
     effect(tx, &db.schema, "undone").await?;
     match how {
@@ -51,7 +51,7 @@ async fn dies(db: &TestDb, tx: &mut PgConnection, how: &str) -> sqlx::Result<()>
             db.execute(&format!("select pg_terminate_backend({pid})")).await;
             until_gone(db, pid).await;
         }
-        _ => drop(sqlx::query("select 1 / 0").execute(tx).await), // and swallows it
+        _ => drop(sqlx::query("select 1 / 0").execute(tx).await), // and ignores the error
     }
     Ok(())
 }
@@ -126,7 +126,7 @@ async fn a_message_that_is_put_off_keeps_all_its_attempts() {
             assert!(handled.result.unwrap_err().is_retryable());
             assert_eq!(used(&db).await.unwrap_or(0), 0);
         }
-        // Between attempts that count, too.
+        // Also between attempts that count.
         for attempt in 1..=3 {
             let fails = async |_: &mut PgConnection| Err::<(), _>("no");
             let verdict = inbox.handle(&db.pool, message, fails).await.verdict;
@@ -155,7 +155,7 @@ async fn work_that_is_put_off_is_undone_and_retryable() {
         Err::<(), _>(Failure::later(HOUR))
     };
     put_off(db.once.run(&db.pool, &op, work).await.unwrap_err());
-    // Under a lease its steps stay, and its only attempt is given back, however often.
+    // Under a lease, the steps stay, and its only attempt is given back each time.
     let lease = Lease::new(Duration::from_secs(60)).unwrap();
     for calls in [1, 0, 0] {
         let mut called = 0;
@@ -177,7 +177,7 @@ async fn work_that_is_put_off_is_undone_and_retryable() {
     let again = db.once.run_leased(&db.pool, &op, lease, fails).await.unwrap_err();
     assert!(matches!(again, RunError::Held(_)), "{again:?}");
     assert_eq!(db.effects().await, 0);
-    // Whoever wants an operator to look after each failure gets one.
+    // Under `OnLapse::Hold`, postponed work is held too, once its claim lapses.
     let op = Operation::new("acme", "held").unwrap().policy(on_lapse(OnLapse::Hold));
     let later = async |_: &mut Work| Err::<(), _>(Failure::later(HOUR));
     let short = Lease::new(Duration::from_millis(100)).unwrap();

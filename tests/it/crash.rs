@@ -1,5 +1,5 @@
-//! Connections that break and processes that die, at every point: a retry with the same key always
-//! ends with exactly one effect.
+//! Connections that break and processes that die, at every point: a retry with the same key always leads to exactly one
+//! effect.
 
 use std::time::Duration;
 
@@ -17,17 +17,16 @@ const LONG: Duration = Duration::from_secs(20);
 const LEASE: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How the work of an operation ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Work {
     Succeeds,
     Fails,
     FailsForGood,
-    /// Breaks a deferred constraint, if the test has one: COMMIT is refused.
+    /// Violates a deferred constraint, if the test has one: COMMIT is refused.
     WritesTwice,
 }
 
-/// Runs the key's operation: it writes one row in `effect`, whose id is the value, and ends so.
+/// Runs the key's operation: it writes one row to `effect`, whose id is the value, and ends as `work` says.
 pub async fn run(
     db: &TestDb,
     pool: &PgPool,
@@ -53,7 +52,7 @@ pub async fn pay(db: &TestDb, pool: &PgPool, key: &str) -> Result<Done<i64>, Run
 pub fn pool_of_one(options: PgConnectOptions) -> PgPool {
     PgPoolOptions::new()
         .max_connections(1)
-        .acquire_timeout(Duration::from_secs(5)) // a second connection would be missed soon
+        .acquire_timeout(Duration::from_secs(5)) // fails soon if a second connection is needed
         .connect_lazy_with(options)
 }
 
@@ -70,15 +69,15 @@ pub async fn nothing_is_stuck(db: &TestDb) {
     .await;
 }
 
-/// A retry on a connection that works performs or replays, as it must after the cut.
+/// A retry on an intact connection performs or replays, whichever must follow.
 async fn settled(db: &TestDb, key: &str, replayed: bool) {
     let done = pay(db, &db.pool, key).await.unwrap();
     assert_eq!(done.is_replay(), replayed, "{key}");
     assert_eq!(effects_of(db, key).await, 1, "{key}");
 }
 
-/// Cuts a run at its first request, then at its second, and so on until one gets through.
-/// `settle` gets the key of each and whether it is known to be committed.
+/// Cuts a run at its first request, then at its second, and so on until a run gets through. `settle` gets each key and
+/// whether it is known to be committed.
 async fn cut_everywhere(
     db: &TestDb,
     cut_at: fn(usize) -> Cut,
@@ -132,7 +131,7 @@ async fn a_kept_failure_cut_at_any_request_is_settled_by_a_retry() {
             1,
             async |pool, key| run(&db, pool, key, Work::FailsForGood).await,
             async |key, committed| {
-                // What was kept is replayed to a caller whose own work would succeed.
+                // The kept failure is replayed even to a caller whose work would succeed.
                 let retry = pay(&db, &db.pool, key).await;
                 assert_eq!(matches!(retry, Err(RunError::Failed { .. })), committed, "{key}");
                 assert_eq!(effects_of(&db, key).await, i64::from(!committed), "{key}");
@@ -149,7 +148,7 @@ async fn a_replay_cut_at_any_request_is_replayed_again() {
         cut_everywhere(
             &db,
             cut_at,
-            0, // it has nothing to commit
+            0, // nothing to commit
             async |pool, key| {
                 pay(&db, &db.pool, key).await.unwrap();
                 pay(&db, pool, key).await
@@ -160,7 +159,7 @@ async fn a_replay_cut_at_any_request_is_replayed_again() {
     }
 }
 
-/// The same with the verbs, `between` every two statements. Says whether it was a replay.
+/// The same by the verbs, calling `between` between any two statements. Returns whether it was a replay.
 async fn pay_by_verbs(
     db: &TestDb,
     conn: &mut PgConnection,
@@ -207,7 +206,7 @@ async fn a_lost_answer_to_commit_is_unknown_and_the_same_key_finds_out() {
     nothing_is_stuck(&db).await;
 }
 
-/// As an operator, a failover or an out-of-memory killer would end it.
+/// Ends the session like an operator, a failover or an out-of-memory killer.
 async fn terminate(db: &TestDb, pid: i32) {
     assert!(db.ask::<bool>(&format!("select pg_terminate_backend({pid})")).await);
     gone(db, pid).await;
@@ -224,7 +223,7 @@ pub async fn pid_of(conn: &mut PgConnection) -> i32 {
 #[tokio::test]
 async fn a_session_terminated_between_any_two_statements_is_settled_by_a_retry() {
     let db = TestDb::new().await;
-    // The library's own statements come after 1, 3 and 4; after 5 nothing is left to fail.
+    // The library's statements follow numbers 1, 3 and 4; after 5 nothing can fail.
     let kinds = [
         None,
         Some(ErrorKind::Connection),
@@ -270,7 +269,7 @@ async fn a_session_terminated_inside_the_work_is_settled_by_a_retry() {
     let noticed = run("noticed", true).await;
     assert!(matches!(noticed, RunError::Work { .. }), "{noticed:?}");
     let unnoticed = run("unnoticed", false).await;
-    // It was terminated before it got the COMMIT, which its client knows only if the socket did not take it any more.
+    // The session ended before it got the COMMIT. The client knows that only if the socket refused the COMMIT.
     assert!(
         matches!(&unnoticed, RunError::Protocol(error)
             if matches!(error.kind(), ErrorKind::CommitUnknown | ErrorKind::Connection)),
@@ -296,8 +295,8 @@ async fn a_commit_after_an_overlooked_error_is_no_success() {
     assert_eq!(db.effects().await, 0);
 }
 
-/// COMMIT waits in a deferred trigger until the session is terminated: the server says FATAL,
-/// neither COMMIT nor ERROR, which leaves the outcome open.
+/// COMMIT waits in a deferred trigger until the session is terminated. The server sends FATAL, neither COMMIT nor
+/// ERROR, so the outcome is open.
 #[tokio::test]
 async fn a_session_terminated_inside_commit_leaves_it_unknown() {
     let db = TestDb::new().await;
@@ -326,7 +325,7 @@ async fn a_session_terminated_inside_commit_leaves_it_unknown() {
     settled(&db, "k", false).await;
 }
 
-/// A worker's job: dies while its work is done but not committed.
+/// A worker's job: dies with its work done but not committed.
 pub async fn pay_and_wait(db: &TestDb, parent: &Parent) {
     let work = async |tx: &mut PgConnection| {
         let id = effect(tx, &db.schema, "k").await?;
@@ -337,7 +336,7 @@ pub async fn pay_and_wait(db: &TestDb, parent: &Parent) {
     db.once.run(&db.pool, &op("k"), work).await.unwrap();
 }
 
-/// A worker's job: dies after its COMMIT, before it tells anybody else.
+/// A worker's job: dies after its COMMIT, before it reports the commit to others.
 pub async fn pay_and_tell(db: &TestDb, parent: &Parent) {
     let done = pay(db, &db.pool, "k").await.unwrap();
     parent.say(*done);

@@ -11,7 +11,6 @@ use crate::support::db::{TestDb, lasting, on_lapse, op, started, tried, word};
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// What the table holds when begin comes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Row {
     Absent,
@@ -22,12 +21,12 @@ enum Row {
     Released,
     ForgottenCompleted,
     ForgottenLapsed,
-    /// Past its retention, but taken over shortly before, so that the lease still runs.
+    /// Past its retention, but taken over shortly before, so its lease is still live.
     ForgottenLive,
 }
 use Row::*;
 
-/// The fingerprint of the coming begin, against the stored one.
+/// The begin's fingerprint, compared with the stored one.
 #[derive(Debug, Clone, Copy)]
 enum Print {
     Equal,
@@ -51,7 +50,7 @@ const ROWS: [Row; 9] = [
 ];
 const PRINTS: [Print; 5] = [Equal, Differs, Missing, NoneStored, OtherAlgorithm];
 
-/// The protocol's table, written down independently of the SQL.
+/// The protocol's table, written independently of the SQL.
 fn expected(row: Row, print: Print, policy: OnLapse) -> &'static str {
     match (row, print, policy) {
         (Absent | Released | ForgottenCompleted | ForgottenLapsed, _, _) => "started",
@@ -140,7 +139,7 @@ async fn begin_answers_as_the_decision_table_says() {
     }
 }
 
-/// The whole row of a case with its physical place, or nothing.
+/// The whole row of a case with its physical position, or an empty string.
 fn digest(n: u32) -> String {
     format!(
         "select coalesce((select (k.ctid, k.xmin, k.*)::text from {{}}.idempotency_keys k where key = 'case-{n}'), '')"
@@ -156,13 +155,12 @@ async fn a_takeover_counts_the_attempt_and_keeps_the_retention() {
     let expires: i64 =
         db.ask("select (extract(epoch from expires_at) * 1000)::bigint from {}.keys").await;
     db.advance(MINUTE).await;
-    let second = db.lease(&op("k"), MINUTE).await; // brings no fingerprint of its own
+    let second = db.lease(&op("k"), MINUTE).await; // has no fingerprint
     assert_eq!((first.attempt(), second.attempt()), (1, 2));
     assert_ne!(first.token(), second.token());
     let kept: i64 =
         db.ask("select (extract(epoch from expires_at) * 1000)::bigint from {}.keys").await;
     assert_eq!(expires, kept);
-    // The fingerprint survives the takeover.
     let other = op("k").fingerprint(Fingerprint::of_bytes("another request"));
     let mut conn = db.conn().await;
     assert_eq!(word(&db.once.begin(&mut conn, &other).await.unwrap()), "mismatch");
@@ -271,7 +269,7 @@ async fn an_effect_is_never_committed_without_its_key() {
     let mut tx = db.pool.begin().await.unwrap();
     let claim = started(db.once.begin(&mut tx, &op("forgotten")).await.unwrap());
     crate::support::db::effect(&mut tx, &db.schema, "forgotten").await.unwrap();
-    drop(claim); // the code forgets to complete, and commits
+    drop(claim); // the code commits without complete
     tx.commit().await.unwrap();
     db.advance(DAY - Duration::from_secs(1)).await;
     let mut conn = db.conn().await;

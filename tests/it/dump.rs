@@ -1,4 +1,4 @@
-//! Dump and restore, with PostgreSQL's own programs: what comes back works, and so does what the user had beside it.
+//! Dump and restore with PostgreSQL's programs: pgonce and the user's tables beside it work after a restore.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,14 +15,14 @@ use crate::support::db::{PATIENCE, TestDb, effect, lasting, op, server, started,
 
 /// The client programs of one version.
 struct Programs {
-    /// None: where PATH leads.
+    /// `None`: those on PATH.
     folder: Option<PathBuf>,
     major: u32,
 }
 
 impl Programs {
-    /// All that can dump this server: its own, or those on PATH; and those of 18 where PGONCE_TEST_PG18_BIN says where
-    /// they are. A pg_dump cannot dump a server that is newer than it.
+    /// All programs that can dump this server: the server's own or those on PATH, and those of version 18 in
+    /// PGONCE_TEST_PG18_BIN. A pg_dump cannot dump a newer server.
     async fn fitting(server: &Throwaway) -> Vec<Self> {
         let major = server_major(&server.connect_options()).await;
         let beside = server.bin_dir().join("pg_dump").exists();
@@ -45,7 +45,7 @@ impl Programs {
         fitting
     }
 
-    /// None where there is no pg_dump.
+    /// `None` if there is no pg_dump.
     async fn of(folder: Option<PathBuf>) -> Option<Self> {
         let mut programs = Self { folder, major: 0 };
         let said = programs.command("pg_dump").arg("--version").output().await.ok()?;
@@ -62,7 +62,7 @@ impl Programs {
         command
     }
 
-    /// Runs a program on a database; it must succeed. What it printed, and its complaints.
+    /// Runs a program on a database; it must succeed. Returns its output and its warnings.
     async fn run(&self, name: &str, options: &PgConnectOptions, args: &[&str]) -> (String, String) {
         let mut command = self.command(name);
         command.arg("-h").arg(options.get_socket().expect("a socket"));
@@ -76,10 +76,10 @@ impl Programs {
         (String::from_utf8(ended.stdout).unwrap(), complaints)
     }
 
-    /// Restores a plain dump as people do, without ON_ERROR_STOP; nothing may be said.
+    /// Restores a plain dump as people do, without ON_ERROR_STOP. It must print nothing.
     async fn restore(&self, into: &PgConnectOptions, dump: &str, more: &[&str]) {
         let mut file = tempfile::NamedTempFile::new().unwrap();
-        // Programs of 17 and newer set what servers before 17 do not know.
+        // Programs from 17 on set a parameter that servers before 17 do not have.
         let known = server_major(into).await >= 17;
         let dump =
             if known { dump.to_owned() } else { dump.replace("SET transaction_timeout = 0;", "") };
@@ -102,7 +102,6 @@ async fn server_major(options: &PgConnectOptions) -> u32 {
     u32::try_from(asked.fetch_one(&mut conn).await.unwrap()).unwrap() / 10_000
 }
 
-/// An empty database on this server.
 async fn database(server: &Throwaway) -> PgConnectOptions {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let name = format!("dump_{}", COUNTER.fetch_add(1, Ordering::Relaxed));
@@ -117,7 +116,7 @@ fn lease() -> Lease {
     Lease::new(PATIENCE).unwrap()
 }
 
-/// A leased operation that did a step before it failed.
+/// A leased operation that does a step and then fails.
 async fn half_done(db: &TestDb, may_do_the_step: bool) -> bool {
     let work = async |work: &mut Work| {
         let charge = async || {
@@ -130,7 +129,7 @@ async fn half_done(db: &TestDb, may_do_the_step: bool) -> bool {
     db.once.run_leased(&db.pool, &op("half done"), lease(), work).await.is_ok()
 }
 
-/// pgonce with keys in every state, and tables of the user's own from before and from after it.
+/// pgonce with keys in every state, and tables of the user, created before and after it.
 async fn source(options: PgConnectOptions) -> TestDb {
     let mut conn = PgConnection::connect_with(&options).await.unwrap();
     let before =
@@ -150,7 +149,6 @@ async fn source(options: PgConnectOptions) -> TestDb {
     db
 }
 
-/// The schema is there and is the one of this release.
 async fn is_current(db: &TestDb) {
     let mut conn = db.conn().await;
     db.once.check(&db.pool).await.unwrap();
@@ -176,7 +174,7 @@ async fn works(db: &TestDb) {
     db.once.stats(&mut db.conn().await).await.unwrap();
 }
 
-/// What the user had beside it, with its rows or without.
+/// The user's tables, with or without their rows.
 async fn users_tables_are_there(db: &TestDb, rows: i64) {
     for table in ["accounts.account", "zoo.animal"] {
         assert_eq!(db.ask::<i64>(&format!("select count(*) from {table}")).await, rows, "{table}");
@@ -226,7 +224,7 @@ async fn a_custom_dump_comes_back_through_pg_restore() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let file = path(file.path());
         programs.run("pg_dump", &db.options, &["-F", "custom", "-f", file]).await;
-        // As a script; and at once, where the server knows all that the program sets.
+        // As a script; and directly, if the server knows all parameters that the program sets.
         let script = programs.command("pg_restore").args(["-f", "-", file]).output().await.unwrap();
         let into = database(server).await;
         let script = String::from_utf8(script.stdout).unwrap();
@@ -275,13 +273,14 @@ async fn a_data_only_dump_comes_back_into_a_database_that_was_migrated() {
 async fn a_whole_cluster_comes_back_on_another_server() {
     let options = Options::new().fast();
     let one = Throwaway::start(&options).await.unwrap();
-    // In the database that every cluster has: programs of 18 create others in words that a server of 14 does not know.
+    // In the database that every cluster has: programs of 18 create other databases in a syntax that a server of 14
+    // does not know.
     let db = source(one.connect_options()).await;
     db.execute("create role cluster_app login; grant usage on schema {} to cluster_app").await;
     for programs in Programs::fitting(&one).await {
         let (dump, _) = programs.run("pg_dumpall", &db.options, &[]).await;
         let other = Throwaway::start(&options).await.unwrap();
-        // The superuser is there already.
+        // The superuser exists already, so the dump must not create it.
         let dump = dump.replace("CREATE ROLE postgres;", "");
         programs.restore(&other.connect_options(), &dump, &[]).await;
         all_came_back(other.connect_options()).await;
@@ -296,7 +295,7 @@ async fn a_whole_cluster_comes_back_on_another_server() {
 #[tokio::test]
 async fn no_name_is_a_word_that_psql_takes_for_a_body() {
     let db = TestDb::new().await;
-    // pg_dump does not quote `begin`; psql counts all three after CREATE FUNCTION.
+    // pg_dump does not quote `begin`; psql counts all three words after CREATE FUNCTION.
     let taken: i64 = db
         .ask(
             "select count(*) from pg_proc p where p.pronamespace = '{}'::regnamespace

@@ -1,4 +1,4 @@
-//! Databases in other encodings than UTF8: what they cannot hold is refused by its name, and harms nothing else.
+//! Databases with encodings other than UTF8: what they cannot represent is refused by name, and does no other harm.
 
 use pgonce::{
     Error, ErrorKind, Failure, Inbox, Lease, Message, Operation, Policy, Received, RunError,
@@ -11,7 +11,6 @@ use crate::support::db::{TestDb, effect, lasting, server};
 const PARCEL: &str = "\u{1f4e6}";
 const CANNOT: &str = "has a character that the encoding of the database (LATIN1) cannot hold";
 
-/// A database of its own.
 async fn database(name: &str, encoding: &str) -> TestDb {
     let options = server().await.connect_options();
     let create =
@@ -44,7 +43,7 @@ async fn a_message_whose_id_cannot_be_held_is_dead_with_a_reason() {
         (error.kind(), error.to_string()),
         (ErrorKind::InvalidInput, format!("key {CANNOT}"))
     );
-    // The consumer's name is not the message's fault.
+    // A bad consumer name is not the message's fault.
     let unheard = Inbox::new(&db.once, PARCEL).unwrap();
     for (id, is_dead) in [("m", false), ("caf\u{e9}", false), (PARCEL, true)] {
         let work =
@@ -116,7 +115,7 @@ async fn every_way_to_begin_names_what_cannot_be_held() {
 async fn what_an_encoding_holds_is_taken_as_it_is() {
     for (encoding, text) in [
         ("latin1", "caf\u{e9} \u{a0}"),
-        ("win1252", "\u{20ac} \u{153} \u{178}"), // bytes that are control characters elsewhere
+        ("win1252", "\u{20ac} \u{153} \u{178}"), // bytes that are control characters in other encodings
         ("koi8r", "\u{437}\u{430}\u{43a}\u{430}\u{437}"),
         ("euc_jp", "\u{6ce8}\u{6587}"),
         ("utf8", "\u{6ce8}\u{20ac}\u{1f4e6}"),

@@ -1,4 +1,4 @@
-//! What `check` finds between a service and its server. Real poolers are in `tests/proxies`.
+//! What `check` finds between a service and its server. Tests with real poolers are in `tests/proxies`.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -63,7 +63,7 @@ async fn a_database_that_does_not_tell_characters_is_named() {
     assert!(error.to_string().contains("SQL_ASCII"), "{error}");
 }
 
-// As a pooler leaves them: the server's session has the driver's name for another client's statement.
+// What a pooler leaves behind: the server's session uses the driver's name for another client's statement.
 #[tokio::test]
 async fn a_prepared_statement_that_is_another_clients_is_noticed() {
     let db = TestDb::new().await;
@@ -113,7 +113,7 @@ async fn a_check_that_is_dropped_leaves_no_transaction_open() {
     }
 }
 
-/// What a future returns if it needs no more polls than that; then it is dropped.
+/// Polls a future at most this often and returns its output; otherwise drops it.
 async fn polled<T>(polls: u32, future: impl Future<Output = T>) -> Option<T> {
     let (mut future, mut left) = (pin!(future), polls);
     poll_fn(|context| {

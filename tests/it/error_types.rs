@@ -1,5 +1,5 @@
-//! Five programs with five types of error. In each, `?` works in the closure and on the result of `run`, a deadlock in
-//! the work starts it again, and the work's own error comes back as what it was.
+//! Five programs with five error types. In each, `?` works in the closure and on the result of `run`, a deadlock in the
+//! work restarts it, and the work's error comes back with its own type.
 
 use std::convert::Infallible;
 use std::error::Error as StdError;
@@ -12,7 +12,7 @@ use sqlx::PgConnection;
 
 use crate::support::db::{TestDb, effect, op};
 
-/// Writes, and deadlocks at its first call.
+/// Writes, and deadlocks in its first call.
 async fn charge(tx: &mut PgConnection, db: &TestDb, calls: &AtomicU32) -> Result<i64, sqlx::Error> {
     let id = effect(tx, &db.schema, "charge").await?;
     if calls.fetch_add(1, Ordering::Relaxed) == 0 {
@@ -22,7 +22,7 @@ async fn charge(tx: &mut PgConnection, db: &TestDb, calls: &AtomicU32) -> Result
     Ok(id)
 }
 
-/// Runs a program whose card is fine, and one whose card is declined.
+/// Runs a program once with a good card and once with a declined card.
 async fn check<E>(
     program: impl AsyncFn(&TestDb, &Operation, &AtomicU32, bool) -> Result<i64, E>,
 ) -> E {
@@ -130,7 +130,7 @@ mod any {
     async fn anyhow() {
         let error = check(pay).await;
         assert!(error.chain().any(|cause| cause.is::<Declined>()), "{error:?}");
-        // As what it was, with its context and backtrace.
+        // With its type, context and backtrace.
         let Ok(RunError::Work { error, .. }) = error.downcast::<RunError<anyhow::Error>>() else {
             panic!("it is what run returned")
         };

@@ -1,4 +1,4 @@
-//! One call carries the heartbeats of all leases that are due: none of them may hold up the others.
+//! One call carries the heartbeats of all due leases: none may delay the others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +30,8 @@ async fn a_heartbeat_that_must_wait_starves_no_other() {
     };
     let blocked = tokio::spawn(work("blocked", Duration::from_secs(2)));
     begun.notified().await;
-    // It lapses (its process stood still, say), and an open transaction takes it over: it cannot be seen
-    // yet that the claim is lost, and its heartbeats find the row locked.
+    // The claim lapses, as if its process had stalled, and an open transaction takes it over. The loss is not visible
+    // yet, and heartbeats find the row locked.
     let mut taker = db.pool.begin().await.unwrap();
     let claim = loop {
         db.execute(
@@ -45,7 +45,7 @@ async fn a_heartbeat_that_must_wait_starves_no_other() {
     };
     let other = tokio::spawn(work("other", Duration::from_secs(2)));
     begun.notified().await;
-    // Past its first lease it is still live, although the first one's row is locked all the while.
+    // Its lease is live beyond its first term, although the first key's row is locked the whole time.
     db.until(
         "select lease_expires_at > created_at + interval '4 s' from {}.keys where key = 'other'",
     )
@@ -54,7 +54,7 @@ async fn a_heartbeat_that_must_wait_starves_no_other() {
     assert!(!other.is_finished() && !blocked.is_finished());
     claim.complete(&mut taker, pgonce::Response::empty()).await.unwrap();
     taker.commit().await.unwrap();
-    // And who waited learns that it lost.
+    // The waiting holder learns that it has lost its claim.
     tokio::time::timeout(PATIENCE, blocked).await.unwrap().unwrap().unwrap_err();
     other.abort();
 }
@@ -76,7 +76,7 @@ async fn waiting_works(db: &TestDb, proxy: &Proxy, count: usize) -> JoinSet<()> 
     works
 }
 
-/// Asks again and again how many leases have run out, until each was pushed beyond so many seconds after its begin.
+/// Repeatedly counts lapsed leases, until each lease ends at least this many seconds after its begin.
 async fn none_lapses(db: &TestDb, count: usize, seconds: u32) {
     let mut conn = db.conn().await;
     let question = format!(
@@ -103,7 +103,7 @@ async fn a_thousand_works_far_from_the_server_lose_no_lease() {
     let _works = waiting_works(&db, &proxy, 1000).await;
     none_lapses(&db, 1000, 9).await;
     let calls = proxy.requests().iter().filter(|sent| *sent == "execute").count();
-    // 1000 begins, and then a few calls a second for all of them together.
+    // 1000 begins, then a few calls per second for all works together.
     assert!(calls < 1000 + 100, "{calls}");
 }
 

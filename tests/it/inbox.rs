@@ -1,4 +1,4 @@
-//! Messages that come again: one effect each, whatever the entry point.
+//! Redelivered messages: one effect each, through every entry point.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ fn said(received: &Received) -> &'static str {
     }
 }
 
-/// What is known of a message before it comes.
+/// A message's state before it arrives, and the expected answer.
 const CASES: [(&str, &str); 11] = [
     ("unknown", "new"),
     ("completed", "seen"),
@@ -48,7 +48,7 @@ const CASES: [(&str, &str); 11] = [
     ("in another transaction", "in progress"),
 ];
 
-/// Brings a case about. Whoever is at work on it is returned.
+/// Brings a case about. Returns the connection that is at work on it, if any.
 async fn bring_about(db: &TestDb, case: &str, id: &str) -> Option<PgConnection> {
     let mut conn = db.conn().await;
     let short = op(id).policy(kept_for(Duration::from_secs(1)));
@@ -91,7 +91,7 @@ async fn bring_about(db: &TestDb, case: &str, id: &str) -> Option<PgConnection> 
     None
 }
 
-/// The ways in. Each says in the same words what it makes of a message, having handled it if it was new.
+/// The entry points. Each handles a new message, and returns its answer in the same words.
 const WAYS: [&str; 7] = [
     "receive",
     "a batch of one",
@@ -168,7 +168,7 @@ async fn every_way_in_passes_the_same_table_of_cases() {
             let busy = bring_about(&db, case, &id).await;
             assert_eq!(come_in(&db, way, &id).await, expected, "{id}");
             drop(busy);
-            // Whatever it was: what was handled is seen, and has one effect.
+            // In every case: a handled message is seen, and has one effect.
             if expected == "new" {
                 for again in WAYS {
                     assert_eq!(come_in(&db, again, &id).await, "seen", "{id}, then {again}");
@@ -269,7 +269,7 @@ async fn one_that_is_busy_does_not_keep_the_rest_of_its_batch() {
         "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()";
     let locks: i64 = sqlx::query_scalar(locks).fetch_one(&mut *tx).await.unwrap();
     assert_eq!(locks, 0, "the server's lock table is not the batch's");
-    // Restored when the bound was used up, and when it was not.
+    // Restored after the bound was used up, and when it was not.
     let _ = inbox.receive(&mut tx, "another").await.unwrap();
     let timeout: String =
         sqlx::query_scalar("show lock_timeout").fetch_one(&mut *tx).await.unwrap();
@@ -359,7 +359,7 @@ async fn eight_consumers_of_the_same_messages_have_one_effect_each_and_acknowled
     for task in 0..8 {
         let (db, barrier) = (std::sync::Arc::clone(&db), std::sync::Arc::clone(&barrier));
         tasks.spawn(async move {
-            // Half of them say that it is a redelivery: it makes no difference.
+            // Half of them report a redelivery: it makes no difference.
             let inbox = waiting(&db, PATIENCE);
             let mut new = 0;
             for n in 0..50 {

@@ -1,4 +1,4 @@
-//! All three isolation levels.
+//! The three isolation levels.
 
 use std::time::Duration;
 
@@ -13,7 +13,6 @@ const MINUTE: Duration = Duration::from_secs(60);
 pub const LEVELS: [&str; 3] = ["read committed", "repeatable read", "serializable"];
 const STRICT: [&str; 2] = ["repeatable read", "serializable"];
 
-/// A pool whose transactions have this level.
 pub fn pool(db: &TestDb, level: &str) -> PgPool {
     let options = db.options.clone().options([("default_transaction_isolation", level)]);
     PgPoolOptions::new().max_connections(10).connect_lazy_with(options)
@@ -45,7 +44,7 @@ async fn a_stale_snapshot_is_told_to_run_again() {
     for level in STRICT {
         let pool = pool(&db, level);
         let mut tx = pool.begin().await.unwrap();
-        sqlx::query("select 1").execute(&mut *tx).await.unwrap(); // the snapshot is taken
+        sqlx::query("select 1").execute(&mut *tx).await.unwrap(); // takes the snapshot
         db.complete(&op(level), "done").await;
         let error = db.once.begin(&mut tx, &op(level)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Contention, "{level}");
@@ -158,7 +157,7 @@ async fn leased_work_may_write_at_every_level_between_two_heartbeats() {
                 Ok::<_, Failure>(())
             };
             let done = db.once.run_leased(pool, &op, lease, work).await;
-            // The heartbeat has changed the key's row behind the transaction's snapshot.
+            // The heartbeat has changed the key's row after the transaction's snapshot.
             if longer && level != "read committed" {
                 let error = done.unwrap_err();
                 assert!(error.is_retryable(), "{key}: {error:?}");
@@ -208,7 +207,7 @@ async fn a_message_committed_behind_a_snapshot_is_never_new() {
     for level in STRICT {
         let pool = pool(&db, level);
         let mut tx = pool.begin().await.unwrap();
-        sqlx::query("select 1").execute(&mut *tx).await.unwrap(); // the snapshot is taken
+        sqlx::query("select 1").execute(&mut *tx).await.unwrap(); // takes the snapshot
         db.complete(&Operation::new("orders", level).unwrap(), "").await;
         let error = inbox.receive(&mut tx, level).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Contention);

@@ -1,4 +1,4 @@
-//! A response that is over the limit, or secret, is omitted before it is sent: the database never gets it.
+//! A response over the limit, or marked secret, is omitted: its headers and body are not sent to the database.
 
 use pgonce::{Failure, Lease, Operation, PgOnce, Response, RunError, Status, Work};
 use sqlx::postgres::PgPoolOptions;
@@ -8,10 +8,10 @@ use crate::support::db::{PATIENCE, TestDb, lasting, op, started};
 use crate::support::proxy::Proxy;
 
 const LARGE: usize = 16 * 1024 * 1024;
-/// Far more than all the statements of an operation, far less than a large response.
+/// Far more than all statements of an operation, far less than a large response.
 const SMALL: u64 = 256 * 1024;
 
-/// A database that counts what it is sent, and which stores responses of up to 1,000 bytes.
+/// A database behind a proxy that counts bytes, with a limit of 1,000 bytes for responses.
 struct Counted {
     db: TestDb,
     once: PgOnce,
@@ -27,7 +27,7 @@ impl Counted {
         Self { once: db.once.clone().response_bytes_max(1000), db, proxy, pool }
     }
 
-    /// That little was sent, and that the key is done without its response.
+    /// Little was sent, and the key is done without its response.
     async fn is_omitted(&self, op: &Operation, status: Status, code: Option<i32>) {
         let sent = self.proxy.bytes_sent();
         assert!(sent < SMALL, "{sent} bytes were sent");
@@ -116,7 +116,7 @@ async fn leased_work_does_not_send_it_either() {
     counted.is_omitted(&op("failed"), Status::Failed, None).await;
 }
 
-// More than PostgreSQL takes in one message.
+// More than PostgreSQL accepts in one message.
 #[tokio::test]
 async fn a_response_of_more_than_a_gigabyte_completes() {
     let counted = Counted::new().await;
@@ -124,13 +124,13 @@ async fn a_response_of_more_than_a_gigabyte_completes() {
     let claim = started(
         counted.once.begin_leased(&counted.pool, &op("k"), lasting(PATIENCE)).await.unwrap(),
     );
-    // Never written to, so it takes no memory.
+    // Zeroed and never written, so it takes no memory.
     let response = Response::bytes(vec![0; 1_200_000_000]).with_code(200);
     claim.complete(&mut conn, response).await.unwrap();
     counted.is_omitted(&op("k"), Status::Completed, Some(200)).await;
 }
 
-// Headers and body count together, and the limit itself fits.
+// Headers and body count together. A response of exactly the limit fits.
 #[tokio::test]
 async fn what_fits_is_sent_and_kept() {
     let counted = Counted::new().await;

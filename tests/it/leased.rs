@@ -1,4 +1,4 @@
-//! The closure form under a lease: steps, takeovers, and ends of every kind.
+//! The closure form under a lease: steps, takeovers, and every kind of end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,13 +18,13 @@ fn short() -> Lease {
     Lease::new(Duration::from_millis(300)).unwrap()
 }
 
-/// Makes the claim lapse, as if its holder had not been heard of for long.
+/// Makes the claim lapse, as if its holder had been silent for long.
 async fn lapse(db: &TestDb) {
     db.execute("update {}.idempotency_keys set lease_expires_at = {}._clock() - interval '1 s'")
         .await;
 }
 
-/// Runs the operation and stops it like a crash would once `work` has said that it is at `place`.
+/// Runs the operation and stops it, like a crash, once `work` has signalled its place.
 async fn crashes<F>(db: &TestDb, op: &Operation, work: F)
 where
     F: AsyncFnOnce(&mut Work, &Notify) -> Result<(), Failure>,
@@ -46,7 +46,7 @@ async fn leased_work_runs_once_and_is_replayed() {
     let db = TestDb::with_connections(1).await;
     let once = db.once.clone();
     let (pool, schema) = (db.pool.clone(), db.schema.clone());
-    // In a task of its own: the future can be sent between threads.
+    // In another task: the future is `Send`.
     let run = async move |ending: &'static str| {
         let op = op("k");
         once.run_leased(&pool, &op, lease(), async |work: &mut Work| {
@@ -104,7 +104,7 @@ fn work_key(key: &pgonce::Key) -> String {
     key.as_str().to_owned()
 }
 
-/// What a second attempt does after a first that recorded one step, made from `1`, with output 7.
+/// Runs a second attempt after a first that recorded one step, made from `1`, with output 7.
 async fn after_one_step<F>(second: F) -> (RunError<Failure>, TestDb)
 where
     F: AsyncFnOnce(&mut Work, &AtomicU32) -> Result<(), Failure>,
@@ -139,8 +139,8 @@ async fn steps_that_changed_are_an_error_and_never_another_steps_value() {
             };
             match case {
                 0 => work.step("payment", count).await.map(drop), // renamed
-                1 => work.step(made(2), count).await.map(drop),   // made from something else
-                2 => work.step("charge", count).await.map(drop),  // made from nothing
+                1 => work.step(made(2), count).await.map(drop),   // made from another value
+                2 => work.step("charge", count).await.map(drop),  // made from no value
                 3 => {
                     let text = async || Ok::<_, Failure>("eight".to_owned());
                     work.step(made(1), text).await.map(drop) // another type
@@ -175,7 +175,7 @@ async fn steps_that_are_recorded_are_found_by_name_in_any_order() {
     let done = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
         let done = async || -> Result<i32, Failure> { panic!("it is done") };
         let charge = work.step("charge", done).await?;
-        // A new one is not: the recorded ones come first.
+        // A new step is refused: the recorded ones come first.
         let early = work.step("mail", async || Ok::<_, Failure>(3)).await.unwrap_err();
         let early = early.error().and_then(|error| error.downcast_ref::<pgonce::Error>());
         assert_eq!(early.map(pgonce::Error::kind), Some(ErrorKind::StepChanged));
@@ -219,7 +219,7 @@ async fn a_holder_that_lost_its_claim_can_write_nothing_while_the_next_one_works
         let mut other = None;
         let run = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
             lapse(&db).await;
-            // In progress, as the lost one was: only the token tells the two apart.
+            // In progress, like the lost claim: only the token differs.
             other = Some(db.lease(&op, Duration::from_secs(60)).await);
             match act {
                 "step" => work.step("late", async || Ok::<_, Failure>(())).await?,
@@ -258,7 +258,7 @@ async fn a_holder_that_lost_its_claim_can_write_nothing_while_the_next_one_works
     }
 }
 
-/// Says when it is dropped.
+/// Notifies when it is dropped.
 struct Dropped(Arc<Notify>);
 
 impl Drop for Dropped {
@@ -284,7 +284,7 @@ async fn work_is_stopped_when_its_claim_is_lost() {
         }
     });
     begun.notified().await;
-    // Between two heartbeats the claim may lapse here and be taken over there.
+    // Between two heartbeats the claim may lapse and be taken over here.
     let mut conn = db.conn().await;
     loop {
         lapse(&db).await;
@@ -315,7 +315,7 @@ async fn twenty_at_once_with_two_connections_lose_no_lease() {
         runs.spawn(async move {
             let key = format!("k{number}");
             once.run_leased(&pool, &op(&key), short(), async |work: &mut Work| {
-                // Many leases long, and on the way the pool is fought for.
+                // Many leases long, while the tasks compete for the pool.
                 for step in 0..10 {
                     let name = format!("step {step}");
                     work.step_tx(name.as_str(), async |tx| {
@@ -356,7 +356,7 @@ async fn steps_end_with_their_key() {
     run("reaped").await;
     run("forgotten").await;
     db.advance(hour).await;
-    // Forgotten and begun anew in the old row: the step is done again.
+    // Forgotten, and begun again in the old row: the step runs again.
     assert!(!run("forgotten").await.is_replay());
     assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 2);
     let reaped = db.once.reap_once(&mut db.conn().await, 100).await.unwrap();

@@ -1,5 +1,5 @@
-//! Processes that die or stall in leased work: another one takes over, what is done is not done again,
-//! and what comes too late is refused.
+//! Processes that die or stall in leased work: another process takes over, finished steps do not run again, and late
+//! writes are refused.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,16 +13,16 @@ use crate::support::db::{TestDb, effect, lasting, op, started, waits};
 use crate::support::worker::{Parent, Worker};
 
 const LEASE: Duration = Duration::from_secs(1);
-/// How long a key may be without a holder: the lease, and what it takes to notice.
+/// How long a key may be without a holder: the lease, plus the time to notice.
 const RECOVERY_MAX: Duration = Duration::from_secs(2);
-/// Enough for the next process to outlive the one before.
+/// Longer than the previous process lives.
 const LONG: Duration = Duration::from_secs(60);
 
 fn lease() -> Lease {
     Lease::new(LEASE).unwrap()
 }
 
-/// A remote that honours keys and commits for itself. The receipt of a key is always the same.
+/// A remote that honors keys and commits separately. A key's receipt is always the same.
 async fn remote(db: &TestDb, name: &str, key: &Key) -> sqlx::Result<i64> {
     let sql = format!(
         "insert into {0}.remote (name, key, calls) values ($1, $2, 1)
@@ -33,8 +33,7 @@ async fn remote(db: &TestDb, name: &str, key: &Key) -> sqlx::Result<i64> {
     query.fetch_one(&mut db.conn().await).await
 }
 
-/// Where a process is killed, in the order of the work, and what it did on its way there: the rest was
-/// recorded by processes before it.
+/// Where a process is killed, in the order of the work, and what it did before. Earlier processes recorded the rest.
 const PLACES: [(&str, &[&str]); 12] = [
     ("claimed", &[]),
     ("reserve, nothing written", &["reserve"]),
@@ -50,7 +49,7 @@ const PLACES: [(&str, &[&str]); 12] = [
     ("completed", &[]),
 ];
 
-/// A worker's job: the work, up to the place that its parent names.
+/// A worker's job: does the work up to the place that its parent names.
 pub async fn checkout(db: &TestDb, parent: &Parent) {
     let stop = parent.hear().await;
     drop(db.pool.acquire().await.unwrap());
@@ -142,7 +141,7 @@ async fn a_process_killed_anywhere_is_replaced_in_time_and_nothing_is_done_twice
     let effects = "select string_agg(key, ' ' order by key) from {}.effect";
     assert_eq!(db.ask::<String>(effects).await, "order reserve");
     let calls = "select string_agg(name || ' ' || calls, ', ' order by name) from {}.remote";
-    // Once by the one killed before its record, and once by its successor; one effect per key all the same.
+    // Once by the process killed before its record, once by its successor; still one effect per key.
     assert_eq!(db.ask::<String>(calls).await, "charge 2, mail 2");
     assert_eq!(db.ask::<i32>("select attempt from {}.idempotency_keys").await, 12);
 }
@@ -150,7 +149,7 @@ async fn a_process_killed_anywhere_is_replaced_in_time_and_nothing_is_done_twice
 /// What a process does when it wakes up after its claim was taken over.
 #[derive(Debug, Clone, Copy)]
 enum Late {
-    /// It sends no heartbeat, so that each of these meets the fence itself.
+    /// Sends no heartbeat, so that each of these acts meets the fence itself.
     Step,
     StepTx,
     Progress,
@@ -158,7 +157,7 @@ enum Late {
     Complete,
     Fail,
     GiveBack,
-    /// It sends heartbeats, and is stopped by the first one that is refused.
+    /// Sends heartbeats; the first refused one stops it.
     Beats,
 }
 
@@ -172,10 +171,10 @@ const LATE: [Late; 8] = [
     Late::GiveBack,
     Late::Beats,
 ];
-/// The same for a claim that was taken by hand.
+/// The same for a claim from begin_leased.
 const LATE_VERBS: [&str; 4] = ["extend", "complete", "fail", "release"];
 
-/// Where those who work meet their parent.
+/// Where workers and their parent meet.
 #[derive(Clone)]
 struct Gate {
     begun: Arc<Semaphore>,
@@ -234,7 +233,7 @@ async fn late_verb(pool: PgPool, mut claim: Claim, verb: &'static str, gate: Gat
     format!("{verb}: {:?}", outcome.map_err(|error| error.kind()))
 }
 
-/// A worker's job: takes claims, and goes on with them when its parent says so.
+/// A worker's job: takes claims, and continues with them when its parent says so.
 pub async fn stall(db: &TestDb, parent: &Parent) {
     let gate = Gate { begun: Arc::new(Semaphore::new(0)), go: Arc::new(Semaphore::new(0)) };
     let mut acts = JoinSet::new();
@@ -256,7 +255,7 @@ pub async fn stall(db: &TestDb, parent: &Parent) {
     }
 }
 
-/// Takes the key over, as another process that outlives the lease of the first.
+/// Takes the key over, like another process that outlives the first lease.
 async fn take_over(db: &TestDb, key: &str) {
     if LATE_VERBS.contains(&key) {
         let mut conn = db.conn().await;
@@ -277,7 +276,7 @@ async fn a_process_stopped_past_its_lease_can_write_nothing_when_it_wakes_up() {
     let db = TestDb::new().await;
     let mut worker = Worker::spawn(&db, "stall");
     assert_eq!(worker.hear().await, "begun");
-    // It is alive and renews the lease that it is asked to renew.
+    // The process is alive and renews the lease.
     db.until(
         "select lease_expires_at > created_at + interval '1.2 s'
            from {}.idempotency_keys where key = 'Beats'",

@@ -1,4 +1,4 @@
-//! Leased work whose connection breaks: what is recorded is found again, whoever was not told of it.
+//! Leased work whose connection breaks: recorded steps are found again, even if their caller got no answer.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::support::db::{TestDb, effect, op};
 use crate::support::proxy::{Cut, Proxy};
 
 fn lease() -> Lease {
-    Lease::new(Duration::from_secs(60)).unwrap() // no heartbeat while a test runs
+    Lease::new(Duration::from_secs(60)).unwrap() // no heartbeat during a test
 }
 
 /// Every place to cut a connection between two requests.
@@ -24,7 +24,7 @@ fn cuts(requests: std::ops::Range<usize>) -> impl Iterator<Item = Cut> {
 struct Counted {
     calls: AtomicUsize,
     failures: AtomicUsize,
-    /// How many requests had been sent when the work began.
+    /// Requests sent before the work began.
     asked: AtomicUsize,
 }
 
@@ -35,8 +35,7 @@ impl Counted {
     }
 }
 
-/// A run with one step, which ends well; its first connection, the only one if nothing is cut, goes through
-/// `proxy`.
+/// A successful run with one step. Its first connection goes through `proxy`; without a cut, it is the only one.
 async fn one_step(db: &TestDb, proxy: &Proxy) -> Counted {
     let counted = Counted::default();
     let pool = pool_of_one(proxy.options());
@@ -64,7 +63,7 @@ async fn an_output_outlives_a_connection_that_breaks_after_the_step() {
     }
 }
 
-/// A run with one step in the database, which is called again when it fails.
+/// A run with one step in the database, called again if it fails.
 async fn one_step_tx(db: &TestDb, proxy: &Proxy) -> Counted {
     let counted = Counted::default();
     let pool = pool_of_one(proxy.options());

@@ -1,4 +1,4 @@
-//! Leased work that fails: what is undone, what is kept, and who may run it again.
+//! Leased work that fails: what is rolled back, what stays, and who may run it again.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -26,7 +26,7 @@ async fn failed_work_may_run_again_and_keeps_its_steps() {
     assert_eq!(db.effects().await, 0);
     let told: String = db.ask("select last_error from {}.idempotency_keys").await;
     assert_eq!(told, "the work returned an error", "and not what it was about");
-    // With a step done it is no longer free for another request.
+    // With a finished step, the key is not free for another request.
     let other =
         db.once.run_leased(&db.pool, &others, lease(), async |_: &mut Work| Ok::<_, Failure>(()));
     assert!(matches!(other.await.unwrap_err(), RunError::Mismatch(_)));
@@ -91,7 +91,7 @@ async fn work_that_always_fails_is_held_when_its_attempts_are_used_up() {
     assert!(matches!(fails().await, RunError::Held(_)));
     let told: String = db.ask("select last_error from {}.idempotency_keys").await;
     assert_eq!(told, "the work returned an error");
-    // It may have called a remote under a derived key: the key is no other request's.
+    // It may have called a remote with a derived key, so the key stays bound to its request.
     let other = op("k").fingerprint(Fingerprint::of_bytes("200"));
     let run =
         db.once.run_leased(&db.pool, &other, lease(), async |_: &mut Work| Ok::<_, Failure>(()));

@@ -1,4 +1,4 @@
-//! A server that dies again and again under leased work.
+//! A server that dies repeatedly during leased work.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,17 +15,17 @@ use crate::support::db::{TestDb, effect, on_lapse, op};
 
 const OPERATIONS: usize = 2000;
 const CLIENTS: usize = 24;
-/// So many answers are waited for between two restarts: a second or two.
+/// Answers between two restarts: they take a second or two.
 const ANSWERS_BETWEEN: usize = 200;
 const LEASE: Duration = Duration::from_secs(1);
 
-/// A remote elsewhere, which honours keys: its receipts, and how often each key was sent.
+/// A remote that honors keys: its receipts, and how often each key was sent.
 #[derive(Default)]
 struct Remote(Mutex<HashMap<Key, (usize, u32)>>);
 
 impl Remote {
     async fn charge(&self, key: &Key) -> usize {
-        tokio::time::sleep(Duration::from_millis(1)).await; // it is far away
+        tokio::time::sleep(Duration::from_millis(1)).await; // a slow network
         let mut charges = self.0.lock().unwrap();
         let next = charges.len();
         let (receipt, calls) = charges.entry(key.clone()).or_insert((next, 0));
@@ -45,7 +45,7 @@ fn is_careful(number: usize) -> bool {
     number % 10 == 7
 }
 
-/// A client: sends its request until it gets an answer. None: the operation is held.
+/// A client: retries its request until it gets an answer. `None`: the key is held.
 async fn client(db: &TestDb, remote: &Remote, number: usize) -> Option<usize> {
     let key = format!("k{number}");
     let policy = if is_careful(number) { OnLapse::Hold } else { OnLapse::Retry };
@@ -75,7 +75,7 @@ async fn client(db: &TestDb, remote: &Remote, number: usize) -> Option<usize> {
     }
 }
 
-/// Every fifth request is sent by two clients.
+/// Two clients send every fifth request.
 fn requests() -> Vec<usize> {
     (0..OPERATIONS).flat_map(|n| std::iter::repeat_n(n, if n % 5 == 0 { 2 } else { 1 })).collect()
 }
@@ -101,8 +101,7 @@ async fn clients(db: &Arc<TestDb>, remote: &Arc<Remote>, progress: &Arc<Progress
     }
 }
 
-/// Stops and starts the server while the clients work, and returns when it was up again, in seconds of
-/// its own clock.
+/// Stops and starts the server while the clients work. Returns the time of its last start, in seconds on its own clock.
 async fn restarts(server: &mut Restartable, db: &TestDb, progress: &Progress) -> f64 {
     let mut up = 0.0;
     for goal in (ANSWERS_BETWEEN..OPERATIONS).step_by(ANSWERS_BETWEEN) {
@@ -122,20 +121,19 @@ async fn a_server_that_dies_again_and_again_leaves_no_key_stuck_and_no_effect_do
     let mut db = TestDb::create("restarts", server.connect_options(), 20).await;
     db.pool = PgPoolOptions::new()
         .max_connections(20)
-        .acquire_timeout(Duration::from_secs(2)) // sqlx looks for a server every fifth of it
+        .acquire_timeout(Duration::from_secs(2)) // sqlx retries at least every fifth of it
         .connect_lazy_with(db.options.clone());
     let db = Arc::new(db);
     let (remote, progress) = (Arc::new(Remote::default()), Arc::new(Progress::default()));
     let (up, ()) =
         tokio::join!(restarts(&mut server, &db, &progress), clients(&db, &remote, &progress));
 
-    // Every key ended, or is held.
     let keys: i64 = db.ask("select count(*) from {}.idempotency_keys").await;
     assert_eq!(keys, i64::try_from(OPERATIONS).unwrap());
     let stuck = "select count(*) from {}.idempotency_keys
                   where status <> 2 and not (status = 1 and right(key, 1) = '7')";
     assert_eq!(db.ask::<i64>(stuck).await, 0);
-    // Those that the last restart met did so in time.
+    // Keys begun before the last restart ended, or were held, in time.
     let late = format!(
         "select count(*) from {{}}.idempotency_keys
           where created_at < to_timestamp({up})
@@ -150,7 +148,7 @@ async fn a_server_that_dies_again_and_again_leaves_no_key_stuck_and_no_effect_do
                      where u.scope is null or k.scope is null";
     assert_eq!(db.ask::<i64>(unlisted).await, 0);
 
-    // One effect of each kind per key that is done, and never two.
+    // One effect of each kind per finished key, never two.
     let wrong = "select count(*) from {}.idempotency_keys k,
                     lateral (select count(*) from {}.effect e where e.key = k.key || ' ledger') l (ledgers),
                     lateral (select count(*) from {}.effect e where e.key = k.key || ' order') o (orders),

@@ -1,4 +1,4 @@
-//! Bad input: a typed error that names the field and the limit; nothing runs, nothing is lost.
+//! Bad input gives a typed error that names field and limit. Nothing runs, nothing is lost.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::db::{TestDb, kept_for, lasting, op, started, word};
 const SECOND: Duration = Duration::from_secs(1);
 const YEAR: Duration = Duration::from_secs(31_557_600);
 
-/// Names that are refused, with a word of the message.
+/// Invalid names, with a word of the error message.
 fn bad_names() -> Vec<(String, &'static str)> {
     vec![
         (String::new(), "empty"),
@@ -193,7 +193,7 @@ async fn planted_rows_are_reported_and_neither_replayed_nor_run() {
         "status = 9",
         "expires_at = 'infinity'",
         "lease_expires_at = '-infinity'",
-        "lease_expires_at = null", // of a claim that is held: "no lease" must not look like one used up
+        "lease_expires_at = null", // of a held claim: "no lease" must not look like attempts used up
     ];
     for (n, assignment) in planted.iter().enumerate() {
         let op = op(&format!("k{n}"));
@@ -259,7 +259,8 @@ async fn rust_and_sql_agree_on_every_character_and_on_fingerprints() {
     }
 }
 
-// fits_begin is the short cut, check_begin the rule. Each argument in turn takes what is within its limits and what is not.
+// fits_begin is the short cut, check_begin the rule. Each argument in turn gets values within and outside of its
+// limits.
 #[tokio::test]
 async fn begin_takes_the_short_cut_for_what_is_within_the_limits_and_for_nothing_else() {
     const USUAL: [&str; 8] = ["'s'", "'k'", "null", "86400000", "null", "0", "'retry'", "null"];
@@ -296,7 +297,7 @@ async fn begin_takes_the_short_cut_for_what_is_within_the_limits_and_for_nothing
             assert_eq!(short == Some(true), fits, "fits_begin({arguments})");
             let whole = sqlx::query(db.sql(&format!("select {{}}._check_begin({arguments})")));
             assert_eq!(whole.execute(&mut conn).await.is_ok(), fits, "check_begin({arguments})");
-            // And begin asks both.
+            // begin uses both.
             let begin = format!("begin; select {{}}._begin({all}, false); rollback");
             let begin = sqlx::raw_sql(db.sql(&begin)).execute(&mut conn).await;
             assert_eq!(begin.is_ok(), fits, "begin({arguments})");
@@ -348,7 +349,7 @@ async fn leases_that_make_no_sense_are_refused_when_built() {
     refused(Lease::new(Duration::ZERO));
     refused(Lease::new(SECOND).unwrap().heartbeat(Duration::ZERO));
     refused(Lease::new(SECOND).unwrap().heartbeat(SECOND));
-    // Above the retention, which only begin knows.
+    // Longer than the retention, which only begin knows.
     let db = TestDb::new().await;
     let op = op("k").policy(kept_for(SECOND));
     let run = db.once.run_leased(

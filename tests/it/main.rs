@@ -1,4 +1,4 @@
-//! Every test runs on a real PostgreSQL that the first one starts.
+//! Every test runs on a real PostgreSQL that the first test starts.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
 mod abandoned;

@@ -1,4 +1,4 @@
-//! Bringing the schema up to date.
+//! Migrations.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use sqlx::Connection;
 
 use crate::support::db::{PATIENCE, TestDb, lasting, op, started, word};
 
-/// A test database whose schema is gone again.
+/// A test database without the schema.
 async fn bare() -> TestDb {
     let db = TestDb::new().await;
     db.execute("drop schema {} cascade").await;
@@ -66,7 +66,7 @@ async fn ten_succeed(db: TestDb, options: [(&str, &str); 1]) {
 #[tokio::test]
 async fn a_failing_migration_leaves_nothing() {
     let db = bare().await;
-    // The schema is there, and something in it is in the way of the table.
+    // The schema exists, and contains a view with the table's name.
     db.execute("create schema {}; create view {}.idempotency_keys as select 1 as one").await;
     let mut conn = db.conn().await;
     let error = db.once.migrate(&mut conn).await.unwrap_err();
@@ -89,7 +89,7 @@ async fn the_printed_sql_is_what_migrate_runs() {
     assert!(!migrated.functions_replaced);
 }
 
-/// Makes the schema say that it is of this version, and serves libraries from that one on.
+/// Makes the schema report this version, serving libraries from `serves_from` on.
 async fn pretend(db: &TestDb, version: u32, serves_from: u32, digest: &str) {
     db.execute(&version_function(version, serves_from, digest)).await;
 }
@@ -145,7 +145,7 @@ async fn a_schema_that_no_release_has_made_is_refused() {
         assert_eq!(error.kind(), ErrorKind::SchemaOutdated);
         assert!(error.to_string().contains("unreleased version"), "{error}");
     }
-    // The printed script does not ask the library.
+    // The printed script does not use the library.
     let sql = sqlx::AssertSqlSafe(db.once.migration_sql());
     let error = sqlx::raw_sql(sql).execute(&mut conn).await.unwrap_err().to_string();
     assert!(error.contains("unreleased version"), "{error}");
@@ -163,8 +163,8 @@ async fn a_database_that_does_not_tell_characters_is_refused() {
     assert!(error.to_string().contains("SQL_ASCII"), "{error}");
 }
 
-/// The script of a made-up next release: a function with another body that calls a new helper, and one that is no
-/// longer called. It serves this release.
+/// The script of a fictional next release: a function with a new body that calls a new helper, and a function that is
+/// no longer called. It serves this release.
 fn next_release(db: &TestDb) -> String {
     let schema = &db.schema;
     let helper = format!(
@@ -220,14 +220,14 @@ async fn live_traffic_goes_through_the_next_release_and_old_processes_may_restar
     let mut conn = db.conn().await;
     let sql = next_release(&db);
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut conn).await.unwrap();
-    // They have met the new functions.
+    // The processes have called the new functions.
     let before = db.ask::<i64>("select count(*) from {}.idempotency_keys").await;
     db.until(&format!("select count(*) > {before} + 50 from {{}}.idempotency_keys")).await;
     stop.store(true, Ordering::Relaxed);
     while let Some(done) = clients.join_next().await {
         assert!(done.unwrap() > 0);
     }
-    // A process of this release that restarts.
+    // A process of this release restarts.
     db.once.check(&db.pool).await.unwrap();
     let migrated = db.once.migrate(&mut conn).await.unwrap();
     assert_eq!((migrated.from, migrated.to, migrated.functions_replaced), (2, 2, false));
@@ -308,10 +308,10 @@ async fn a_long_reader_is_not_queued_behind() {
     let mut reader = db.conn().await;
     let mut tx = reader.begin().await.unwrap();
     sqlx::query(db.sql("select 1 from {}.idempotency_keys")).execute(&mut *tx).await.unwrap();
-    // A reader in a transaction does not hinder replacing the functions.
+    // A reader in a transaction does not block the replacement of functions.
     pretend(&db, 1, 1, "older").await;
     assert!(db.once.migrate(&mut db.conn().await).await.unwrap().functions_replaced);
-    // A migration's DDL cannot have its lock, and everybody else queues behind it ...
+    // A migration's DDL cannot get its lock, and all others queue behind it ...
     pretend(&db, 1, 1, "older").await;
     let limit = "  perform set_config('lock_timeout', '3s', true);\n";
     let ddl = format!("{limit}alter table {}.idempotency_keys add column later text;\n", db.schema);
@@ -328,7 +328,7 @@ async fn a_long_reader_is_not_queued_behind() {
     let behind = db.ask::<i64>("select count(*) from {}.idempotency_keys");
     let (rows, migration) =
         tokio::time::timeout(PATIENCE, async { tokio::join!(behind, migration) }).await.unwrap();
-    // ... only until it gives up, with the reader still there.
+    // ... but only until it gives up, with the reader still there.
     let (result, took) = migration.unwrap();
     assert_eq!(result.unwrap_err().as_database_error().unwrap().code().unwrap(), "55P03");
     assert!(took >= Duration::from_secs(2), "it tried: {took:?}");

@@ -1,4 +1,4 @@
-//! What is missing is named: the object, the schema that pgonce looked in, and whose it is.
+//! The error for a missing object names the object, the schema that pgonce looked in, and the owner.
 
 use pgonce::{Error, ErrorKind, Lease, PgOnce, Response, RunError, SchemaName};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -42,7 +42,7 @@ async fn a_schema_that_is_not_there_is_named() {
     let run = nowhere.run(&db.pool, &op("k"), async |_| Ok::<_, Error>(())).await.unwrap_err();
     let RunError::Protocol(error) = run else { panic!("{run:?}") };
     assert!(error.to_string().contains("nowhere_at_all"), "{error}");
-    // A part of it that is missing.
+    // Part of the schema is missing.
     db.execute("alter table {}.idempotency_keys rename to elsewhere").await;
     let error = db.once.begin(&mut conn, &op("k")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::SchemaOutdated);
@@ -85,7 +85,7 @@ async fn a_claim_in_another_database_is_not_an_outdated_schema() {
     db.execute(&format!("drop database {other}")).await;
 }
 
-// The work's own table is nothing that `migrate` could bring.
+// `migrate` could not create the work's own table.
 #[tokio::test]
 async fn a_table_of_the_works_own_is_not_called_pgonces() {
     let db = TestDb::new().await;
@@ -109,7 +109,7 @@ async fn a_table_of_the_works_own_is_not_called_pgonces() {
     assert!(!says.contains("canary"), "{says}");
 }
 
-// What a trigger of the user's says can hold a value, whatever SQLSTATE it gives itself.
+// A message from a user's trigger can contain a value, with any SQLSTATE.
 #[tokio::test]
 async fn what_a_trigger_raises_is_not_repeated() {
     let db = TestDb::new().await;

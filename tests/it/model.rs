@@ -1,4 +1,4 @@
-//! Random histories, held against a model of the protocol in a few lines of Rust.
+//! Random histories, compared with a small model of the protocol in Rust.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -54,12 +54,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the model remembers of a key. Times are seconds.
+/// What the model knows of a key. Times are in seconds.
 #[derive(Debug, Clone)]
 struct Row {
     finished: Option<&'static str>,
     print: u8,
-    /// The claim that holds it, as a place in the history; none after a release.
+    /// The live or lapsed claim, as a position in the history; `None` after a release.
     holder: Option<usize>,
     attempt: u32,
     lease_expires: u64,
@@ -122,7 +122,7 @@ impl Model {
         "started"
     }
 
-    /// The row that this claim still holds.
+    /// The row, if this claim still has it.
     fn held(&mut self, key: u8, claim: usize) -> Option<&mut Row> {
         self.rows.get_mut(&key).filter(|row| row.holder == Some(claim) && row.finished.is_none())
     }
@@ -136,7 +136,7 @@ impl Model {
     }
 }
 
-/// A claim of the real thing, with what the model knows it by.
+/// A real claim, with its key and position in the model.
 struct Held {
     key: u8,
     place: usize,
@@ -193,7 +193,7 @@ impl History<'_> {
                 self.db.once.reap_once(&mut conn, 10_000).await.unwrap();
             }
         }
-        // A key is listed as unfinished from its leased begin to its end or release, and at no other time.
+        // A key is listed in `unfinished` exactly from its leased begin to its end or release.
         let wrong = "select count(*) from {}.unfinished u
                        full join (select * from {}.idempotency_keys
                                    where status = 1 and leased and token is not null) k using (scope, key)
@@ -253,7 +253,7 @@ impl History<'_> {
         let mut expected = self.model.begin(key, print, RETENTION, false, None);
         if expected == "started" {
             let row = self.model.rows.get_mut(&key).unwrap();
-            // A transactional claim has its lease until the end of the retention.
+            // A transactional claim's lease ends with the retention.
             row.lease_expires = row.expires;
             self.model.claims += 1;
             match ending {
@@ -297,7 +297,7 @@ async fn check(result: Result<(), pgonce::Error>, expected: bool, conn: &mut PgC
         Err(error) => {
             assert_eq!(error.kind(), ErrorKind::ClaimLost);
             assert!(!expected, "a claim that the model still held was refused");
-            // The server reports an error before it lets go of its locks; wait until it has.
+            // The server reports an error before it releases its locks. The ping waits for that.
             conn.ping().await.unwrap();
         }
     }

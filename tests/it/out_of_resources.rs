@@ -1,4 +1,4 @@
-//! A server that has run out of something: most of it passes, and a retry succeeds later.
+//! A server that runs out of something: most shortages pass, and a later retry succeeds.
 
 use std::time::Duration;
 
@@ -12,7 +12,6 @@ use crate::support::db::{PATIENCE, TestDb, effect, op};
 /// Disk full, memory or lock table full, too many connections, a configured limit, and the class itself.
 const CLASS_53: [&str; 5] = ["53000", "53100", "53200", "53300", "53400"];
 
-/// Makes every insert into a table fail.
 async fn inserts_fail(db: &TestDb, table: &str, sqlstate: &str, when: &str) {
     db.execute(&format!(
         "create or replace function {{}}.fail() returns trigger language plpgsql as
@@ -81,7 +80,7 @@ async fn a_transaction_that_begins_too_many_keys_is_told_that_its_locks_are_the_
     for word in ["locks", "one transaction", "max_locks_per_transaction"] {
         assert!(says.contains(word), "{says}");
     }
-    // Fewer at a time are no problem.
+    // Fewer keys at a time work.
     tx.rollback().await.unwrap();
     let mut tx = conn.begin().await.unwrap();
     for n in 0..20 {
@@ -94,7 +93,7 @@ async fn a_transaction_that_begins_too_many_keys_is_told_that_its_locks_are_the_
 async fn a_lock_table_that_others_have_filled_is_worth_a_retry() {
     let (_server, db) = with_few_locks().await;
     let mut conn = db.conn().await;
-    // What it needs besides the key's lock is there already.
+    // Takes every lock that the session needs, except the key's.
     let _ = db.once.begin(&mut conn, &op("before")).await.unwrap();
     let mut greedy = db.conn().await;
     let full = sqlx::raw_sql("select pg_advisory_lock(n) from generate_series(1, 1000000) n")
@@ -136,7 +135,7 @@ async fn a_server_without_a_free_connection_is_worth_a_retry() {
     let RunError::Protocol(error) = error else { panic!("{error:?}") };
     assert_eq!(error.kind(), ErrorKind::Connection);
     assert!(error.to_string().contains("max_connections"), "{error}");
-    // A connection that the work opens for itself.
+    // The work opens a connection.
     drop(crowd.pop());
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(db.options.clone());
     let connect =

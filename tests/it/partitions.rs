@@ -1,8 +1,8 @@
-//! A table that its owner has partitioned: a row's place names one row in each partition.
+//! A table that its owner has partitioned: the same ctid exists in each partition.
 
 use crate::support::db::TestDb;
 
-/// Puts a table with the same columns and primary key, in four parts, in the place of ours.
+/// Replaces pgonce's table with one that has the same columns and primary key, in four partitions.
 async fn partition(db: &TestDb) {
     db.execute(
         "alter table {}.idempotency_keys rename to whole;
@@ -24,7 +24,7 @@ async fn partition(db: &TestDb) {
 async fn a_reaper_deletes_only_forgotten_keys_of_a_partitioned_table() {
     let db = TestDb::new().await;
     partition(&db).await;
-    // Every part holds forgotten and remembered keys, at places that others have too.
+    // Every partition has forgotten and remembered keys, at ctids that other partitions have too.
     db.execute(
         "insert into {}.idempotency_keys (created_at, expires_at, status, scope, key)
          select at - interval '1 day',
@@ -49,7 +49,7 @@ async fn a_reaper_deletes_only_forgotten_keys_of_a_partitioned_table() {
     let left = "select count(*) from {}.idempotency_keys where expires_at ";
     assert_eq!(db.ask::<i64>(&format!("{left} > {{}}._clock()")).await, 172);
     assert!((10..=28).contains(&deleted), "{deleted}");
-    // Whatever the batches were, the end is the same.
+    // The result does not depend on the batches.
     sqlx::query(db.sql("call {}.reap(10)")).execute(&db.pool).await.unwrap();
     assert_eq!(db.ask::<i64>(&format!("{left} > {{}}._clock()")).await, 172);
     assert_eq!(db.ask::<i64>(&format!("{left} < {{}}._clock()")).await, 0);

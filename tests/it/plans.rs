@@ -1,4 +1,4 @@
-//! A session that planned its statements when the table was small does not read all of it when it has grown.
+//! A session that planned its statements for a small table does not scan the whole table when it has grown.
 
 use sqlx::{Connection, PgConnection};
 
@@ -7,7 +7,7 @@ use crate::support::db::TestDb;
 const FEW: u32 = 30;
 const MANY: u32 = 300_000;
 
-/// Every way to look for a key, each for a session of its own.
+/// Every way to find a key, each in its own session.
 const WAYS: [&str; 12] = [
     "select answer from {}.begin_operation('s', 'new')",
     "select answer from {}.begin_operation('s', 'k1')",
@@ -23,7 +23,6 @@ const WAYS: [&str; 12] = [
     "select status from {}.operation_status('s', 'k1')",
 ];
 
-/// Puts so many finished keys into the table.
 async fn grow(db: &TestDb, count: u32) {
     db.execute(&format!(
         "insert into {{}}.idempotency_keys (created_at, expires_at, status, scope, key)
@@ -33,14 +32,14 @@ async fn grow(db: &TestDb, count: u32) {
     .await;
 }
 
-/// How often this session has read the whole table: since it reported its counts, which it does once a second.
+/// This session's scans of the whole table since it last reported its counts, which it does once a second.
 async fn scans(conn: &mut PgConnection) -> i64 {
     let scans = "select coalesce(sum(seq_scan), 0)::bigint from pg_stat_xact_user_tables
                   where schemaname = 'alone' and relname = 'idempotency_keys'";
     sqlx::query_scalar(scans).fetch_one(conn).await.unwrap()
 }
 
-/// Calls it, undoes it, and says whether the whole table was read.
+/// Calls, rolls back, and returns whether the whole table was read.
 async fn reads_all(db: &TestDb, conn: &mut PgConnection, way: &str) -> bool {
     let before = scans(conn).await;
     let call = sqlx::query(db.sql(way));
@@ -60,7 +59,7 @@ async fn reads_all(db: &TestDb, conn: &mut PgConnection, way: &str) -> bool {
 #[tokio::test]
 async fn a_plan_for_a_small_table_does_not_outlive_it() {
     let db = TestDb::alone().await;
-    // What heals a plan after a minute.
+    // Autovacuum would repair a plan after a minute.
     db.execute("alter table {}.idempotency_keys set (autovacuum_enabled = off)").await;
     grow(&db, FEW).await;
     db.execute("vacuum analyze {}.idempotency_keys").await;
@@ -76,7 +75,7 @@ async fn a_plan_for_a_small_table_does_not_outlive_it() {
     assert!(read_all > 10, "while it is small, it is read as a whole: {read_all}");
     grow(&db, MANY).await;
     for (way, conn) in &mut sessions {
-        // A scan would find the first key soon, and end.
+        // The last key: a scan would find the first key soon and stop.
         let way = &way.replace("k1", &format!("k{MANY}"));
         let mut slow = 0;
         while reads_all(&db, conn, way).await {

@@ -1,4 +1,4 @@
-//! Messages whose handling fails: how often it is tried, and what becomes of them.
+//! Messages whose handling fails: how often they are tried, and how they end.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -49,7 +49,7 @@ async fn works(db: &TestDb, inbox: &Inbox) -> Verdict {
 
 #[tokio::test]
 async fn attempts_are_counted_although_what_they_wrote_is_undone() {
-    // Whether the broker says that it has delivered it before makes no difference in the count.
+    // The broker's redelivery flag does not change the count.
     for redelivered in [false, true] {
         let db = TestDb::new().await;
         let inbox = inbox(&db, 4);
@@ -76,7 +76,7 @@ async fn a_message_that_failed_a_hundred_times_is_redriven_and_takes_effect_once
         let verdict = fails(&db, &inbox, n % 2 == 0).await;
         assert_eq!(matches!(verdict, Verdict::DeadLetter(_)), n == 100, "{n}: {verdict:?}");
     }
-    // Redriven without having been mended, however often: all its attempts once, and dead again.
+    // Redriven repeatedly without a fix: each time it gets all its attempts, then it is dead again.
     let _conn = db.conn().await;
     for _ in 0..3 {
         redrive(&db, &inbox).await.unwrap();
@@ -132,7 +132,7 @@ async fn only_what_is_dead_or_waits_is_redriven() {
         let seen = row.map_or(unseen.clone(), |found| found.record);
         let error = inbox.redrive(conn, "m", &seen).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ClaimLost);
-        conn.ping().await.unwrap(); // its locks are gone
+        conn.ping().await.unwrap(); // its locks are released
         error.to_string()
     };
     assert_eq!(refused(&mut conn).await, "the key is unknown");
@@ -174,7 +174,7 @@ pub async fn die(db: &TestDb, parent: &Parent) {
 #[tokio::test]
 async fn a_message_that_kills_its_consumers_is_dead_in_the_end() {
     let db = TestDb::new().await;
-    // The first time nobody knows, and it is not counted; from then on the broker says that it comes again.
+    // The first death is not counted, because the broker does not report a redelivery. It reports the later ones.
     for delivery in ["new", "redelivered", "redelivered", "redelivered"] {
         let mut worker = Worker::spawn(&db, "die");
         worker.tell(delivery).await;
@@ -190,7 +190,7 @@ async fn a_message_that_kills_its_consumers_is_dead_in_the_end() {
 async fn what_is_not_the_messages_fault_is_not_counted_against_it() {
     let db = TestDb::new().await;
     let inbox = patient(&db, 1);
-    // The connection breaks at each request in turn, before it or behind it.
+    // The connection breaks at each request in turn, before or after the request.
     let (mut acked, mut again, mut dead) = (0, 0, 0);
     let began = AtomicU32::new(0);
     for cut in (1..=14).flat_map(|n| [Cut::Before(n), Cut::After(n)]) {
@@ -205,7 +205,7 @@ async fn what_is_not_the_messages_fault_is_not_counted_against_it() {
         let handled = inbox.handle(&pool, message, work).await;
         match (handled.verdict, handled.result) {
             (Verdict::Ack, Ok(_)) => acked += 1,
-            // It turned out to be committed.
+            // The commit turns out to have succeeded.
             (Verdict::Ack, Err(RunError::Protocol(error))) => {
                 assert_eq!(error.kind(), ErrorKind::CommitUnknown, "{id}");
                 acked += 1;
@@ -216,7 +216,7 @@ async fn what_is_not_the_messages_fault_is_not_counted_against_it() {
                 let verdict = inbox.handle(&db.pool, message, work).await.verdict;
                 assert_eq!(verdict, Verdict::Ack, "{id}");
             }
-            // Whatever goes wrong once the work has begun counts: it may be the message that breaks connections.
+            // A failure after the work has begun counts, whatever it is: the message may break connections.
             (Verdict::DeadLetter(_), Err(RunError::Work { .. } | RunError::Protocol(_))) => {
                 assert_eq!(began.load(Ordering::Relaxed), 1, "{id}");
                 dead += 1;
@@ -310,7 +310,7 @@ async fn a_failure_is_not_told_while_its_transaction_is_open() {
     let inbox = inbox(&db, 3);
     let mut tx = db.pool.begin().await.unwrap();
     let _ = inbox.receive(&mut tx, "m").await.unwrap();
-    // There it looks as if it were done, and would be acknowledged.
+    // In there the message looks done, and would be acknowledged.
     let call = db.sql("call {}.count_attempt('orders', 'm')");
     let error = sqlx::query(call).execute(&mut *tx).await.unwrap_err();
     assert_eq!(error.as_database_error().unwrap().code().unwrap(), "2D000");

@@ -1,4 +1,4 @@
-//! Poolers that lose or mix up prepared statements, and those that hang up, are named in the error.
+//! The error names poolers that lose or mix up prepared statements, and poolers that hang up.
 
 use pgonce::{Error, ErrorKind, RunError};
 use sqlx::postgres::PgPoolOptions;
@@ -8,7 +8,7 @@ use tokio::net::UnixListener;
 
 use crate::support::db::{TestDb, op};
 
-/// What begin says when its prepared statement was made something else behind the driver's back.
+/// The error of begin after its prepared statement was changed without the driver's knowledge.
 async fn begin_after(db: &TestDb, conn: &mut PgConnection, tampering: &str) -> Error {
     let _ = db.once.begin(conn, &op("first")).await.unwrap();
     let name: String = sqlx::query_scalar(db.sql(
@@ -23,7 +23,7 @@ async fn begin_after(db: &TestDb, conn: &mut PgConnection, tampering: &str) -> E
     db.once.begin(conn, &op("second")).await.unwrap_err()
 }
 
-// As PgBouncer before 1.21 does: under the statement's name there is another client's.
+// Like PgBouncer before 1.21: the statement's name belongs to another client's statement.
 #[tokio::test]
 async fn a_pooler_that_mixes_up_prepared_statements_is_named() {
     let db = TestDb::new().await;
@@ -35,7 +35,7 @@ async fn a_pooler_that_mixes_up_prepared_statements_is_named() {
     assert!(!error.is_retryable(), "the next call would meet the same pooler");
     let says = error.to_string();
     assert!(says.contains("pooler") && says.contains("prepared statements"), "{says}");
-    // In the work it is classified in the same way.
+    // In the work, the error is classified the same way.
     let error = db
         .once
         .run(&db.pool, &op("work"), async |tx| {
@@ -68,7 +68,7 @@ async fn a_connection_whose_prepared_statements_were_dropped_says_who_may_have_d
     }
 }
 
-// PgBouncer gives 08P01 to nearly everything of its own, with the severity FATAL.
+// PgBouncer uses 08P01 with severity FATAL for nearly all its own errors.
 #[tokio::test]
 async fn a_pooler_that_hangs_up_is_a_lost_connection() {
     let db = TestDb::new().await;

@@ -1,4 +1,4 @@
-//! Procedures commit by themselves, each transaction at READ COMMITTED, whatever the session's default is.
+//! Procedures commit by themselves, with each transaction at READ COMMITTED, whatever the session's default is.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ const PROCEDURES: [&str; 11] = [
     "report_progress",
 ];
 
-/// The statements of a body, without comments and blanks.
+/// A body's statements, without comments and blanks.
 fn statements(body: &str) -> Vec<String> {
     let lines = body.lines().map(|line| line.split("--").next().unwrap_or_default());
     let text = lines.collect::<Vec<_>>().join(" ");
@@ -51,7 +51,7 @@ async fn every_transaction_of_a_procedure_begins_at_read_committed() {
         let statements = statements(body);
         let caught = statements.iter().any(|one| one.contains("exception when"));
         assert!(!caught, "{name}: COMMIT is refused in a block that catches");
-        // The first one may stand behind `begin`; a loop's block begins with `loop`.
+        // The first COMMIT may follow `begin`; a loop's block begins with `loop`.
         let is_commit = |one: &&String| *one == "commit" || one.ends_with(" commit");
         let commits: Vec<usize> =
             (0..statements.len()).filter(|&n| is_commit(&&statements[n])).collect();
@@ -75,7 +75,7 @@ async fn every_transaction_of_a_procedure_begins_at_read_committed() {
     }
 }
 
-/// All calls of a caller of its own key. Each is alone on it: nothing may be given up for another.
+/// All calls of a caller with its own key, without competition: none may fail in favor of another transaction.
 async fn calls(db: &TestDb, pool: &sqlx::PgPool, key: &str) -> Result<(), pgonce::Error> {
     let mut claim = started(db.once.begin_leased(pool, &op(key), lasting(MINUTE)).await?);
     claim.extend(pool, MINUTE).await?;

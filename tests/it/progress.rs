@@ -1,4 +1,4 @@
-//! How far an operation is, for those who poll.
+//! The progress of an operation, for clients that poll.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ async fn a_client_that_polls_sees_how_far_the_work_is() {
             assert_eq!(shown.steps, ["b first", "a second"], "in the order of the work");
             assert_eq!(shown.said::<Value>()?.unwrap()["of"], 3);
             assert!(shown.said::<u32>().is_err(), "of another type");
-            let long = work.progress(&"x".repeat(65_535)).await.unwrap_err(); // and two quotes
+            let long = work.progress(&"x".repeat(65_535)).await.unwrap_err(); // plus two quotes
             assert_eq!(long.to_string(), "progress has 65537 bytes; the limit is 65536");
             assert_eq!(long.kind(), ErrorKind::InvalidInput);
             assert_eq!(shown.record.claim, Some(ClaimState::Live));
@@ -66,7 +66,7 @@ async fn what_a_client_sees_has_no_token_no_error_and_no_content_in_it() {
     run.await.unwrap_err();
     let shown = serde_json::to_value(status(&db, "canary-key").await).unwrap();
     let fields = shown.as_object().unwrap().keys().map(String::as_str).collect::<Vec<_>>();
-    // Tokens, errors and fingerprints are not for clients: whoever adds a field decides that here.
+    // Tokens, errors and fingerprints are not for clients: a new field needs a decision here.
     let expected = [
         "attempt",
         "claim",
@@ -86,7 +86,7 @@ async fn what_a_client_sees_has_no_token_no_error_and_no_content_in_it() {
     assert_eq!((&shown["claim"], &shown["progress"]), (&"lapsed".into(), &"half".into()));
     let created = shown["created_at"].as_str().unwrap();
     assert!(created.starts_with("20") && created.ends_with('Z'), "{created}");
-    // Another program may have said anything.
+    // Another program may have stored anything.
     db.execute("update {}.idempotency_keys set progress = 'no json'").await;
     let shown = serde_json::to_value(status(&db, "canary-key").await).unwrap();
     assert_eq!((&shown["progress"], &shown["steps"][0]), (&Value::Null, &"charge".into()));
@@ -99,7 +99,7 @@ async fn asking_locks_nothing_and_waits_for_nobody() {
     let hour = op("k").policy(kept_for(60 * MINUTE));
     drop(db.lease(&hour, MINUTE).await);
     db.advance(MINUTE).await;
-    // Somebody takes it over in an open transaction, and holds its lock and its row.
+    // Another caller takes over in an open transaction, and so has the key's lock and row.
     let mut holder = db.pool.begin().await.unwrap();
     let claim = started(db.once.begin(&mut holder, &hour).await.unwrap());
     let mut conn = db.conn().await;

@@ -1,4 +1,4 @@
-//! Many callers at once: one effect, whatever the order.
+//! Many callers at once: one effect, in any order.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use crate::support::worker::{Parent, Worker};
 
 const LONG: Duration = Duration::from_secs(30);
 
-/// A worker's part of the race: says how each of its tasks ended. Half of the tasks wait in the
-/// database, the others ask again and again.
+/// A worker's part of the race: reports how each of its tasks ended. Half of the tasks wait in the database, the others
+/// retry.
 pub async fn race(db: &TestDb, parent: &Parent) {
     parent.say("ready");
     let tasks: u32 = parent.hear().await.parse().unwrap();
@@ -71,7 +71,7 @@ async fn fifty_tasks_in_four_processes_share_one_effect() {
 
 type Tx = Transaction<'static, Postgres>;
 
-/// Starts callers that begin the same key, each in a transaction of its own, which stays open.
+/// Starts callers that begin the same key, each in a transaction that stays open.
 async fn waiters(db: &TestDb, count: u32) -> mpsc::Receiver<(Tx, Begin)> {
     let (answers, answered) = mpsc::channel(count as usize);
     for _ in 0..count {
@@ -115,7 +115,7 @@ async fn when_the_holder_rolls_back_exactly_one_of_twenty_waiters_goes_next() {
     assert_eq!(db.effects().await, 1);
 }
 
-/// Whoever waited gives the lock back before it answers; else these would queue for each other.
+/// A waiter releases the lock before it answers; otherwise these would queue for each other.
 #[tokio::test]
 async fn replays_that_waited_together_answer_while_all_their_transactions_are_open() {
     const WAITERS: u32 = 10;
@@ -134,7 +134,7 @@ async fn replays_that_waited_together_answer_while_all_their_transactions_are_op
     }
 }
 
-/// One transaction that performs two operations, the second after the other caller has its first.
+/// One transaction with two operations. It begins the second after the other caller has its first.
 async fn both(
     once: &PgOnce,
     pool: &PgPool,
@@ -170,7 +170,7 @@ async fn keys_taken_in_opposite_order_do_not_deadlock() {
         both(&db.once, &pool, there, Some(&met), &db.schema),
         both(&db.once, &pool, back, Some(&met), &db.schema),
     );
-    // Each has written when it asks for the other's key, and so it does not wait for it.
+    // Each has written when it begins the other's key, so it does not wait.
     for result in [results.0, results.1] {
         let [first, second] = result.unwrap();
         assert_eq!(first, "started");
@@ -181,7 +181,7 @@ async fn keys_taken_in_opposite_order_do_not_deadlock() {
     assert_eq!(db.effects().await, 2);
 }
 
-/// Prints the seed, so that a failure can be run again with `PGONCE_TEST_SEED`.
+/// Prints the seed. `PGONCE_TEST_SEED` repeats a failure.
 fn random() -> fastrand::Rng {
     let seed = std::env::var("PGONCE_TEST_SEED").ok().map(|seed| seed.parse().expect("a number"));
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
@@ -189,7 +189,7 @@ fn random() -> fastrand::Rng {
     fastrand::Rng::with_seed(seed)
 }
 
-/// Every task performs all keys in an order of its own; a third of the attempts fail half way.
+/// Every task performs all keys in its own order; a third of the attempts fail half way.
 #[tokio::test(flavor = "multi_thread")]
 async fn sixteen_tasks_on_eight_keys_in_random_order_double_nothing() {
     let db = Arc::new(TestDb::with_connections(16).await);

@@ -1,4 +1,4 @@
-//! What the README shows is what runs.
+//! The README shows code that runs.
 
 use pgonce::{Operation, RunError};
 
@@ -10,7 +10,6 @@ mod quickstart;
 
 use quickstart::{Request, pay, pay_in_steps, prepare};
 
-/// The README's Rust blocks.
 fn shown() -> impl Iterator<Item = &'static str> {
     let blocks = include_str!("../../README.md").split("```rust,ignore\n").skip(1);
     blocks.map(|block| block.split("```").next().unwrap())
@@ -25,7 +24,7 @@ fn the_readme_shows_the_examples_own_lines() {
     }
 }
 
-/// Whether lines follow each other in a program, however deep they are there.
+/// Whether these lines occur consecutively in the program, at any indentation.
 fn is_in(lines: &str, program: &str) -> bool {
     let trimmed = |text: &'_ str| text.lines().map(|l| l.trim().to_owned()).collect::<Vec<_>>();
     let (lines, program) = (trimmed(lines), trimmed(program));

@@ -1,4 +1,4 @@
-//! Deleting what is past its retention, and nothing else.
+//! The reaper deletes keys past their retention, and nothing else.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ async fn only_keys_past_their_retention_and_without_a_live_lease_go() {
     assert_eq!((reaped.deleted, reaped.backlog), (3, 0));
     let left: String = db.ask("select string_agg(key, '; ' order by key) from {}.keys").await;
     assert_eq!(left, "completed, remembered; lapsed, remembered; live past its retention");
-    // The holder of the live lease can still finish; after that its key goes too.
+    // The holder of the live lease can still finish; then its key is deleted too.
     db.advance(MINUTE).await;
     assert_eq!(db.once.reap_once(&mut conn, 100).await.unwrap().deleted, 1);
 }
@@ -73,7 +73,7 @@ async fn reapers_work_side_by_side_on_different_keys() {
     let mut tx = first.begin().await.unwrap();
     let batch = db.sql("select deleted from {}._reap_batch(60, null)");
     assert_eq!(sqlx::query_scalar::<_, i64>(batch).fetch_one(&mut *tx).await.unwrap(), 60);
-    // The first has not committed; the second takes what is left and does not wait.
+    // The first has not committed; the second takes the rest without waiting.
     let mut second = db.conn().await;
     assert_eq!(db.once.reap_once(&mut second, 60).await.unwrap().deleted, 40);
     tx.commit().await.unwrap();
@@ -108,7 +108,7 @@ async fn with_an_old_snapshot_open_a_batch_does_not_read_what_earlier_ones_delet
     let mut snapshot = old.begin_with("begin isolation level repeatable read").await.unwrap();
     sqlx::query("select 1").execute(&mut *snapshot).await.unwrap();
     let mut conn = db.conn().await;
-    // What the last batch of a pass reads, with and without the watermark of the one before.
+    // What the last batch of a pass reads, with and without the watermark of the previous batch.
     let mut watermark: Option<i64> = None;
     for _ in 0..39 {
         let (next, deleted): (Option<i64>, i64) =
@@ -129,7 +129,8 @@ async fn with_an_old_snapshot_open_a_batch_does_not_read_what_earlier_ones_delet
 #[tokio::test]
 async fn a_batch_reads_no_more_than_it_deletes_whatever_the_statistics_say() {
     let db = TestDb::new().await;
-    // When the table was analyzed, a twentieth of few keys were overdue. Now most of many are, and in no order.
+    // When the table was analyzed, it had few keys, a twentieth of them overdue. Now it has many, most of them overdue
+    // and in no order.
     let plant = |count: u32, at: &str| {
         format!(
             "insert into {{}}.idempotency_keys (created_at, expires_at, lease_expires_at, completed_at, attempt,
@@ -151,7 +152,7 @@ async fn a_pass_reads_what_it_deletes_once() {
     let db = TestDb::new().await;
     db.plant_overdue(7000, 0).await;
     let mut conn = db.conn().await;
-    // In a transaction, nothing that is deleted can be cleared away meanwhile.
+    // Inside a transaction, deleted rows cannot be cleaned up meanwhile.
     let mut tx = conn.begin().await.unwrap();
     let before = reads(&db, &mut tx).await;
     let (mut total, mut watermark) = (0, None::<i64>);
@@ -165,7 +166,7 @@ async fn a_pass_reads_what_it_deletes_once() {
     sqlx::query(db.sql("select {}.reap_backlog()")).execute(&mut *tx).await.unwrap();
     let read = reads(&db, &mut tx).await - before;
     assert_eq!(total, 7000);
-    // Once more by the question what is left.
+    // Twice: the query for the backlog reads the rows again.
     assert!((14_000..15_000).contains(&read), "read {read} to delete 7000");
 }
 
@@ -184,7 +185,7 @@ async fn reads_of_a_batch(db: &TestDb, rows: i32, watermark: Option<i64>) -> i64
     after - before
 }
 
-/// How many entries of the expiry index, and rows of the table one after the other, this session has read.
+/// How many entries of the expiry index, and how many rows by sequential scans, this session has read.
 async fn reads(db: &TestDb, conn: &mut PgConnection) -> i64 {
     let read = "select sum(pg_stat_get_xact_tuples_returned(of::regclass))::bigint
            from unnest('{{}.idempotency_keys, {}.idempotency_keys_expires_at}'::text[]) of";
@@ -235,7 +236,7 @@ async fn the_background_reaper_survives_errors() {
         let pool = db.pool.clone();
         async move { reaper.run_until(pool, stopped).await }
     });
-    // It has failed at least once: its session is there and the table is not.
+    // It has failed at least once: its session exists, but not the table.
     db.until(
         "select count(*) > 0 from pg_stat_activity
           where application_name = '{}' and query like '%reap(%' and pid <> pg_backend_pid()",

@@ -1,4 +1,4 @@
-//! What a reaper says in the log.
+//! What a reaper logs.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,6 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::support::db::{PATIENCE, TestDb};
 
-/// What this test's thread has logged.
 #[derive(Clone)]
 struct Log(Arc<Mutex<String>>, watch::Sender<usize>);
 
@@ -32,7 +31,7 @@ impl<'w> MakeWriter<'w> for Log {
     }
 }
 
-// Otherwise a reaper that runs and one that does not look alike.
+// Otherwise a running reaper and a missing one look alike.
 #[tokio::test]
 async fn a_pass_that_found_nothing_says_so() {
     let db = TestDb::new().await;
@@ -46,7 +45,7 @@ async fn a_pass_that_found_nothing_says_so() {
     let _guard = tracing::subscriber::set_default(subscriber);
     let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1)).unwrap();
     let passes = async {
-        // Two passes: the first one is no exception.
+        // Two passes: the first is no exception.
         tokio::time::timeout(PATIENCE, logged.wait_for(|lines| *lines >= 2)).await
     };
     reaper.run_until(db.pool.clone(), passes).await;

@@ -1,4 +1,4 @@
-//! Abandoned work is run again without its client.
+//! Abandoned work runs again without its client.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -19,17 +19,16 @@ fn lease() -> Lease {
     Lease::new(MINUTE).unwrap()
 }
 
-/// A recovery of everything the tests do, quick to look.
+/// A recovery of all test scopes, with a short interval.
 fn recovery(db: &TestDb) -> Recovery {
     Recovery::new(&db.once, "test/%").unwrap().interval(Duration::from_millis(10)).unwrap()
 }
 
-/// What a recovery has called its handler with.
+/// How often a recovery called its handler, per key.
 #[derive(Clone, Default)]
 struct Calls(Arc<Mutex<HashMap<String, u32>>>);
 
 impl Calls {
-    /// Counts this call, and returns how many there were for the key.
     fn count(&self, key: &str) -> u32 {
         let mut calls = self.0.lock().unwrap();
         let calls = calls.entry(key.to_owned()).or_default();
@@ -42,7 +41,7 @@ impl Calls {
     }
 }
 
-/// Finishes the operation that was found with its key as the value.
+/// Finishes the found operation with its key as the value.
 async fn finish(once: PgOnce, pool: PgPool, found: Listed) -> Result<String, RunError<Failure>> {
     let op = Operation::new(found.scope, found.key.as_str())?;
     let key = found.key;
@@ -52,7 +51,7 @@ async fn finish(once: PgOnce, pool: PgPool, found: Listed) -> Result<String, Run
     Ok(done.await?.into_inner())
 }
 
-/// Runs a recovery until the table says that it has done enough; returns what it returned.
+/// Runs a recovery until the query `until` is true. Returns the recovery's result.
 async fn run<F, Fut, E>(db: &TestDb, recovery: Recovery, handler: F, until: &str) -> u64
 where
     F: Fn(Listed) -> Fut + Send + 'static,
@@ -104,7 +103,7 @@ async fn many_recoveries_share_the_work() {
 #[tokio::test]
 async fn what_always_fails_leaves_room_for_the_rest() {
     let db = TestDb::new().await;
-    // The worst come first, more of them than may run at once: an error, a panic, and no end at all.
+    // The worst keys come first, more than may run at once: an error, panics, and work that never ends.
     let bad = ["error", "panic", "panic outright", "hang"]
         .into_iter()
         .flat_map(|bad| (0..4).map(move |n| format!("{bad}{n}")));
@@ -198,7 +197,7 @@ async fn a_shutdown_waits_for_the_handlers_that_run() {
 async fn recovery_goes_on_when_the_database_comes_back() {
     let db = TestDb::new().await;
     abandon(&db, ["k".to_owned()]).await;
-    // Nobody can look: the table is not there.
+    // The recovery cannot search: the table is missing.
     db.execute("alter table {}.unfinished rename to away").await;
     let (once, pool) = (db.once.clone(), db.pool.clone());
     let handler = move |found| finish(once.clone(), pool.clone(), found);
@@ -217,7 +216,7 @@ async fn recovery_goes_on_when_the_database_comes_back() {
     assert_eq!(recovered, 1);
 }
 
-/// A worker's job: does its step, and waits to be killed.
+/// A worker's job: does its step, then waits to be killed.
 pub async fn leave(db: &TestDb, parent: &Parent) {
     let (op, lease) = (op("k"), Lease::new(Duration::from_secs(1)).unwrap());
     let run = db.once.run_leased(&db.pool, &op, lease, async |work: &mut Work| {

@@ -1,4 +1,4 @@
-//! A PostgreSQL that can be stopped and started again: a `Throwaway` removes itself when its server ends.
+//! A PostgreSQL that can be stopped and started again. (A `Throwaway` removes itself when its server ends.)
 
 use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
@@ -10,14 +10,14 @@ use tempfile::TempDir;
 
 use crate::support::db::{PATIENCE, server};
 
-/// Runs the server until standard input ends, and then stops it as `pg_ctl stop -m immediate` does. So it
-/// does not outlive the tests, however these end.
+/// Runs the server until standard input ends, then stops it like `pg_ctl stop -m immediate`. So the server ends with
+/// the tests, however they end.
 const RUN: &str = r#""$@" & read -r _; kill -QUIT $!; wait $!"#;
 
-/// With PostgreSQL's own settings: durable.
+/// With PostgreSQL's default settings: durable.
 pub struct Restartable {
     dir: TempDir,
-    /// Who may run it: root may not.
+    /// The user that runs the server. root may not.
     owner: (u32, u32),
     bin: std::path::PathBuf,
     running: Option<Child>,
@@ -40,7 +40,6 @@ impl Restartable {
         server
     }
 
-    /// Starts the server, and waits until it takes connections.
     pub async fn start_again(&mut self) {
         let postgres = self.bin.join("postgres");
         let mut command = self.command("/bin/sh".into());
@@ -56,7 +55,7 @@ impl Restartable {
         tokio::time::timeout(PATIENCE, connecting).await.expect("the server starts");
     }
 
-    /// Stops it without any clean-up, as a power cut would; it recovers when it is started again.
+    /// Stops the server without cleanup, like a power cut. It recovers at its next start.
     pub async fn stop_immediately(&mut self) {
         let mut running = self.running.take().expect("it runs");
         drop(running.stdin.take());
@@ -74,7 +73,7 @@ impl Restartable {
 
     fn command(&self, program: std::path::PathBuf) -> Command {
         let mut command = Command::new(program);
-        // PGDATA, PGPORT, PGOPTIONS and the like would change what the server does.
+        // PGDATA, PGPORT, PGOPTIONS and others would change the server's behavior.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("PG") {
                 command.env_remove(name);
@@ -90,7 +89,7 @@ impl Drop for Restartable {
     fn drop(&mut self) {
         if let Some(mut running) = self.running.take() {
             drop(running.stdin.take());
-            let _ = running.wait(); // before its directory goes
+            let _ = running.wait(); // before its directory is removed
         }
     }
 }

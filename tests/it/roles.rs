@@ -1,4 +1,4 @@
-//! What each of the roles of src/docs/operations.md can do, and what it cannot.
+//! What each role of src/docs/operations.md can and cannot do.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn refused<T>(answer: pgonce::Result<T>) {
     assert_eq!((error.kind(), error.sqlstate().as_deref()), (ErrorKind::Database, Some("42501")));
 }
 
-/// A recovery in this pool until nothing of these scopes is half done.
+/// Runs a recovery in this pool until nothing in these scopes is half done.
 async fn recover(db: &TestDb, pool: &PgPool, scopes: &str) {
     let recovery =
         Recovery::new(&db.once, scopes).unwrap().interval(Duration::from_millis(1)).unwrap();
@@ -181,7 +181,7 @@ async fn a_tenant_sees_its_own_scopes_and_works_in_them() {
     let stats = db.once.stats(&mut acme).await.unwrap();
     assert_eq!((stats.completed, stats.released + stats.lapsed), (3, 2), "{stats:?}");
     assert_eq!(count(&mut acme, "steps").await, 1);
-    // Before 15 views have the rights of their owner.
+    // Before 15, views have their owner's privileges.
     let seen_of_both = if db.ask::<bool>(VIEWS_HAVE_THEIR_READERS_RIGHTS).await { 1 } else { 2 };
     assert_eq!(count(&mut acme, "keys").await, 5 * seen_of_both);
     assert_eq!(count(&mut acme, "abandoned").await, seen_of_both);

@@ -1,4 +1,4 @@
-//! Whatever a row says, begin, the reaper, the counts, the views and the operators' functions say the same of it.
+//! For every state of a row, begin, the reaper, the counts, the views and the operators' functions agree.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use sqlx::{Connection, PgConnection};
 
 use crate::support::db::{TestDb, lasting};
 
-/// Every state that a row can be in: status, token, lease, retention, steps, and attempts that an operator forgave.
+/// Every state of a row: status, token, lease, retention, steps, and attempts that an operator forgave.
 async fn plant_every_state(db: &TestDb) {
     db.execute(
         "insert into {}.idempotency_keys
@@ -31,7 +31,7 @@ async fn plant_every_state(db: &TestDb) {
     .await;
 }
 
-/// What one function says of every row, each in a transaction that is rolled back.
+/// What one function returns for every row, each in a transaction that is rolled back.
 async fn said(db: &TestDb, call: &str) -> HashMap<String, String> {
     let mut conn = db.conn().await;
     let keys: Vec<(String, String)> =
@@ -124,7 +124,7 @@ async fn begin_the_reaper_the_counts_and_the_views_agree_on_every_state() {
         if is_new {
             assert_eq!(message[key], "new", "{told}");
         }
-        // What goes on is abandoned until then; what was released without anything done is not.
+        // A key that can continue is abandoned until then. A key released with nothing done is not.
         let goes_on = runs_again && (answer == "started 4 true" || key.ends_with("3"));
         assert_eq!(goes_on, abandoned[key] == "true", "{told}");
     }
@@ -137,7 +137,7 @@ async fn begin_the_reaper_the_counts_and_the_views_agree_on_every_state() {
     assert_eq!(usize::try_from(live).unwrap(), live_rows);
 }
 
-/// What pgonce never writes, into rows in progress and finished ones.
+/// What pgonce never writes, in rows in progress and finished rows.
 const CORRUPT: [(&str, &str); 11] = [
     ("status", "status = 9"),
     ("status zero", "status = 0"),
@@ -202,10 +202,10 @@ async fn a_corrupt_row_is_neither_replayed_nor_run_nor_deleted_nor_counted() {
     let counts = "select s.overdue + b.backlog from {}.table_stats() s, {}.reap_backlog() b";
     assert_eq!(db.ask::<i64>(counts).await, 0);
     assert_eq!(db.once.reap_once(&mut conn, 1000).await.unwrap().deleted, 0);
-    // People see each, in the list beside sound rows, and by its key.
+    // Operators see each corrupt row, in the list beside sound rows, and by its key.
     let list = db.once.list(&mut conn, &Filter::default(), 100).await.unwrap();
     let corrupt = list.iter().filter(|listed| listed.record.status == Status::Corrupt);
-    let looks_sound = ["no lease"]; // the view shows the end of the retention in its place
+    let looks_sound = ["no lease"]; // the view shows the end of the retention instead
     assert_eq!(corrupt.count(), CORRUPT.len() - looks_sound.len());
     for (key, _) in CORRUPT {
         let op = Operation::new(scope, key).unwrap();
@@ -214,7 +214,7 @@ async fn a_corrupt_row_is_neither_replayed_nor_run_nor_deleted_nor_counted() {
             Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt, "{key}: status"),
         }
     }
-    // None is picked by a recovery, which would keep it from those that can be run.
+    // A recovery picks none of them, because they would keep it from keys that can run.
     assert!(db.once.abandoned(&mut conn, 100).await.unwrap().is_empty());
     let picked = "select cardinality(keys)::bigint from {}._pick_abandoned('%', 100, 1000, 1000)";
     assert_eq!(db.ask::<i64>(picked).await, 0);

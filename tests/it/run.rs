@@ -1,4 +1,4 @@
-//! The closure form.
+//! The closure form: `run`.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -190,7 +190,7 @@ async fn a_commit_that_the_server_refuses_is_not_unknown() {
     assert_eq!(error.kind(), ErrorKind::CommitRefused);
     assert_eq!(error.sqlstate().as_deref(), Some("23505"));
     assert_eq!(db.effects().await, 0);
-    // The same key is free, and the pool's connection is fine.
+    // The same key is free, and the pool's connection works.
     db.once.run(&db.pool, &op("k"), async |tx| effect(tx, &db.schema, "once").await).await.unwrap();
 }
 
@@ -280,7 +280,7 @@ async fn run_waits_out_a_leased_claim_without_holding_a_connection() {
     let waiting = op("k").policy(waits(Duration::from_secs(20)));
     let run = db.once.run(&db.pool, &waiting, async |_| Ok::<u32, Failure>(0));
     let release = async {
-        // The only connection of the pool is free in between: this would time out otherwise.
+        // Meanwhile the pool's only connection is free; otherwise this would time out.
         let mut conn = db.pool.acquire().await.unwrap();
         claim.complete(&mut conn, Response::json(&7).unwrap()).await.unwrap();
     };
@@ -329,7 +329,7 @@ async fn a_panic_in_the_work_leaves_nothing_behind() {
             .await;
     });
     assert!(panicked.await.unwrap_err().is_panic());
-    // The server may take a moment to notice that the connection is closed.
+    // The server may need a moment to notice the closed connection.
     let patient = op("k").policy(waits(crate::support::db::PATIENCE));
     db.once.run(&db.pool, &patient, async |tx| effect(tx, &db.schema, "k").await).await.unwrap();
     assert_eq!(db.effects().await, 1);

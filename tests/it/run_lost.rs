@@ -1,4 +1,4 @@
-//! The closure form and transactions that get lost: nested ones, other ones, retries of them.
+//! The closure form and lost transactions: nested ones, other errors, retries.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -23,7 +23,7 @@ async fn a_nested_transaction_that_is_leaked_is_noticed_and_poisons_nothing() {
         .unwrap_err();
     let RunError::Protocol(error) = error else { panic!("{error:?}") };
     assert_eq!(error.kind(), ErrorKind::TransactionLost);
-    // The next borrower's write is real, and nothing of the work is.
+    // The next borrower's write takes effect, the work's does not.
     effect(&mut db.pool.acquire().await.unwrap(), &db.schema, "next").await.unwrap();
     assert_eq!(db.ask::<String>("select string_agg(key, ',') from {}.effect").await, "next");
 }
@@ -35,7 +35,7 @@ async fn work_that_loses_its_transaction_is_told_so_and_not_retried() {
     for (key, ending) in [
         ("ok", None),
         ("error", Some(sqlx::Error::RowNotFound)),
-        // Even a broken connection says nothing about what was committed before it broke.
+        // Even a broken connection does not tell what was committed before it broke.
         ("broken", Some(broken_pipe())),
     ] {
         let ending = &ending;
@@ -98,7 +98,7 @@ async fn a_wait_is_not_started_over_by_a_lost_transaction() {
     let db = TestDb::new().await;
     let mut holder = db.pool.begin().await.unwrap();
     let claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
-    // Every begin that gives up waiting is then told that it lost against another transaction.
+    // Every begin that gives up waiting then fails with a serialization failure.
     db.execute(
         "create or replace function {}._take_lock(p_lock_id bigint, p_deadline timestamptz)
            returns void
@@ -149,7 +149,7 @@ async fn a_connection_lost_in_a_nested_begin_keeps_its_cause() {
         .await
         .unwrap_err();
     let RunError::Protocol(error) = error else { panic!("{error:?}") };
-    // It looks like a lost transaction, and a retry must not be the answer to that; the cause is told.
+    // It looks like a lost transaction, and must not be retried as one. The error names the cause.
     assert_eq!(error.kind(), ErrorKind::TransactionLost);
     assert!(
         error

@@ -1,4 +1,4 @@
-//! `run` where another caller, a trigger, a pooler or the work itself gets in its way.
+//! `run` when another caller, a trigger, a pooler or the work itself interferes.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn kind<E>(error: &RunError<E>) -> Option<ErrorKind> {
     }
 }
 
-/// A row that another caller has finished, with 7 as its value.
+/// Inserts a row that another caller has finished, with 7 as its value.
 async fn finish_elsewhere(db: &TestDb, key: &str) {
     db.execute(&format!(
         "insert into {{}}.idempotency_keys (created_at, expires_at, status, scope, key, response_body)
@@ -37,7 +37,7 @@ async fn finish_elsewhere(db: &TestDb, key: &str) {
 #[tokio::test]
 async fn a_key_that_is_finished_between_the_look_and_its_lock_is_replayed() {
     let db = TestDb::new().await;
-    // The look waits behind its snapshot and before its lock.
+    // The look waits after its snapshot and before its lock.
     db.execute(
         "alter function {}._lock_id(text, text) rename to lock_id;
          create function {}._lock_id(p_scope text, p_key text) returns bigint language plpgsql volatile as
@@ -121,8 +121,8 @@ async fn work_that_ends_its_transaction_is_told_so_and_leaves_no_key() {
                 let error = db.once.run(&db.pool, &op, work).await.unwrap_err();
                 let context = format!("{ends}, {outcome}, optimistic: {:?}", op);
                 let is_committed = ends.starts_with("commit") || ends == "end";
-                // In a new transaction that an error has aborted nothing can be asked: a COMMIT is noticed by what the
-                // look has left behind, and a ROLLBACK has done no harm.
+                // A new transaction that an error has aborted cannot be queried. A COMMIT is noticed by what the look
+                // left behind; a ROLLBACK has done no harm.
                 let is_told = outcome != "breaks"
                     || !ends.contains(';')
                     || (is_committed && !is_optimistic(&op));
@@ -177,7 +177,7 @@ async fn a_kept_failure_is_kept_at_every_level_and_undoes_the_work() {
     }
 }
 
-// It has waited for the key's lock and gets it when the work is rolled back.
+// The other caller waits for the key's lock, and gets it when the work is rolled back.
 #[tokio::test]
 async fn another_caller_in_the_gap_of_a_kept_failure_decides() {
     for level in ["read committed", "repeatable read"] {
@@ -191,7 +191,7 @@ async fn another_caller_in_the_gap_of_a_kept_failure_decides() {
                 Err::<String, _>(Failure::keep(Response::bytes("declined")))
             };
             let other = async {
-                // Behind the work: it has the lock when it waits for us.
+                // After the work: the work has the lock while it waits for this caller.
                 db.until(
                     "select count(*) > 0 from pg_locks where locktype = 'advisory' and granted",
                 )
@@ -202,7 +202,7 @@ async fn another_caller_in_the_gap_of_a_kept_failure_decides() {
                 effect(&mut tx, &db.schema, "theirs").await.unwrap();
                 claim.complete(&mut tx, Response::json("theirs").unwrap()).await.unwrap();
                 if !patient {
-                    return Some(tx); // still open when the other call is answered
+                    return Some(tx); // still open when the other call gets its answer
                 }
                 tx.commit().await.unwrap();
                 None
@@ -260,7 +260,7 @@ async fn work_whose_connection_loses_its_statements_runs_again_on_another() {
             };
             db.once.run(&db.pool, op, work).await
         };
-        // So that the INSERT is prepared.
+        // To prepare the INSERT.
         run(&Operation::new("prepares", key.as_str()).unwrap(), false).await.unwrap();
         run(&op, true).await.unwrap();
         assert_eq!(db.effects().await, 2 * n);
@@ -296,12 +296,12 @@ async fn optimistic_work_for_a_key_that_is_not_free_leaves_no_trace() {
     drop(open);
     holder.rollback().await.unwrap();
     claim.release(&mut db.conn().await).await.unwrap();
-    // A row that may be overwritten: once as an optimist, once behind a claim.
+    // A row that may be overwritten: first the optimistic try, then with a claim.
     assert!(!run(op("live")).await.unwrap().is_replay());
     assert_eq!((calls.into_inner(), db.effects().await), (6, 1));
 }
 
-/// The replay's row is locked for it, so it takes a COMMIT.
+/// The replay locks its row, so it needs a COMMIT.
 #[tokio::test]
 async fn failed_work_is_believed_when_the_winners_answer_cannot_be_committed() {
     let db = TestDb::new().await;

@@ -1,4 +1,4 @@
-//! Calls of one process with the same key: they wait for each other beside the database.
+//! Calls with the same key in one process: they wait for each other outside the database.
 
 use std::error::Error;
 use std::future::poll_fn;
@@ -21,7 +21,7 @@ const BEGIN: &str = "begin deferrable";
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Answer = Result<String, RunError<BoxError>>;
 
-/// A call that leaves an effect. Its work says that it has begun, and then succeeds or fails as it is told.
+/// A call that leaves an effect. Its work signals that it has begun, then succeeds or fails as told.
 struct Call {
     answer: JoinHandle<Answer>,
     begun: oneshot::Receiver<()>,
@@ -46,7 +46,6 @@ fn call(once: &PgOnce, pool: &PgPool, db: &TestDb, op: Operation) -> Call {
     Call { answer, begun, end }
 }
 
-/// A call whose work has begun.
 async fn at_work(once: &PgOnce, pool: &PgPool, db: &TestDb, op: Operation) -> Call {
     let mut call = call(once, pool, db, op);
     (&mut call.begun).await.unwrap();
@@ -57,7 +56,7 @@ fn patient() -> Operation {
     op("k").policy(waits(LONG))
 }
 
-/// Calls whose work would succeed, each of which has come as far as it gets.
+/// Calls whose work would succeed, each as far as it can get.
 async fn crowd(
     once: &PgOnce,
     pool: &PgPool,
@@ -71,7 +70,7 @@ async fn crowd(
         call.answer
     });
     let calls = calls.collect();
-    tokio::task::yield_now().await; // one thread: behind all of them
+    tokio::task::yield_now().await; // one thread: runs after all of them
     calls
 }
 
@@ -85,7 +84,7 @@ async fn assert_ours(answers: Vec<JoinHandle<Answer>>, context: &str) {
 async fn a_crowd_on_one_key_leaves_the_pool_to_others() {
     let db = TestDb::new().await;
     let once = db.once.clone();
-    // One connection is at work, the other one is for all the rest.
+    // One connection works, the other serves all other calls.
     let proxy = Proxy::start(&db, None);
     let pool = PgPoolOptions::new()
         .max_connections(2)
@@ -121,7 +120,7 @@ async fn when_the_one_at_work_leaves_no_answer_one_of_the_crowd_goes_on() {
     }
 }
 
-// Of those who wait for another process, or for one of them that went on, one needs a connection.
+// Of the calls that wait for another process, or for a call of the crowd that took over, one needs a connection.
 #[tokio::test]
 async fn a_crowd_leaves_the_pool_to_others_whoever_it_waits_for() {
     for is_ours in [false, true] {
@@ -143,7 +142,6 @@ async fn a_crowd_leaves_the_pool_to_others_whoever_it_waits_for() {
         }
         first.end.send(false).unwrap();
         assert!(matches!(first.answer.await.unwrap(), Err(RunError::Work { .. })), "{context}");
-        // One of them is at work now.
         let mut begun = JoinSet::new();
         for (number, call) in crowd.iter_mut().enumerate() {
             let has_begun = std::mem::replace(&mut call.begun, oneshot::channel().1);
@@ -163,7 +161,7 @@ async fn a_crowd_leaves_the_pool_to_others_whoever_it_waits_for() {
 const WAITING: &str = "select count(*) from pg_stat_activity
     where application_name = '{}' and wait_event_type = 'Lock'";
 
-/// Often enough that whoever would keep a connection has one.
+/// Often enough to notice a waiting call that keeps a connection.
 async fn others_find_a_connection(once: &PgOnce, pool: &PgPool, context: &str) {
     for number in 0..20 {
         let op = op(&format!("{context} {number}"));
@@ -172,7 +170,7 @@ async fn others_find_a_connection(once: &PgOnce, pool: &PgPool, context: &str) {
     }
 }
 
-// It looks for itself before long: that call may have been given up by all but its future's owner.
+// The second call soon looks for itself: the first may never be polled again.
 #[tokio::test]
 async fn an_answer_that_is_there_is_had_beside_a_call_that_hangs() {
     let db = TestDb::new().await;
@@ -187,23 +185,23 @@ async fn an_answer_that_is_there_is_had_beside_a_call_that_hangs() {
     assert!(replayed.is_replay());
 }
 
-// The leader looks again when the first one is done, and the rest take its replay.
+// The leader looks again when the first call is done, and the others take its replay.
 #[tokio::test]
 async fn one_of_a_crowd_looks_for_all() {
     let db = TestDb::new().await;
     let proxy = Proxy::start(&db, None);
-    // One connection is at work, one waits, and two are for all the rest.
+    // One connection works, one waits, and two serve all other calls.
     let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(proxy.options());
     let begun = || proxy.requests().iter().filter(|sent| *sent == BEGIN).count();
     let mut fewest = usize::MAX;
-    // On a busy machine some look from time to time just then.
+    // On a busy machine, some calls look on their own at that moment.
     for round in 0..20 {
         let key = format!("k{round}");
         let op = || op(&key).policy(waits(LONG));
         let first = at_work(&db.once, &pool, &db, op()).await;
         let crowd = crowd(&db.once, &pool, &db, op, 15).await;
         db.until_waiting(1).await;
-        // A call that has no connection yet has not looked.
+        // A call without a connection has not looked yet.
         others_find_a_connection(&db.once, &pool, &format!("other {round}")).await;
         let before = begun();
         first.end.send(true).unwrap();
@@ -217,7 +215,7 @@ async fn one_of_a_crowd_looks_for_all() {
     panic!("at least {fewest} of 15 looked again");
 }
 
-// Its replay has to lock the row, so that its COMMIT waits for a synchronous standby.
+// The call must lock its replay's row, so that its COMMIT waits for a synchronous standby.
 #[tokio::test]
 async fn a_call_that_locks_its_replay_looks_for_itself() {
     let db = TestDb::new().await;
@@ -268,7 +266,7 @@ async fn another_request_is_told_so_after_the_wait() {
     assert!(matches!(refused, Err(RunError::Mismatch(_))), "{refused:?}");
 }
 
-// Another pool may lead to another database, where nobody works on the key.
+// Another pool may lead to another database, where the key is free.
 #[tokio::test]
 async fn a_call_on_another_pool_waits_in_its_database() {
     let db = TestDb::new().await;

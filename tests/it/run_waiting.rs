@@ -1,4 +1,4 @@
-//! `run` on a new key that somebody works on: who is told what, and who waits for how long.
+//! `run` with a new key that another caller has: the answers, and who waits how long.
 
 use std::time::{Duration, Instant};
 
@@ -23,12 +23,12 @@ async fn run_tells_a_duplicate_at_once() {
         let refused = db.once.run(&pool, &op("k"), async |_| Ok::<_, Failure>(1)).await;
         assert!(matches!(refused, Err(RunError::InProgress(_))), "{refused:?}");
         let mut requests = proxy.requests().split_off(before);
-        requests.retain(|request| !request.is_empty()); // the pool's
+        requests.retain(|request| !request.is_empty()); // sent by the pool
         assert!(!prepared || requests.len() == 3, "BEGIN, look, ROLLBACK: {requests:?}");
     }
 }
 
-// Each in a process of its own. When there is no answer, one of them goes on.
+// Each call as in its own process. If there is no answer, one of them takes over.
 #[tokio::test]
 async fn run_waits_beside_others_for_an_answer() {
     for commits in [true, false] {
@@ -38,7 +38,6 @@ async fn run_waits_beside_others_for_an_answer() {
         let claim = started(db.once.begin(&mut holder, &op("k")).await.unwrap());
         let mut waiters = tokio::task::JoinSet::new();
         for _ in 0..6 {
-            // Each as in a process of its own.
             let schema = SchemaName::new(db.schema.as_str()).unwrap();
             let once = PgOnce::new().schema(schema);
             let pool = db.pool.clone();
@@ -69,7 +68,7 @@ async fn run_waits_beside_others_for_an_answer() {
     }
 }
 
-// The bound is for the wait as a whole, however often it is begun.
+// The limit applies to the whole wait, however often it restarts.
 #[tokio::test]
 async fn run_waits_no_longer_than_it_was_told() {
     let db = TestDb::new().await;

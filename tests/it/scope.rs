@@ -1,11 +1,11 @@
-//! Scopes that are built from parts: no two lists give one scope, and no part is an error.
+//! Scopes built from parts: different lists give different scopes, and no part is an error.
 
 use pgonce::{Operation, Scope};
 use proptest::prelude::*;
 
 use crate::support::db::{TestDb, word};
 
-/// Parts made of what could be taken for a separator, for an escape, or for no name at all.
+/// Parts that look like a separator, an escape, or no name at all.
 fn parts() -> impl Strategy<Value = Vec<String>> {
     let piece = prop::sample::select(vec![
         "/",
@@ -88,7 +88,7 @@ fn a_scope_that_is_too_long_ends_in_a_digest_that_nobody_can_write() {
     assert_eq!((scope.as_str().len(), readable), (255, format!("acme/{}", &long[..178]).as_str()));
     // `printf 'acme/xxx…' | sha256sum`
     assert_eq!(digest, "38e0a3a121594ed7803c341c6e4734da747eb9bb998d5b0a0e80111b8bfd2b1f");
-    // A tenant that takes the digest for its name is another one.
+    // A tenant named like the digest is another tenant.
     assert_ne!(Scope::of(scope.as_str().split('/')), scope);
     assert_eq!(Scope::of(["x".repeat(255)]).as_str(), "x".repeat(255));
 }

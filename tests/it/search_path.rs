@@ -1,11 +1,11 @@
-//! Whatever a session's search_path leads to, pgonce takes PostgreSQL's own operators, functions and types.
+//! Whatever a session's search_path is, pgonce uses PostgreSQL's operators, functions and types.
 
 use pgonce::{Done, Failure, Filter, Fingerprint, Listed, Operation, Response, RunError};
 use sqlx::{Executor, PgConnection};
 
 use crate::support::db::{TestDb, effect, op, started, waits, word};
 
-/// Every answer is the wrong one: nothing is equal that matters, all payloads are the same, nothing expires.
+/// Operators that return wrong answers: equal values differ, all bodies are the same, nothing expires.
 const EVIL: &str = "
     create schema {}_evil;
     create function {}_evil.no(text, text) returns boolean language sql immutable as 'select false';
@@ -36,7 +36,7 @@ const EVIL: &str = "
     create domain {}_evil.text as varchar check (value = 'hostile');
     create domain {}_evil.uuid as varchar check (value = 'hostile')";
 
-/// The same schema, seen by sessions that look for operators elsewhere first.
+/// The same schema, in sessions that search for operators elsewhere first.
 async fn misled(db: &TestDb) -> TestDb {
     db.execute(EVIL).await;
     let path = format!("{0}_evil,{0},pg_catalog", db.schema);
@@ -51,7 +51,7 @@ async fn run(db: &TestDb, op: &Operation) -> Result<Done<()>, RunError<sqlx::Err
 async fn run_decides_the_same() {
     let db = TestDb::new().await;
     let misled = misled(&db).await;
-    // The first look of `run`, taken by itself, would find every key new; without these two, every key done.
+    // If misled, the first look of `run` would find every key new; without these two operators, every key done.
     let finds = "drop operator {}_evil.= (text, text); drop operator {}_evil.= (smallint, integer)";
     for (round, change) in (0..).zip(["select", finds]) {
         db.execute(change).await;
@@ -92,12 +92,12 @@ async fn a_key_is_waited_for_and_written_the_same() {
     assert!(db.ask::<bool>(kept).await);
 }
 
-// The response of a failure that was kept is never told as that of a success.
+// The response of a kept failure must never be returned as a success.
 #[tokio::test]
 async fn a_kept_failure_stays_a_failure() {
     let db = TestDb::new().await;
     let misled = misled(&db).await;
-    // So that rows are found, and every status is said to be the one that is asked for.
+    // So that rows are found, and every status seems to be the expected one.
     db.execute("drop operator {}_evil.= (text, text)").await;
     for _ in 0..2 {
         let declined =
@@ -126,7 +126,7 @@ async fn readers_say_the_same() {
     let seen = misled.once.list(&mut misled_conn, &filter, 10).await.unwrap();
     let records = |list: Vec<Listed>| list.into_iter().map(|l| l.record).collect::<Vec<_>>();
     assert_eq!(format!("{:?}", records(seen)), format!("{:?}", records(right)));
-    // The watermark of a reaper is a time too.
+    // A reaper's watermark is a time too.
     db.execute("update {}.idempotency_keys set expires_at = clock_timestamp(), lease_expires_at = null where key = 'done'").await;
     let first = misled.once.reap_once(&mut misled_conn, 10).await.unwrap();
     assert_eq!(first.deleted, 1);
@@ -174,13 +174,13 @@ async fn what_migrate_makes_is_the_same() {
     misled.once.check(&misled.pool).await.unwrap();
     let after: String = sqlx::query_scalar(path).fetch_one(&mut conn).await.unwrap();
     assert_eq!(after, before);
-    // Views and functions with a body of their own remember the operators that they were made with.
+    // Views and functions with a standard SQL body remember the operators of their creation.
     db.execute("drop schema {}_evil cascade").await;
     run(&db, &op("k")).await.unwrap();
     db.once.inspect(&mut db.conn().await, op("k").scope(), op("k").key()).await.unwrap().unwrap();
 }
 
-// They pin no search_path of their own.
+// The verbs pin no search_path.
 #[tokio::test]
 async fn the_verbs_write_the_same() {
     let db = TestDb::new().await;
@@ -191,7 +191,7 @@ async fn the_verbs_write_the_same() {
                   from {}.idempotency_keys";
     assert!(db.ask::<bool>(kept).await);
     claim.complete(&mut conn, Response::empty()).await.unwrap();
-    // Every status is said to be the one that is asked for, and yet a finished claim is not finished again.
+    // Every status seems to be the expected one, and yet a finished claim is not finished again.
     let again = "select {}.fail(scope, key, token) from {}.idempotency_keys";
     let error = sqlx::query(misled.sql(again)).execute(&mut conn).await.unwrap_err();
     assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some("IK002"));

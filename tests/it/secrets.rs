@@ -15,7 +15,7 @@ use crate::support::db::{TestDb, effect, lasting, server, started};
 
 pub const CANARY: &str = "canary7f3a";
 
-/// What has been logged by anybody in this process; `None` once the test has seen enough.
+/// Everything logged in this process; `None` once the test has closed it.
 #[derive(Clone)]
 pub struct Log(Arc<Mutex<Option<Vec<u8>>>>);
 
@@ -43,10 +43,10 @@ impl Log {
         Self(Arc::new(Mutex::new(Some(Vec::new()))))
     }
 
-    /// What this thread logs at this level and above, while the guard is there.
+    /// What this thread logs at this level and above, until the guard is dropped.
     pub fn of_thread(level: tracing::Level) -> (Self, tracing::subscriber::DefaultGuard) {
-        // While there is one subscriber only, a line that another test's thread reaches first is switched off for all:
-        // that thread has none. With two, all are asked.
+        // With a single subscriber, a log line that another test's thread reaches first is disabled for all, because
+        // that thread has no subscriber. With two, all are asked.
         static SECOND: std::sync::OnceLock<tracing::Dispatch> = std::sync::OnceLock::new();
         SECOND.get_or_init(|| {
             tracing::Dispatch::new(
@@ -65,14 +65,14 @@ impl Log {
         (log, tracing::subscriber::set_default(subscriber))
     }
 
-    /// The log so far; nothing is kept from now on.
+    /// Returns the log so far and stops logging.
     pub fn close(&self) -> String {
         let log = self.0.lock().unwrap().take().unwrap();
         String::from_utf8_lossy(&log).into_owned()
     }
 }
 
-/// Everything that handles a key, a body or an error; returns what `Debug` and `Display` show of it.
+/// Handles keys, bodies and errors in every way. Returns their `Debug` and `Display` output.
 async fn exercise(db: &TestDb) -> String {
     let mut shown = String::new();
     let mut show = |thing: &dyn std::fmt::Debug| shown.push_str(&format!("{thing:?}\n"));
@@ -110,7 +110,7 @@ async fn exercise(db: &TestDb) -> String {
     ));
     show(&db.once.inspect(&mut conn, other.scope(), other.key()).await.unwrap());
     show_failing_work(db, &mut show).await;
-    // An error that carries the row in its DETAIL.
+    // An error with the row in its DETAIL.
     db.execute(
         "alter table {}.idempotency_keys add constraint strict check (status > 3) not valid",
     )
@@ -126,10 +126,10 @@ async fn exercise(db: &TestDb) -> String {
     shown
 }
 
-/// Closures that run and fail, each on a fresh key.
+/// Closures that fail, each with a new key.
 async fn show_failing_work(db: &TestDb, show: &mut impl FnMut(&dyn std::fmt::Debug)) {
     let op = |key: &str| Operation::new(format!("scope {CANARY}"), format!("{key} {CANARY}"));
-    // The text is the caller's: `Debug` may show it, our `Display` and our log may not.
+    // The caller's text: `Debug` may show it; pgonce's `Display` and log must not.
     let telling = op("telling").unwrap();
     let error = db.once.run(&db.pool, &telling, async |_| Err::<u32, _>(CANARY)).await.unwrap_err();
     assert!(matches!(&error, RunError::Work { error: text, .. } if *text == CANARY));
@@ -151,7 +151,7 @@ async fn show_failing_work(db: &TestDb, show: &mut impl FnMut(&dyn std::fmt::Deb
     show(&format!("{error}"));
     let RunError::Work { error: cause, .. } = error else { unreachable!() };
     show(&Failure::from(cause));
-    // A failure that is kept, and then replayed.
+    // A kept failure, then its replay.
     show(&Failure::keep(Response::bytes(CANARY).with_headers(CANARY)));
     let kept = op("kept").unwrap();
     for _ in ["performed", "replayed"] {
@@ -174,7 +174,7 @@ pub async fn exercise_the_rest(db: &TestDb) -> String {
         op.fingerprint(Fingerprint::of_bytes(CANARY))
     };
     let lease = Lease::new(Duration::from_secs(60)).unwrap();
-    // Leased work that ends in every way, and goes on with its steps.
+    // Leased work that ends in every way, and continues with its steps.
     let (work_op, kept_op) = (op("work"), op("work kept"));
     for end in ["fails", "ends", "replayed"] {
         let run = db.once.run_leased(&db.pool, &work_op, lease, async |work: &mut Work| {
@@ -197,7 +197,6 @@ pub async fn exercise_the_rest(db: &TestDb) -> String {
         Err::<u32, _>(Failure::keep(Response::bytes(CANARY).with_headers(CANARY)))
     });
     show(&kept.await.unwrap_err());
-    // The procedures.
     for (key, end) in [("done", 0), ("failed", 1), ("released", 2)] {
         let begun =
             db.once.begin_leased(&db.pool, &op(key), lasting(Duration::from_secs(60))).await;
@@ -213,7 +212,6 @@ pub async fn exercise_the_rest(db: &TestDb) -> String {
         .unwrap();
     }
     show_inbox(db, &mut show).await;
-    // A recovery, whose handler fails.
     let abandoned = op("abandoned");
     let short = Duration::from_millis(1);
     drop(started(db.once.begin_leased(&db.pool, &abandoned, lasting(short)).await.unwrap()));
@@ -226,7 +224,6 @@ pub async fn exercise_the_rest(db: &TestDb) -> String {
     };
     let recovery = recovery.interval(Duration::from_millis(1)).unwrap();
     show(&recovery.run_until(db.pool.clone(), handler, told).await);
-    // What operators do.
     let mut conn = db.conn().await;
     show(&db.once.list(&mut conn, &Filter::default(), 9).await.unwrap().len());
     show(&db.once.abandoned(&mut conn, 9).await.unwrap().len());
@@ -263,20 +260,20 @@ async fn show_inbox(db: &TestDb, show: &mut impl FnMut(&dyn std::fmt::Debug)) {
     let mut tx = db.pool.begin().await.unwrap();
     show(&inbox.receive(&mut tx, &format!("received {CANARY}")).await.unwrap());
     tx.commit().await.unwrap();
-    // What the error says is kept for people, and is theirs to keep clean.
+    // Error texts are kept for operators; their authors must keep them clean.
     show(&inbox.failed(&db.pool, &format!("bad {CANARY}"), "clean").await.is_ok());
     let dead = Operation::new(format!("consumer {CANARY}"), format!("bad {CANARY}")).unwrap();
     let seen = db.seen(&dead).await;
     inbox.redrive(&mut db.conn().await, dead.key().as_str(), &seen).await.unwrap();
 }
 
-/// A line in which the canary stands as the digits of its bytes.
+/// A line that contains the canary as hex digits of its bytes.
 pub fn with_digits(logged: &str) -> Option<&str> {
     let digits: String = CANARY.bytes().map(|byte| format!("{byte:02x}")).collect();
     logged.lines().find(|line| line.replace(['\\', 'x'], "").contains(&digits))
 }
 
-/// A schema whose every statement the driver takes for a slow one.
+/// A schema on which the driver logs every statement as slow.
 async fn slow(name: &str) -> TestDb {
     let options = server().await.connect_options();
     let options = options.log_slow_statements("warn".parse().unwrap(), Duration::ZERO);
@@ -291,12 +288,12 @@ async fn nothing_secret_is_logged_or_shown() {
         .with_ansi(false)
         .with_writer(log.clone())
         .finish();
-    // For the whole process: with a subscriber for this thread only, other tests' threads could
-    // switch the driver's log statements off before this one reaches them.
+    // For the whole process: with a subscriber only for this thread, other tests' threads could disable the driver's
+    // log statements before this thread reaches them.
     tracing::subscriber::set_global_default(subscriber).unwrap();
     #[allow(unused_mut, reason = "without the HTTP layer")]
     let mut shown = String::new();
-    // As the driver logs statements by default, and as it logs slow ones.
+    // With the driver's default logging, and with slow statements logged.
     for db in [TestDb::new().await, slow("secrets_slow").await] {
         shown.push_str(&exercise_the_rest(&db).await);
         shown.push_str(&exercise(&db).await);
@@ -313,7 +310,7 @@ async fn nothing_secret_is_logged_or_shown() {
     }
     assert!(logged.contains("slow statement"), "and to its slow ones");
     assert_eq!(with_digits(&logged), None, "a value is part of a statement's text");
-    // As a derived `Debug` of its bytes would show it.
+    // As a derived `Debug` would show its bytes.
     let bytes = format!("{:?}", CANARY.as_bytes());
     let bytes = bytes.trim_matches(['[', ']']);
     for (place, text) in [("log", &logged), ("debug output", &shown)] {

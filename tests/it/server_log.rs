@@ -1,5 +1,5 @@
-//! No value of a caller's is in the text of a statement, so none is in the server's log when that has every statement
-//! and no parameters, nor in the DETAIL of an error. (`secrets.rs` has the client's log.)
+//! No statement's text and no error's DETAIL contains a caller's value. So no value is in the server's log, even if it
+//! has all statements without parameters. (`secrets.rs` checks the client's log.)
 
 use std::time::Duration;
 
@@ -12,7 +12,6 @@ use tokio::task::JoinSet;
 use crate::secrets::{CANARY, exercise_the_rest, with_digits};
 use crate::support::db::{PATIENCE, TestDb, effect, waits};
 
-/// A server that writes its log to a file.
 pub async fn logging(settings: &[(&str, &str)]) -> (Throwaway, TestDb) {
     let to_file =
         [("logging_collector", "on"), ("log_filename", "server.log"), ("log_file_mode", "0644")];
@@ -24,7 +23,6 @@ pub async fn logging(settings: &[(&str, &str)]) -> (Throwaway, TestDb) {
     (server, db)
 }
 
-/// What the server has logged so far.
 pub async fn logged(db: &TestDb, server: &Throwaway) -> String {
     db.execute("do $$ begin raise log 'select ''the end'''; end $$").await;
     let file = server.data_dir().join("log/server.log");
@@ -45,7 +43,7 @@ fn operation(key: &str) -> Operation {
     op.fingerprint(Fingerprint::of_bytes(CANARY))
 }
 
-/// Eight calls at once with one key, in each way to run.
+/// Eight concurrent calls with one key, for each way to run.
 async fn duplicates(db: &TestDb, pool: &PgPool, name: &str) {
     let mut calls = JoinSet::new();
     for number in 0..40 {
@@ -54,7 +52,7 @@ async fn duplicates(db: &TestDb, pool: &PgPool, name: &str) {
         let op = operation(&format!("{name} {way}")).policy(waits(PATIENCE));
         calls.spawn(async move {
             let work = async |tx: &mut PgConnection| effect(tx, &schema, CANARY).await;
-            // What comes of it is not this test's business.
+            // The results do not matter here.
             match way {
                 "run" => drop(once.run(&pool, &op, work).await),
                 "optimistic" => drop(once.run(&pool, &op.optimistic(), work).await),
@@ -85,7 +83,7 @@ async fn duplicates(db: &TestDb, pool: &PgPool, name: &str) {
     calls.join_all().await;
 }
 
-/// What the functions refuse, which are called here without the library's own checks.
+/// What the functions refuse when called without the library's checks.
 async fn refused(db: &TestDb) {
     let (long, control) = (CANARY.repeat(30), format!("{CANARY}\n"));
     for (scope, key, fingerprint, retention) in [

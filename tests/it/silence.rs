@@ -1,4 +1,4 @@
-//! A connection into a black hole: its socket stays open, and no answer comes. Neither work nor a call of ours hangs on it.
+//! Silent connections: the socket stays open, but no answer comes. Neither the work nor a call of pgonce hangs.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use tokio::time::timeout;
 use crate::support::db::{PATIENCE, TestDb, effect, op};
 use crate::support::proxy::Proxy;
 
-/// A connection that is lent to its work may be silent for ten times as long.
+/// A connection lent to the work may be silent for ten times this long.
 fn lease() -> Lease {
     Lease::new(Duration::from_millis(300)).unwrap()
 }
 
-/// Through the proxy, without pings: the statement itself meets the black hole.
+/// Through the proxy, without pings: the statement itself meets the silence.
 fn pool(proxy: &Proxy) -> PgPool {
     PgPoolOptions::new()
         .max_connections(2)
@@ -24,14 +24,14 @@ fn pool(proxy: &Proxy) -> PgPool {
         .connect_lazy_with(proxy.options())
 }
 
-/// The pool can be closed: no connection was given back that still waits for an answer.
+/// The pool can be closed: no returned connection still waits for an answer.
 async fn closes(pool: PgPool) {
     timeout(PATIENCE, pool.close()).await.expect("the pool closes");
 }
 
 #[tokio::test]
 async fn work_whose_lent_connection_falls_silent_loses_its_lease() {
-    // In `last_tx` and in `step_tx`.
+    // In `last_tx`, then in `step_tx`.
     for by_step in [false, true] {
         let db = TestDb::new().await;
         let (proxy, op) = (Proxy::start(&db, None), op("k"));
@@ -66,7 +66,7 @@ async fn work_that_has_no_connection_on_loan_keeps_its_lease() {
     let (db, op) = (TestDb::new().await, op("k"));
     let run = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
         work.step_tx("write", async |tx| effect(tx, &db.schema, "k").await).await?;
-        // Past the time that a connection may be silent for.
+        // Longer than a connection may be silent.
         db.until("select lease_expires_at > created_at + interval '5 s' from {}.idempotency_keys")
             .await;
         Ok::<_, Failure>(work.attempt())
@@ -97,7 +97,7 @@ async fn a_call_without_an_answer_goes_over_another_connection() {
     let pool = pool(&proxy);
     let run = db.once.run_leased(&pool, &op, lease(), async |work: &mut Work| {
         let silenced = async || {
-            // The connection that begin has given back is there again: the record will go over it.
+            // The connection that begin returned is back: the record will use it.
             while pool.num_idle() == 0 {
                 tokio::task::yield_now().await;
             }
@@ -128,7 +128,7 @@ async fn a_call_that_never_gets_an_answer_ends_and_may_be_tried_again() {
     closes(pool).await;
 }
 
-/// A handler that asks for its transaction once and then writes through it into a black hole.
+/// A handler that takes its transaction once, then writes through it without an answer.
 #[tokio::test]
 async fn a_route_whose_transaction_falls_silent_loses_its_lease_and_says_so() {
     use axum::response::IntoResponse;

@@ -1,4 +1,4 @@
-//! The SQL side on its own: what neighbours in other languages rely on.
+//! The SQL functions without the library, as other languages use them.
 
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,7 +12,6 @@ use crate::support::db::{TestDb, op, psql, server, started, word};
 
 const SQL_DOC: &str = include_str!("../../src/docs/sql.md");
 
-/// The text of the first code block of a language.
 fn block(language: &str) -> &'static str {
     let (_, rest) = SQL_DOC.split_once(&format!("```{language}\n")).expect("a code block");
     rest.split_once("```").expect("an end of the code block").0
@@ -20,7 +19,7 @@ fn block(language: &str) -> &'static str {
 
 #[tokio::test]
 async fn psql_alone_can_begin_complete_replay_and_mismatch() {
-    // In a database of its own, because the page uses the default schema.
+    // In a new database, because the page uses the default schema.
     let mut conn = PgConnection::connect_with(&server().await.connect_options()).await.unwrap();
     conn.execute("create database sql_page").await.unwrap();
     let options = server().await.connect_options().database("sql_page");
@@ -46,7 +45,7 @@ async fn psql_alone_can_begin_complete_replay_and_mismatch() {
     assert_eq!(printed.join("\n"), block("text").trim_end());
 }
 
-/// The statements that a page shows behind some words, for this schema.
+/// The statements that a page shows after some words, for this schema.
 fn page_sql(db: &TestDb, behind: &str) -> Vec<String> {
     let page = include_str!("../../src/docs/operations.md");
     let (_, rest) = page.split_once(behind).expect(behind);
@@ -90,8 +89,8 @@ async fn a_row_hidden_by_row_level_security_is_never_run_again() {
     let error = db.once.begin(&mut conn, &op("k")).await.unwrap_err();
     assert_eq!(error.kind(), pgonce::ErrorKind::Corrupt, "{error}");
     assert!(error.to_string().contains("row-level security"), "{error}");
-    conn.ping().await.unwrap(); // an error is reported before the server lets go of its locks
-    // `run` is told when it writes: the row that RETURNING would show is hidden.
+    conn.ping().await.unwrap(); // the server reports an error before it releases its locks
+    // `run` learns it when it writes: RETURNING would show a hidden row.
     let calls = AtomicU32::new(0);
     let work = async |_: &mut PgConnection| {
         calls.fetch_add(1, Ordering::Relaxed);

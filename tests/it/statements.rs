@@ -1,4 +1,4 @@
-//! What every statement keeps to, so that poolers, proxies, partitions and Citus can stand in between.
+//! Rules for every statement, so that poolers, proxies, partitions and Citus can be in between.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::support::db::{PATIENCE, TestDb, effect, on_lapse, op, started};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// The statements of our SQL files: in lower case, in one line, without comments; with their files.
+/// The statements of pgonce's SQL files, each with its file: in lower case, on one line, without comments.
 fn statements() -> Vec<(String, String)> {
     let mut found = Vec::new();
     for folder in ["internal", "public", "statements", "ops"] {
@@ -38,7 +38,7 @@ fn file_name(path: &Path) -> String {
     path.file_stem().unwrap().to_string_lossy().into_owned()
 }
 
-/// The text behind a word, up to one of others.
+/// The text after a word, up to the first of some others.
 fn between<'a>(text: &'a str, from: &str, to: &[&str]) -> Option<&'a str> {
     let (_, rest) = text.split_once(from)?;
     Some(
@@ -50,7 +50,7 @@ fn between<'a>(text: &'a str, from: &str, to: &[&str]) -> Option<&'a str> {
     )
 }
 
-/// Functions whose value changes while a statement runs.
+/// Functions whose value changes during a statement.
 const VOLATILE: [&str; 6] =
     ["_clock()", "clock_timestamp()", "gen_random_uuid()", "set_config(", "random()", "nextval("];
 
@@ -66,7 +66,7 @@ type Rule = (&'static str, fn(&str) -> bool, &'static [&'static str]);
 /// What no statement may do, and the files that may. Citus replaces three of them: see sql/ops/citus.sql.
 const RULES: [Rule; 10] = [
     (
-        "names a constraint, which Citus calls otherwise",
+        "names a constraint, whose name Citus changes",
         |s| s.contains("on conflict on constraint"),
         &[],
     ),
@@ -149,7 +149,6 @@ const RULES: [Rule; 10] = [
     ),
 ];
 
-/// Says which rules a statement breaks.
 fn broken(statement: &str) -> impl Iterator<Item = Rule> {
     RULES.into_iter().filter(move |(_, breaks, _)| breaks(statement))
 }
@@ -167,7 +166,7 @@ fn no_statement_of_a_file_does_what_other_environments_refuse() {
     assert_eq!(excused.len(), excuses, "an excuse that nothing needs: {excused:?}");
 }
 
-/// The statements that the server has run since the one that says where to begin, each with its session.
+/// The statements that the server ran after the marker statement, each with its session.
 async fn run_since(db: &TestDb, server: &Throwaway) -> Vec<(String, String)> {
     let log = logged(db, server).await;
     let log = between(&log, "select 'from here'", &["select 'the end'"]).unwrap().to_lowercase();
@@ -240,7 +239,6 @@ async fn what_writes_or_locks_is_a_call_or_stands_behind_a_begin_that_is_sent_al
             seen.push_str(&text);
         }
     }
-    // Every function that Rust names was called.
     let ours = std::fs::read_to_string("src/protocol/statements.rs").unwrap();
     for (_, rest) in
         ours.match_indices(":\"schema\".").map(|(at, found)| ours[at..].split_at(found.len()))
@@ -254,7 +252,6 @@ async fn what_writes_or_locks_is_a_call_or_stands_behind_a_begin_that_is_sent_al
     }
 }
 
-/// Calls every entry point.
 async fn everything(db: &TestDb) {
     let (once, pool) = (&db.once, &db.pool);
     let mut conn = db.conn().await;
@@ -265,7 +262,6 @@ async fn everything(db: &TestDb) {
         let fails = async |_: &mut PgConnection| Err::<(), _>(Failure::keep(Response::empty()));
         let _ = once.run(pool, &op("kept"), fails).await;
     }
-    // The verbs.
     for end in ["complete", "fail", "release"] {
         let mut tx = pool.begin().await.unwrap();
         let claim = started(once.begin(&mut tx, &op(end)).await.unwrap());
@@ -276,7 +272,6 @@ async fn everything(db: &TestDb) {
         }
         tx.commit().await.unwrap();
     }
-    // Leased.
     for end in ["complete leased", "fail leased", "release leased"] {
         let mut claim = db.lease(&op(end), MINUTE).await;
         claim.extend(pool, MINUTE).await.unwrap();
@@ -301,7 +296,6 @@ async fn everything(db: &TestDb) {
     for _ in 0..2 {
         let _ = once.run_leased(pool, &op("given up"), lease, gives_up).await;
     }
-    // Operators.
     for act in ["take over", "revoke"] {
         let held = op(act).policy(on_lapse(OnLapse::Hold));
         drop(db.lease(&held, Duration::from_millis(1)).await);
@@ -334,7 +328,6 @@ async fn everything(db: &TestDb) {
     tokio::time::timeout(PATIENCE, recovery.run_until(pool.clone(), handler, finds)).await.unwrap();
 }
 
-/// The inbox.
 async fn messages(db: &TestDb) {
     let inbox = Inbox::new(&db.once, "consumer")
         .unwrap()

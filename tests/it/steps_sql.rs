@@ -1,4 +1,4 @@
-//! Steps, notes and status from plain SQL, as another language would call them.
+//! Steps, notes and status in plain SQL, as another language would call them.
 
 use std::time::Duration;
 
@@ -9,22 +9,21 @@ use crate::support::db::TestDb;
 const MINUTE: Duration = Duration::from_secs(60);
 const BEGIN: &str = "select token::text from {}._begin('test/scope', 'k', null, 86400000, null, 60000, 0, 'retry', null, false)";
 
-/// Begins the key `k` with a lease of a minute; the token as text.
+/// Begins the key `k` with a lease of a minute. Returns the token as text.
 async fn begin(db: &TestDb) -> String {
     db.ask(BEGIN).await
 }
 
-/// Calls a function with the key `k`, and these further arguments.
+/// A call of a function with the key `k` and these further arguments.
 fn call(function: &str, token: &str, rest: &str) -> String {
     let rest = if rest.is_empty() { String::new() } else { format!(", {rest}") };
     format!("select from {{}}.{function}('test/scope', 'k', '{token}'{rest})")
 }
 
-/// The SQLSTATE and the message of a refused call.
 async fn refused(db: &TestDb, sql: &str) -> (String, String) {
     let mut conn = db.conn().await;
     let error = conn.execute(db.sql(sql)).await.expect_err(sql);
-    conn.ping().await.unwrap(); // the server tells the error before it gives the key's lock back
+    conn.ping().await.unwrap(); // the server reports the error before it releases the key's lock
     let error = error.as_database_error().unwrap();
     (error.code().unwrap().into_owned(), error.message().to_owned())
 }
@@ -33,7 +32,7 @@ async fn record(db: &TestDb, token: &str, name: &str, output: &str) {
     db.execute(&call("record_step", token, &format!("'{name}', null, '{output}'"))).await;
 }
 
-/// Names and outputs as the holder of the claim gets them.
+/// Names and outputs, as the claim's holder gets them.
 async fn recorded(db: &TestDb, token: &str) -> String {
     let steps = format!("{{}}.recorded_steps('test/scope', 'k', '{token}')");
     let list = "coalesce(string_agg(name || '=' || convert_from(output, 'UTF8'), ' '), '')";
@@ -126,7 +125,7 @@ async fn outputs_and_progress_have_a_limit_that_is_checked_before_any_lock() {
     let token = begin(&db).await;
     let output = |bytes: usize| format!("'n', null, repeat('x', {bytes})::bytea");
     let progress = |bytes: usize| format!("repeat('x', {bytes})::bytea");
-    // Whoever came to the lock would be told that this claim is not there.
+    // A call that reached the lock would fail with "claim lost".
     let mut conn = db.conn().await;
     let mut holder = conn.begin().await.unwrap();
     let lock = db.sql("select pg_advisory_xact_lock({}._lock_id('test/scope', 'k'))");
@@ -155,7 +154,7 @@ async fn an_error_too_long_to_keep_is_cut_and_releases_all_the_same() {
         db.execute("delete from {}.idempotency_keys").await;
         let token = begin(&db).await;
         let rest = if function == "_lapse" { ", false" } else { "" };
-        // In letters of three bytes: cut between letters, never inside one.
+        // Letters of three bytes: the text is cut between letters.
         db.execute(&call(function, &token, &format!("repeat('€', 5000){rest}"))).await;
         assert_eq!(status(&db, "last_error").await.unwrap(), "€".repeat(1000), "{function}");
         let claim = if function == "_lapse" { "live" } else { "released" };
@@ -229,7 +228,7 @@ async fn the_reaper_takes_the_steps_with_their_keys_and_no_others() {
     }
     db.advance(MINUTE).await;
     let left = "select string_agg(distinct key, '') || count(*) from {}.steps";
-    // In one transaction: rolled back, both are there again.
+    // One transaction: after a rollback, keys and steps are back.
     let mut conn = db.conn().await;
     let mut tx = conn.begin().await.unwrap();
     tx.execute(db.sql("select {}._reap_batch(1000, null)")).await.unwrap();
@@ -249,7 +248,7 @@ async fn steps_notes_and_releases_are_hot_updates() {
         db.execute(&call("_report_progress", &token, &format!("'{n}'"))).await;
     }
     db.execute(&call("release", &token, "'no'")).await;
-    let token = begin(&db).await; // released with steps: the same row goes on
+    let token = begin(&db).await; // released with steps: the same row continues
     db.execute(&call("complete", &token, "")).await;
     db.until(
         "select n_tup_upd >= 23 and n_tup_hot_upd = n_tup_upd from pg_stat_user_tables
@@ -262,7 +261,6 @@ async fn steps_notes_and_releases_are_hot_updates() {
 async fn roles_have_just_the_rights_that_leased_work_needs() {
     let db = TestDb::new().await;
     db.stop_clock().await;
-    // The grants of src/docs/operations.md.
     let page = include_str!("../../src/docs/operations.md");
     let (_, rest) = page.split_once("```sql\n").unwrap();
     let mut grants =
@@ -273,7 +271,7 @@ async fn roles_have_just_the_rights_that_leased_work_needs() {
         grants = grants.replace(&format!(" {role};"), &format!(" {role}_s_{};", db.schema));
     }
     db.execute(&grants).await;
-    // The stopped clock is a table of the test's.
+    // The stopped clock is a table of the test.
     db.execute("grant select on {}.test_clock to app_s_{}, reaper_s_{}, auditor_s_{}").await;
     let connect = async |role: &str| {
         let options = db.options.clone().username(&format!("{role}_s_{}", db.schema));
@@ -301,7 +299,7 @@ async fn roles_have_just_the_rights_that_leased_work_needs() {
     db.advance(25 * 60 * MINUTE).await;
     connect("reaper").await.execute(db.sql("call {}.reap()")).await.unwrap();
     assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 0);
-    // Forgotten and begun anew in the old row, its steps go too.
+    // Forgotten and begun again in the old row: its steps are deleted too.
     let token: String = sqlx::query_scalar(db.sql(BEGIN)).fetch_one(&mut app).await.unwrap();
     app.execute(db.sql(&call("record_step", &token, "'charge', null, '1'"))).await.unwrap();
     db.advance(25 * 60 * MINUTE).await;

@@ -14,7 +14,7 @@ struct Counters {
     dead: i64,
 }
 
-/// Waits until the statistics of the test's closed sessions have arrived, and reads them.
+/// Waits for the statistics of the test's closed sessions, then reads them.
 async fn counters(db: &TestDb, inserted: i64, updated: i64) -> Counters {
     db.pool.close().await;
     db.until(&format!(
@@ -45,8 +45,8 @@ async fn completing_is_a_hot_update() {
     let counted = counters(&db, 500, 500).await;
     assert_eq!((counted.inserted, counted.updated), (500, 500));
     assert!(counted.hot * 100 >= counted.updated * 90, "{counted:?}");
-    // The first version of a row is dead at once; pruning takes it away as the page fills, so that
-    // far fewer are left than there were operations: the last three of twelve on each page.
+    // The first version of a row is dead at once, and pruning removes it as the page fills. So far fewer dead rows
+    // remain than there were operations: the last three of twelve on each page.
     assert!(counted.dead * 100 <= counted.inserted * 30, "{counted:?}");
     let heap_per_key: i64 = db.ask("select pg_relation_size('{}.idempotency_keys') / 500").await;
     assert!(heap_per_key < 800, "{heap_per_key} bytes of heap per key");
@@ -97,7 +97,7 @@ async fn answers_other_than_started_write_nothing() {
 #[tokio::test]
 async fn a_batch_of_messages_reads_only_their_own_rows() {
     let db = TestDb::new().await;
-    // Without statistics, as any new table.
+    // Without statistics, like any new table.
     db.execute("alter table {}.idempotency_keys set (autovacuum_enabled = off)").await;
     let inbox = Inbox::new(&db.once, "orders").unwrap();
     let mut conn = db.conn().await;
@@ -113,7 +113,7 @@ async fn a_batch_of_messages_reads_only_their_own_rows() {
     let sql = "select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables
                 where relid = '{}.idempotency_keys'::regclass";
     let read: i64 = sqlx::query_scalar(db.sql(sql)).fetch_one(&mut *tx).await.unwrap();
-    // Once when it is new; when it is seen, by the insert and by two looks.
+    // One read when a message is new. When it is seen: one by the insert, two by looks.
     assert!(read <= 2000 * (1 + 3), "{read} rows");
 }
 

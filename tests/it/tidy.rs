@@ -1,4 +1,4 @@
-//! House rules that a machine can check.
+//! Rules of the repository that a machine can check.
 
 use std::path::{Path, PathBuf};
 
@@ -35,14 +35,14 @@ fn every_source_file_is_short_enough_to_read() {
 #[test]
 fn every_sql_file_is_used_and_every_test_file_is_listed() {
     let named = std::fs::read_to_string("src/protocol/statements.rs").unwrap();
-    // What an operator runs is told to operators.
+    // The operators' page must name the operators' files.
     let told = std::fs::read_to_string("src/docs/operations.md").unwrap();
     for (path, _) in files("sql/ops", &["sql"]) {
         assert!(told.contains(&format!("`{}`", path.display())), "{}", path.display());
     }
     for folder in ["sql/internal", "sql/public", "sql/statements", "migrations"] {
         for (path, _) in files(folder, &["sql"]) {
-            // Functions by their folder and name, the others by their path.
+            // Functions by folder and name, other files by path.
             let path = path.to_string_lossy();
             let name = path.trim_start_matches("sql/").trim_end_matches(".sql");
             let is_named =
@@ -61,10 +61,9 @@ fn every_sql_file_is_used_and_every_test_file_is_listed() {
     }
 }
 
-// The invariants of src/docs/architecture.md.
 #[test]
 fn only_some_files_touch_the_database() {
-    /// What the code of a file says, and which files may.
+    /// Words in a file's code, and which files may contain them.
     type Rule = (&'static [&'static str], fn(&str) -> bool);
     let rules: [Rule; 3] = [
         (&["sqlx_core", "Manager::"], |path| path == "src/transactional/transaction.rs"),
@@ -106,7 +105,7 @@ fn no_link_of_a_page_leads_nowhere() {
                 Some(page) if page == "changes" => PathBuf::from("CHANGELOG.md"),
                 Some(page) => Path::new("src/docs").join(page).with_extension("md"),
                 None if page.is_empty() => path.clone(),
-                None if page.contains(':') => continue, // rustdoc checks the items; others are not ours
+                None if page.contains(':') => continue, // rustdoc checks the items; other links are external
                 None => path.parent().unwrap().join(page),
             };
             assert!(target.exists(), "{}: {link}", path.display());
@@ -118,7 +117,7 @@ fn no_link_of_a_page_leads_nowhere() {
     }
 }
 
-/// The headings of a page as rustdoc names them, and the names that it gives itself.
+/// The headings of a page as rustdoc names them, and the page's own anchors.
 fn anchors(page: &str) -> Vec<String> {
     let is_kept = |c: char| c.is_alphanumeric() || c == '-' || c == '_' || c == ' ';
     let headings = page.lines().filter(|line| line.starts_with('#'));
@@ -136,7 +135,7 @@ fn file_name(path: &Path) -> String {
 
 #[test]
 fn a_word_means_one_thing() {
-    // See the glossary in src/docs/protocol.md; other words for the same things confuse readers.
+    // See the glossary in src/docs/protocol.md. Other words for the same things confuse readers.
     let banned = ["ttl", "idempotency id", "purge", "cache hit", "checksum"];
     for (path, text) in files("src", &["rs"]).into_iter().chain(files("sql", &["sql"])) {
         let text = text.to_lowercase();
@@ -151,7 +150,7 @@ fn a_word_means_one_thing() {
 
 #[test]
 fn the_core_does_not_choose_for_its_users() {
-    // Features unify: whatever the core switches on is on in every program that uses it.
+    // Features unify: what the core enables is enabled in every program that uses it.
     let output = std::process::Command::new(env!("CARGO"))
         .args([
             "tree",
@@ -187,7 +186,7 @@ fn no_dependency_needs_a_newer_rust_than_this_crate_promises() {
     let rustc = std::process::Command::new("rustc").arg("-vV").output().unwrap();
     let about = String::from_utf8(rustc.stdout).unwrap();
     let host = about.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
-    // What other platforms need was not downloaded to build this test.
+    // Packages for other platforms are not downloaded to build this test.
     let output = std::process::Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--all-features", "--offline"])
         .args(["--filter-platform", host])

@@ -1,4 +1,4 @@
-//! Two callers, one key: who waits, for how long, and who goes next.
+//! Two callers, one key: who waits, how long, and who is next.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ async fn without_a_wait_a_duplicate_is_told_at_once_and_writes_nothing() {
     };
     assert_eq!(wait.lease_remaining(), None, "an open transaction has no lease");
     assert_eq!(wait.retry_after(), Duration::from_secs(1));
-    // The caller's transaction goes on, and no transaction id was spent.
+    // The caller's transaction continues, and has no transaction id yet.
     let spent: bool = sqlx::query_scalar("select pg_current_xact_id_if_assigned() is not null")
         .fetch_one(&mut *duplicate)
         .await
@@ -58,7 +58,7 @@ async fn a_wait_that_is_used_up_says_in_progress_and_harms_nothing() {
         db.once.begin(&mut tx, &op("k").policy(waits(Duration::from_millis(50)))).await.unwrap();
     assert_eq!(word(&answer), "in progress");
     assert!(began.elapsed() >= Duration::from_millis(50));
-    // The caller's transaction and its settings are as before.
+    // The caller's transaction and settings are unchanged.
     let timeout: String =
         sqlx::query_scalar("show lock_timeout").fetch_one(&mut *tx).await.unwrap();
     assert_eq!(timeout, "77s");
@@ -111,7 +111,6 @@ async fn a_finished_key_is_replayed_while_its_lock_is_held() {
 #[tokio::test]
 async fn a_collision_of_locks_costs_a_false_in_progress_and_never_a_double() {
     let db = TestDb::new().await;
-    // Every key has the same lock.
     db.execute(
         "create or replace function {}._lock_id(p_scope text, p_key text) returns bigint
            language sql immutable as 'select 42::bigint'",
@@ -129,7 +128,7 @@ async fn a_collision_of_locks_costs_a_false_in_progress_and_never_a_double() {
 #[tokio::test]
 async fn the_primary_key_decides_even_without_the_lock() {
     let db = TestDb::new().await;
-    // Every caller has its own lock: the lock guards nothing.
+    // Every caller has its own lock: the lock protects nothing.
     db.execute(
         "create or replace function {}._lock_id(p_scope text, p_key text) returns bigint
            language sql volatile as 'select pg_backend_pid()::bigint'",
@@ -156,7 +155,7 @@ async fn a_row_that_vanishes_between_two_looks_is_looked_for_again() {
     db.stop_clock().await;
     db.complete(&op("k"), "old").await;
     db.advance(Duration::from_secs(86_400)).await;
-    // A reaper has deleted the row and not yet committed: begin sees the row, and then it is gone.
+    // A reaper has deleted the row, but not committed yet: begin sees the row, then the row is gone.
     let mut reaper = db.conn().await;
     let mut tx = reaper.begin().await.unwrap();
     let batch = db.sql("select deleted from {}._reap_batch(10, null)");

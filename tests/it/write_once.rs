@@ -1,4 +1,4 @@
-//! `run` on a new key: its row is written once, by the message that commits.
+//! `run` with a new key: its row is written once, just before the COMMIT.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -25,7 +25,7 @@ async fn a_call_sends_what_its_page_says() {
             db.once.run(&pool, &op, work).await.unwrap()
         };
         run("prepares", optimistic).await;
-        run("prepares", false).await; // and a replay's
+        run("prepares", false).await; // prepares a replay's statements too
         for (sent, replayed) in [(new, false), ("begin execute", true)] {
             let before = proxy.requests().len();
             assert_eq!(run("key", optimistic && !replayed).await.is_replay(), replayed);
@@ -36,7 +36,7 @@ async fn a_call_sends_what_its_page_says() {
             assert_eq!(requests[0], "begin deferrable");
             assert!(!requests.concat().contains("key"), "no value is in a text: {requests:?}");
         }
-        // The second row version of a table that is written to by nothing else.
+        // The table has no other writes, so this is its second row version.
         assert_eq!(
             db.ask::<String>("select max(ctid)::text from {}.idempotency_keys").await,
             "(0,2)"
@@ -45,7 +45,7 @@ async fn a_call_sends_what_its_page_says() {
     }
 }
 
-// Each answer that is not *started*, from a pool of one: what is refused must leave its connection clean.
+// Every answer other than *started*, from a pool of one: a refused call must leave its connection clean.
 #[tokio::test]
 async fn whatever_begin_answers_the_connection_is_fit_for_the_next() {
     for optimistic in [false, true] {
@@ -95,7 +95,7 @@ async fn while_the_work_runs_the_key_is_in_progress_for_others() {
     assert_eq!(db.effects().await, 1);
 }
 
-// A writer that takes no lock, such as `receive`. The primary key decides, and the work is undone.
+// A writer without a lock, such as `receive`. The primary key decides, and the work is rolled back.
 #[tokio::test]
 async fn a_row_written_past_the_lock_undoes_the_work() {
     let db = TestDb::new().await;
@@ -225,7 +225,7 @@ async fn where_nothing_can_be_written_the_work_is_not_begun() {
     assert_eq!((error.kind(), calls.into_inner()), (ErrorKind::ReadOnly, 0));
 }
 
-// Rows that leave out lease, token and attempt are written over like any other.
+// Rows without lease, token and attempt are overwritten like any other.
 #[tokio::test]
 async fn a_forgotten_key_that_was_written_once_is_begun_anew() {
     let db = TestDb::new().await;
@@ -257,7 +257,8 @@ async fn of_a_response_that_is_too_large_nothing_is_kept() {
     assert_eq!(db.ask::<i64>(kept).await, 0);
 }
 
-// A claim without a lease that lapsed, as count_attempt leaves it, and is taken over with one: it is found when abandoned.
+// A lapsed claim that never had a lease, as count_attempt leaves it, is taken over with a lease. When abandoned, it is
+// found.
 #[tokio::test]
 async fn a_lapsed_claim_that_never_had_a_lease_is_listed_when_it_gets_one() {
     let db = TestDb::new().await;
@@ -273,7 +274,7 @@ async fn a_lapsed_claim_that_never_had_a_lease_is_listed_when_it_gets_one() {
     claim.release(&mut db.conn().await).await.unwrap();
 }
 
-// A row that was written once has no token to be locked by.
+// A row that was written once has no token to lock it by.
 #[tokio::test]
 async fn a_replay_that_locks_its_row_commits_that() {
     let db = TestDb::new().await;
@@ -290,7 +291,7 @@ async fn a_replay_that_locks_its_row_commits_that() {
     assert!(proxy.commit_was_sent());
 }
 
-// What a row leaves out, `keys` fills in.
+// The view `keys` fills in what a row omits.
 #[tokio::test]
 async fn a_row_that_was_written_once_looks_like_any_other_in_keys() {
     let db = TestDb::new().await;
@@ -301,7 +302,7 @@ async fn a_row_that_was_written_once_looks_like_any_other_in_keys() {
     assert!(db.ask::<bool>(complete).await);
 }
 
-// It must not be taken for written: a COMMIT follows.
+// The INSERT must not count as done: a COMMIT follows.
 #[tokio::test]
 async fn a_row_that_is_not_written_undoes_the_work() {
     let db = TestDb::new().await;
@@ -316,7 +317,7 @@ async fn a_row_that_is_not_written_undoes_the_work() {
     assert_eq!(db.effects().await, 0);
 }
 
-// What it wrote has no key to stop a second run.
+// The work's writes have no key that would stop a second run.
 #[tokio::test]
 async fn work_that_has_committed_is_not_run_again_by_itself() {
     let db = TestDb::new().await;

@@ -1,4 +1,4 @@
-//! The calls of pgonce that the programs make: the statements that `run` sends, and the public functions and procedures.
+//! The calls of pgonce that the programs make: the statements of `run`, and the public functions and procedures.
 
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -8,13 +8,12 @@ use super::client::{Answer, Client, Reach, Tried, text};
 
 const DAY_MS: i64 = 86_400_000;
 
-/// After so many failed attempts a message is dead.
+/// A message is dead after this many failed attempts.
 pub const ATTEMPTS: i32 = 3;
 
-/// Of all requests: 36 bytes, as the protocol wants them.
+/// The fingerprint of all requests, 36 bytes long.
 pub const FINGERPRINT: [u8; 36] = [1; 36];
 
-/// What the look says.
 #[derive(Debug)]
 pub struct Look {
     pub found: bool,
@@ -24,7 +23,6 @@ pub struct Look {
     pub is_ours: bool,
 }
 
-/// What a begin says.
 #[derive(Debug)]
 pub struct Begun {
     pub answer: String,
@@ -41,7 +39,7 @@ impl Begun {
         Self { answer, token, status: row.get("status"), body: text(row, "response_body") }
     }
 
-    /// What a program makes of it that does not hold the claim.
+    /// The answer for a program without the claim.
     pub fn into_answer(self, client: &Client) -> Answer {
         answer(client, &self.answer, self.status, self.body)
     }
@@ -120,7 +118,7 @@ impl Client {
         Ok(is_one)
     }
 
-    /// The lock that the look takes.
+    /// Takes the lock that a look takes.
     pub async fn try_lock(&mut self) -> Tried<bool> {
         let lock = self.sql("select pg_try_advisory_xact_lock({}._lock_id($1, $2))");
         let query = sqlx::query(lock).bind(self.scope).bind(self.key.clone());
@@ -130,7 +128,7 @@ impl Client {
         Ok(is_ours)
     }
 
-    /// Whether it ended before the bound: with the lock, or as the key was finished.
+    /// Whether the wait ended before its limit: with the lock, or because the key was finished.
     pub async fn wait_for_key(&mut self) -> Tried<bool> {
         let query = sqlx::query(self.sql("select {}._wait_for_key($1, $2, 20000)"));
         let query = query.bind(self.scope).bind(self.key.clone());
@@ -202,7 +200,7 @@ impl Client {
         self.ask("reap", Reach::Shared, query).await.map(drop)
     }
 
-    /// What an operator is shown of the key.
+    /// The key's `seen`, as an operator gets it.
     pub async fn seen(&mut self) -> Tried<Option<String>> {
         let query = sqlx::query(self.sql("select seen from {}.keys where scope = $1 and key = $2"));
         let query = query.bind(self.scope).bind(self.key.clone());
@@ -210,7 +208,7 @@ impl Client {
         Ok(rows.first().map(|row| row.get(0)))
     }
 
-    /// `take_over_claim` or `redrive_message`: the token of the one, and nothing of the other.
+    /// `take_over_claim`, which returns a token, or `redrive_message`, which returns nothing.
     pub async fn operate(&mut self, verb: &'static str, seen: &str) -> Tried<Option<Uuid>> {
         let query = sqlx::query(self.sql(&format!("select {{}}.{verb}($1, $2, $3)")));
         let query = query.bind(self.scope).bind(self.key.clone()).bind(seen.to_owned());
@@ -218,7 +216,7 @@ impl Client {
         Ok(rows[0].try_get(0).ok().flatten())
     }
 
-    /// The answer to the message, and what is stored of it.
+    /// The answer to the message, and its stored row.
     pub async fn receive(&mut self, wait_ms: i64) -> Tried<Begun> {
         let sql = self
             .sql("select answer, status, response_body from {}.receive($1, array[$2], $3, $4, $5)");

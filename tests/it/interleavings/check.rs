@@ -1,4 +1,4 @@
-//! What a key is before an interleaving, and what must hold after it.
+//! The state of a key before an interleaving, and what must hold afterwards.
 
 use sqlx::postgres::PgRow;
 use sqlx::types::Uuid;
@@ -14,11 +14,11 @@ pub enum State {
     Absent,
     Finished,
     Failed,
-    /// A leased claim past its lease. The first leased program of the case has been its holder.
+    /// A leased claim past its lease. Its holder is the first leased program of the case.
     Lapsed,
     /// Finished once, and forgotten.
     Expired,
-    /// A leased claim that is live, and that program's.
+    /// A live leased claim. Its holder is the first leased program of the case.
     InProgress,
     Released,
 }
@@ -38,7 +38,8 @@ impl State {
     pub const OF_MESSAGES: [Self; 6] =
         [Self::Absent, Self::Finished, Self::Failed, Self::Lapsed, Self::Expired, Self::Released];
 
-    /// status, whether it has a token, when its lease ends (minutes from now), when it is forgotten, leased.
+    /// Status, whether it has a token, when its lease ends (minutes from now), when it is forgotten, whether it is
+    /// leased.
     fn row(self) -> Option<(i16, bool, Option<i32>, i32, bool)> {
         match self {
             Self::Absent => None,
@@ -52,10 +53,9 @@ impl State {
     }
 }
 
-/// The body of a planted response.
 const PLANTED: &str = "planted";
 
-/// Plants the key. A finished one has its effect.
+/// Plants the key. A finished key has its effect.
 pub async fn plant(
     conn: &mut PgConnection,
     texts: &Texts,
@@ -97,7 +97,6 @@ pub async fn plant(
     Ok(())
 }
 
-/// What the database holds in the end.
 struct Found {
     status: Option<i16>,
     token: Option<Uuid>,
@@ -135,7 +134,7 @@ impl Found {
     }
 }
 
-/// Everything that is wrong at the end of an interleaving.
+/// Everything wrong at the end of an interleaving.
 pub async fn check(
     conn: &mut PgConnection,
     texts: &Texts,
@@ -146,7 +145,7 @@ pub async fn check(
 ) -> sqlx::Result<Vec<String>> {
     let found = Found::read(conn, texts, case, key, pids).await?;
     if case.state == State::Expired {
-        // A later reaper would find it.
+        // Deletes the row, because a later reaper would find it.
         let gone = "delete from {}.idempotency_keys where scope = $1 and key = $2";
         let gone = AssertSqlSafe(gone.replace("{}", &texts.schema));
         sqlx::query(gone).bind(case.scope()).bind(key).execute(conn).await?;
@@ -167,7 +166,6 @@ struct Verdict<'a> {
     wrong: Vec<String>,
 }
 
-/// How a key is finished: its status and its body.
 type Finish = (i16, Option<String>);
 
 impl Verdict<'_> {
@@ -184,7 +182,7 @@ impl Verdict<'_> {
         self.must(!has_claim || token == Some(planted), || "a claim is left behind".to_owned());
     }
 
-    /// One for each program that says so, and no other.
+    /// Checks that each program that reports an effect has one, and no other program has.
     fn of_effects(&mut self) {
         let mut told: Vec<String> = vec![];
         if self.case.state == State::Finished {
@@ -206,7 +204,7 @@ impl Verdict<'_> {
         });
     }
 
-    /// Finished by one program at most, as that one says; or as it was.
+    /// Checks that at most one program has finished the row, as it reported; otherwise the row is unchanged.
     fn of_the_row(&mut self) {
         let planted = || Some(PLANTED.to_owned());
         let mut finishes: Vec<Finish> = vec![];
@@ -229,7 +227,6 @@ impl Verdict<'_> {
                 format!("{finish:?} was told, the row is {row:?}")
             });
         } else {
-            // The forgotten row may still be there.
             let is_old = self.case.state == State::Expired && row == Some((2, planted()));
             self.must(row.is_none() || is_old, || format!("the row is {row:?}, and no program's"));
             self.must(!self.one_should_have(), || "none has performed it".to_owned());
@@ -245,14 +242,14 @@ impl Verdict<'_> {
         self.answers.contains(&Answer::Nothing("redriven".to_owned()))
     }
 
-    /// The attempts at a message that have failed.
+    /// The failed attempts at a message.
     fn attempts(&self) -> i32 {
         let is_counted = |answer: &&Answer| **answer == Answer::Nothing("counted".to_owned());
         let planted = i32::from(matches!(self.case.state, State::Lapsed | State::Released));
         self.answers.iter().filter(is_counted).fold(planted, |attempts, _| attempts + 1)
     }
 
-    /// The key was free, and no program's work is made to fail.
+    /// Whether the key was free and no program's work is made to fail.
     fn one_should_have(&self) -> bool {
         let perform = [
             Program::LockOnly,
@@ -283,7 +280,7 @@ impl Verdict<'_> {
                     });
                 }
                 Answer::Nothing(why) if why == "lost" => {
-                    // Beside work that is not in a transaction only the first has the live claim's token.
+                    // If work is outside of a transaction, only the first has the live claim's token.
                     let was_its = self.case.holder() == Some(i) || self.case.may_finish_twice();
                     let is_kept = was_its && self.case.state == State::InProgress && row.is_none();
                     self.must(!is_kept, || format!("{name} has lost a live claim to no program"));

@@ -1,4 +1,4 @@
-//! A program's connection. Each statement waits for its turn, is sent, and is written down.
+//! A program's connection. Each statement waits for its turn, is sent and is recorded.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use sqlx::types::Uuid;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
-/// What came of a statement, or its SQLSTATE (that of a lost claim with its message).
+/// A statement's result, or its SQLSTATE (for a lost claim, with its message).
 pub type Tried<T> = Result<T, String>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,18 +31,18 @@ impl Isolation {
     }
 }
 
-/// Whether the place of a statement among those of others can matter.
+/// Whether the order of a statement among those of other programs can matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// It reads what others write, or writes or locks what they may meet.
+    /// It reads what others write, or writes or locks what others may touch.
     Shared,
-    /// No other program can meet it, once its transaction has its snapshot.
+    /// No other program can touch it, once its transaction has its snapshot.
     Own,
 }
 
 #[derive(Debug)]
 pub enum Event {
-    /// The program wants to send its next statement.
+    /// The program is ready to send its next statement.
     Ready(Reach),
     Ended(Answer),
 }
@@ -50,18 +50,18 @@ pub enum Event {
 /// How a program ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// The effect is committed, with a finished row of this body.
+    /// The effect is committed, with a finished row that has this body.
     Performed(Option<String>),
-    /// A failure is stored, with this body.
+    /// A failure with this body is stored.
     Kept(Option<String>),
     Replay {
         status: String,
         body: Option<String>,
     },
     InProgress,
-    /// The error of its work, which it believes. The moment at which the work failed.
+    /// Its work's error is final. The number is the moment when the work failed.
     Failed(usize),
-    /// It has nothing to say about the effect: a release, a reaper, an operator who was refused.
+    /// It reports nothing about the effect: a release, a reaper, a refused operator.
     Nothing(String),
     /// It started too often, or met an error that no rule allows.
     Broken(String),
@@ -71,18 +71,18 @@ pub enum Answer {
 #[derive(Debug, Default, Clone)]
 pub struct Stage {
     pub trace: Vec<String>,
-    /// By program.
+    /// One entry per program.
     pub working: Vec<Working>,
-    /// What went wrong, told by the program that saw it.
+    /// Errors, reported by the programs that noticed them.
     pub wrong: Vec<String>,
-    /// When the first effect or failure was committed, as a place in the trace.
+    /// When the first effect or failure was committed, as a position in the trace.
     pub decided_at: Option<usize>,
 }
 
 /// Why a program may keep another one from the key.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Working {
-    /// The statement that is being answered.
+    /// The statement that waits for its answer.
     pub sends: Option<&'static str>,
     pub in_transaction: bool,
     pub answered: bool,
@@ -110,9 +110,9 @@ pub struct Client {
     pub texts: Arc<Texts>,
     pub scope: &'static str,
     pub key: String,
-    /// The token of a leased claim, sent by the client.
+    /// The token of a leased claim, chosen by the client.
     pub token: Uuid,
-    /// The work also writes a row that the works of all keys share.
+    /// Whether the work also writes a row that all programs' work shares.
     pub shares_a_row: bool,
     pub stage: Arc<Mutex<Stage>>,
     pub turns: UnboundedReceiver<()>,
@@ -120,11 +120,11 @@ pub struct Client {
     pub in_transaction: bool,
     pub has_snapshot: bool,
     pub has_lock: bool,
-    /// Whether another program may have had the key's lock around the last statement; a live claim.
+    /// Whether, around the last statement, another program may have had the key's lock, or a live claim.
     pub others_may_lock: bool,
     pub others_lease: bool,
     pub may_deadlock: bool,
-    /// There is a live claim that is none of the programs'.
+    /// Whether there is a live claim that belongs to no program.
     pub planted_is_live: bool,
 }
 
@@ -139,7 +139,7 @@ impl Client {
         ['A', 'B', 'C'][self.me]
     }
 
-    /// What this program stores as its response.
+    /// The body of this program's response.
     pub fn body(&self) -> String {
         format!("of {}", self.name())
     }
@@ -163,7 +163,7 @@ impl Client {
         self.stage(|stage| change(&mut stage.working[self.me]));
     }
 
-    /// Says what a statement's rows mean, in the trace.
+    /// Adds the meaning of a statement's rows to the trace.
     pub fn note(&self, text: &str) {
         self.stage(|stage| {
             if let Some(last) = stage.trace.last_mut() {
@@ -182,7 +182,7 @@ impl Client {
         self.stage(|stage| stage.wrong.push(what));
     }
 
-    /// A row has answered: this program keeps no other one from the key now, unless it has waited for the lock.
+    /// A row has answered. Unless it has waited for the lock, this program no longer keeps others from the key.
     pub fn answered(&self) {
         if !self.has_lock {
             self.working(|working| working.answered = true);
@@ -193,21 +193,21 @@ impl Client {
         self.working(|working| working.leased = holds);
     }
 
-    /// What may be said only while another program has the key's lock, or its row's.
+    /// Allowed only while another program has the lock of the key or its row.
     pub fn refused(&self, what: &str) {
         if !self.others_may_lock {
             self.is_wrong(&format!("{what}, but no other program was at work on the key"));
         }
     }
 
-    /// The same, or while there is a live claim.
+    /// The same, but also allowed while there is a live claim.
     pub fn refused_by_claim(&self) {
         if !self.others_lease && !self.planted_is_live {
             self.refused("in progress");
         }
     }
 
-    /// Waits for the turn.
+    /// Waits for this program's turn.
     async fn turn(&mut self, statement: &'static str, reach: Reach) {
         let snapshots = self.isolation != Isolation::ReadCommitted;
         let takes_one = snapshots && self.in_transaction && !self.has_snapshot;
@@ -215,18 +215,17 @@ impl Client {
         self.events.send((self.me, Event::Ready(reach))).unwrap();
         self.turns.recv().await.expect("the interleaving goes on");
         self.others_may_lock = false;
-        // An old snapshot shows what was.
+        // An old snapshot shows the past.
         self.others_lease &= snapshots && self.has_snapshot;
         self.see_others();
         self.working(|working| working.sends = Some(statement));
     }
 
-    /// Writes down what came of a statement.
     fn told<T>(&mut self, statement: &str, result: sqlx::Result<T>) -> Tried<T> {
         self.see_others();
         self.working(|working| working.sends = None);
         let result = result.map_err(|error| match error.as_database_error() {
-            // In words: what an operator is told.
+            // With the message, which an operator gets.
             Some(error) if error.code().as_deref() == Some("IK002") => {
                 format!("IK002: {}", error.message())
             }
@@ -287,7 +286,7 @@ impl Client {
         self.end("commit").await
     }
 
-    /// COMMIT of an effect, or of a failure that is kept.
+    /// COMMIT of an effect or of a kept failure.
     pub async fn commit_decision(&mut self) -> Tried<()> {
         self.end("commit").await?;
         self.decided();
@@ -308,13 +307,13 @@ impl Client {
         self.send("savepoint work", Reach::Own).await
     }
 
-    /// It gives back the locks of the work.
+    /// Releases the locks of the work.
     pub async fn rollback_to_savepoint(&mut self) -> Tried<()> {
         let reach = if self.shares_a_row { Reach::Shared } else { Reach::Own };
         self.send("rollback to savepoint work", reach).await
     }
 
-    /// The work: one effect, told by who has done it.
+    /// The work: one effect, with the name of its program.
     pub async fn work(&mut self) -> Tried<()> {
         let (text, reach) = if self.shares_a_row {
             let text =
@@ -331,18 +330,17 @@ impl Client {
         self.ask("work", reach, query).await.map(drop)
     }
 
-    /// Work that raises an error. The moment matters: its duplicate may have committed before.
+    /// Work that raises an error. The moment matters: a duplicate may have committed before.
     pub async fn fail_work(&mut self) -> Tried<()> {
         self.ask("work that fails", Reach::Shared, sqlx::query("select 1 / 0")).await.map(drop)
     }
 
-    /// Work whose code gives up: no statement has failed.
+    /// Work whose code fails without a failed statement.
     pub async fn give_work_up(&mut self) -> Tried<()> {
         self.ask("work that gives up", Reach::Shared, sqlx::query("select 1")).await.map(drop)
     }
 }
 
-/// A text that is stored as bytes.
 pub fn text(row: &PgRow, column: &str) -> Option<String> {
     let bytes: Option<Vec<u8>> = row.get(column);
     bytes.map(|bytes| String::from_utf8(bytes).unwrap())

@@ -1,4 +1,4 @@
-//! A wrong statement or a wrong client, planted: the explorer finds each.
+//! The explorer finds each planted wrong statement and wrong client.
 
 use super::check::State;
 use super::client::Isolation;
@@ -6,7 +6,7 @@ use super::lane::Case;
 use super::programs::Program;
 use super::{Depth, explore, pairs, random};
 
-/// What the explorer says of the cases, with a change to the statements.
+/// What the explorer reports for the cases, with a change to the statements.
 async fn found(cases: Vec<Case>, change: impl Fn(&str) -> String) -> String {
     match explore(cases, Depth::All(250), &mut random(), change).await {
         Ok(played) => panic!("{played} interleavings, and nothing was found"),

@@ -1,4 +1,4 @@
-//! A schema and connections in which cases are played, one after the other.
+//! A schema with connections that plays cases one after the other.
 
 use std::sync::Arc;
 
@@ -14,7 +14,6 @@ use super::play::Play;
 use super::programs::{Program, run};
 use crate::support::db::TestDb;
 
-/// Programs on one key.
 #[derive(Debug, Clone)]
 pub struct Case {
     pub state: State,
@@ -33,18 +32,19 @@ impl Case {
         if self.is_of_messages() { "consumer" } else { "orders" }
     }
 
-    /// The program that a claim belongs to which is there in the beginning.
+    /// The program that holds the claim of the initial state.
     pub fn holder(&self) -> Option<usize> {
         self.programs.iter().position(|program| program.is_leased())
     }
 
-    /// All holders finish one claim, as one does that asks again. Not where an effect is outside of the transaction.
+    /// Whether all holders finish one claim, like a caller that repeats its begin. Not if an effect is outside of the
+    /// transaction.
     pub fn may_finish_twice(&self) -> bool {
         !self.programs.contains(&Program::LeasedAlone)
     }
 
-    /// Deadlocks that the server has to resolve: the holder of a claim that has lapsed finishes its work and waits for
-    /// the key's row, which a caller that has taken the claim over has written before its own work. See the module.
+    /// Whether the server may have to resolve a deadlock: the holder of a lapsed claim finishes its work and waits for
+    /// the key's row, which a caller that took over the claim wrote before its own work. See the module.
     pub fn may_deadlock(&self) -> bool {
         self.shares_a_row && self.state == State::Lapsed && self.programs.contains(&Program::Holder)
     }
@@ -71,7 +71,7 @@ struct Seat {
 impl Seat {
     async fn take(&mut self, isolation: Isolation, may_deadlock: bool) -> PgConnection {
         let mut conn = self.conn.take().expect("a free seat");
-        // A deadlock is to be seen, and not resolved.
+        // A deadlock must be visible, not resolved.
         let timeout = if may_deadlock { "10ms" } else { "5min" };
         let settings = format!(
             "set default_transaction_isolation = '{}'; set deadlock_timeout = '{timeout}'",
@@ -87,7 +87,7 @@ impl Seat {
 }
 
 impl Lane {
-    /// `change` is made to each statement that `run` sends.
+    /// `change` is applied to each statement that `run` sends.
     pub async fn open(db: &TestDb, change: impl Fn(&str) -> String) -> Self {
         db.execute(
             "alter table {}.effect add column who text not null;
@@ -114,7 +114,7 @@ impl Lane {
     /// Plays the case once.
     ///
     /// # Errors
-    /// What went wrong, with all that was sent. The lane is of no use then.
+    /// The error, with everything that was sent. The lane is unusable then.
     pub async fn play(&mut self, case: &Case, orders: &mut Orders) -> Result<(), String> {
         self.played += 1;
         let key = format!("k{}", self.played);
@@ -134,7 +134,7 @@ impl Lane {
             let mut client = self.client(case, &key, me, token, &mut play, &events).await;
             programs.spawn(async move {
                 let answer = run(program, &mut client).await;
-                let _ = client.events.send((client.me, Event::Ended(answer))); // or it is over
+                let _ = client.events.send((client.me, Event::Ended(answer))); // or the interleaving is over
                 (client.me, client.conn)
             });
         }

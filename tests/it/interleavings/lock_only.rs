@@ -1,4 +1,4 @@
-//! What `run` sends, in its ways.
+//! What `run` sends, in each of its ways.
 
 use super::calls::Look;
 use super::client::{Answer, Client, Isolation, Tried};
@@ -16,7 +16,7 @@ pub fn in_progress(client: &Client) -> Option<Answer> {
     Some(Answer::InProgress)
 }
 
-/// What a look that does not lead to the work leads to.
+/// The result of a look that does not lead to the work.
 enum Looked {
     Answer(Answer),
     MayBeOverwritten,
@@ -74,7 +74,7 @@ pub async fn write_and_commit(client: &mut Client, optimistic: bool) -> Tried<Op
     Ok(performed(client))
 }
 
-/// In the open transaction.
+/// Claims the row in the open transaction.
 pub async fn claim_row(client: &mut Client, wait_ms: i64) -> Tried<Option<Answer>> {
     let begun = client.begin_operation(wait_ms).await?;
     let Some(token) = begun.token else { return Ok(Some(begun.into_answer(client))) };
@@ -91,7 +91,7 @@ pub async fn lock_only_waiting(client: &mut Client) -> Tried<Option<Answer>> {
             return Ok(in_progress(client));
         }
     } else {
-        // A snapshot that is older than the wait would be stale.
+        // A snapshot from before the wait would be stale.
         client.begin("begin").await?;
         if !client.wait_for_key().await? {
             return Ok(in_progress(client));
@@ -152,7 +152,7 @@ pub async fn keep(client: &mut Client) -> Tried<Option<Answer>> {
         Looked::Ours => {}
     }
     if client.isolation == Isolation::Serializable {
-        // The failure is committed with the reads that it was decided from.
+        // The failure commits with the reads it depends on.
         client.savepoint().await?;
         client.work().await?;
         client.rollback_to_savepoint().await?;

@@ -1,29 +1,29 @@
 //! What callers can do to each other on one key, tried in every order.
 //!
-//! A *program* is what one caller sends: `run` (lock only, waiting, optimistic, with work that fails or whose failure is
-//! kept), the verbs, leased work, a reaper, an operator, a consumer of messages. Two or three of them run on one key of a
-//! real server, each on its connection, one statement at a time. An *order* says which one sends next. A statement that
-//! waits for another program is seen in `pg_blocking_pids`, and the turn passes on.
+//! A *program* is what one caller sends: `run` (lock only, waiting, optimistic, with failing work or a kept failure),
+//! the verbs, leased work, a reaper, an operator, a message consumer. Two or three programs run on one key of a real
+//! server, each on its own connection, one statement at a time. An *order* decides which program sends next.
+//! `pg_blocking_pids` shows a statement that waits for another program; then the turn passes on.
 //!
 //! After each interleaving:
 //! - a finished key has one effect, and each effect has its finished key;
-//! - what was told is what is stored;
-//! - no program deadlocks, is blocked or is left in a transaction; a look, an extension, a reaper and an operator never
-//!   wait;
-//! - *in progress* was said only while another program was at work;
-//! - an error of the work was believed only when the key was not finished before it;
+//! - the answers agree with what is stored;
+//! - no program deadlocks, blocks for good or stays in a transaction; a look, an extension, a reaper and an operator
+//!   never wait;
+//! - *in progress* was answered only while another program was at work;
+//! - the work's error was final only if the key was not finished before;
 //! - there was no error that the rules do not allow.
 //!
-//! One deadlock is known, and left to the server, which ends it after `deadlock_timeout`; the victim starts again. The
-//! holder of a lapsed claim is late: it does its work, and then `complete` waits for the key's row. Another caller has
-//! taken the claim over in its transaction, and its work waits for a row that the late work has written.
+//! One deadlock is known, and left to the server, which ends it after `deadlock_timeout`; the victim restarts. The
+//! holder of a lapsed claim is late: it does its work, then `complete` waits for the key's row. Another caller has
+//! taken over the claim in its transaction, and its work waits for a row that the late work has written.
 //!
-//! The tests play a sample, which `PGONCE_TEST_SEED` repeats. `.ci/long interleavings`, which sets
-//! `PGONCE_TEST_INTERLEAVINGS=all`, plays all pairs at each isolation level on every kind of row, and more triples. It
-//! plays a pair in all orders, or, where there are more than [`ORDERS_MOST`], in a part of them. BEGIN and other
-//! statements that no other program can meet are no choice there; a random order chooses among these too.
+//! The tests play a sample, which `PGONCE_TEST_SEED` repeats. `.ci/long interleavings` sets
+//! `PGONCE_TEST_INTERLEAVINGS=all`: it plays all pairs at each isolation level on every kind of row, and more triples.
+//! It plays a pair in all orders, or in some if there are more than [`ORDERS_MOST`]. There, BEGIN and other statements
+//! that no other program can touch do not count as choices; random orders include them.
 //!
-//! `faults.rs` plants wrong statements and wrong clients: each is found.
+//! `faults.rs` plants wrong statements and wrong clients; each is found.
 
 mod calls;
 mod check;
@@ -53,19 +53,18 @@ use crate::support::db::TestDb;
 /// How many schemas play at the same time.
 const LANES: usize = 4;
 
-/// How much of it is played.
 #[derive(Debug, Clone, Copy)]
 enum Depth {
-    /// So many orders of each case, drawn at random.
+    /// This many random orders of each case.
     Some(usize),
-    /// All orders of each case; of one that has more than so many, so many and as many drawn at random.
+    /// All orders of each case. If a case has more than this, this many in sequence and as many at random.
     All(usize),
 }
 
-/// Plays the cases, each in its orders.
+/// Plays each case in its orders.
 ///
 /// # Errors
-/// The first thing that went wrong.
+/// The first error.
 async fn explore(
     cases: Vec<Case>,
     depth: Depth,
@@ -99,7 +98,7 @@ async fn explore(
     Ok(played)
 }
 
-/// How many orders were played, and whether there are more.
+/// Returns how many orders were played, and whether there are more.
 async fn play_case(
     lane: &mut Lane,
     case: &Case,
@@ -148,7 +147,7 @@ fn pairs(programs: &[Program], states: &[State], shares_a_row: bool) -> Vec<Case
     cases
 }
 
-/// So many cases of `size` programs, drawn at random, each program at some isolation level.
+/// `count` random cases of `size` programs, each program at a random isolation level.
 fn sample(count: usize, size: usize, random: &mut Rng) -> Vec<Case> {
     let mut one = |_| {
         let (programs, states): (&[Program], &[State]) = if random.u8(..4) == 0 {
@@ -165,7 +164,7 @@ fn sample(count: usize, size: usize, random: &mut Rng) -> Vec<Case> {
     (0..count).map(&mut one).collect()
 }
 
-/// Prints the seed, so that a failure can be run again with `PGONCE_TEST_SEED`.
+/// Prints the seed. `PGONCE_TEST_SEED` repeats a failure.
 fn random() -> Rng {
     let seed = std::env::var("PGONCE_TEST_SEED").ok().map(|seed| seed.parse().expect("a number"));
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
@@ -173,7 +172,7 @@ fn random() -> Rng {
     Rng::with_seed(seed)
 }
 
-/// How many orders of a case are played one after the other; of one that has more, as many are drawn besides.
+/// How many orders of a case are played in sequence. If a case has more, as many random orders are added.
 const ORDERS_MOST: usize = 40;
 
 fn is_whole() -> bool {

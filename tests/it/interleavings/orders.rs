@@ -1,10 +1,9 @@
-//! Which program goes next, where several could.
+//! Which program is next, if several could be.
 
 use fastrand::Rng;
 
-/// The orders in which a case is to be played.
 pub enum Orders {
-    /// All, depth first: what was chosen at each place, and out of how many.
+    /// All, depth first: the choice at each position, and the number of choices.
     All(Vec<(usize, usize)>),
     Random(Rng),
 }
@@ -14,7 +13,7 @@ impl Orders {
         Self::All(vec![])
     }
 
-    /// Whether statements that no other program can meet make no difference.
+    /// Whether statements that no other program can touch count as no choice.
     pub fn are_all(&self) -> bool {
         matches!(self, Self::All(_))
     }
@@ -23,7 +22,7 @@ impl Orders {
         match self {
             Self::Random(random) => random.usize(..among),
             Self::All(path) => {
-                // A false 40001 may lead elsewhere than last time.
+                // A false 40001 may lead to another path than last time.
                 if depth < path.len() && path[depth].1 != among {
                     path.truncate(depth);
                 }
@@ -35,7 +34,7 @@ impl Orders {
         }
     }
 
-    /// Turns to the next order. False: there is none.
+    /// Turns to the next order. Returns false if there is none.
     pub fn turn(&mut self) -> bool {
         let Self::All(path) = self else { return true };
         while let Some((chosen, among)) = path.pop() {

@@ -56,7 +56,7 @@ pub async fn holder(client: &mut Client) -> Tried<Option<Answer>> {
     Ok(performed(client))
 }
 
-/// Its effect is outside of the key's transaction. Its lease is long enough, so there is one.
+/// Its effect is outside of the key's transaction. Its lease is long enough, so there is one effect.
 pub async fn leased_alone(client: &mut Client) -> Tried<Option<Answer>> {
     let begun = client.begin_leased().await?;
     if begun.answer != "started" {
@@ -96,7 +96,7 @@ pub async fn redrive(client: &mut Client) -> Tried<Option<Answer>> {
     Ok(nothing("redriven"))
 }
 
-/// None: the operator was refused.
+/// `None`: the operator was refused.
 pub async fn operate(client: &mut Client, verb: &'static str) -> Tried<Option<Option<Uuid>>> {
     client.begin("begin").await?;
     let Some(seen) = client.seen().await? else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! One interleaving: gives each program its turns, and sees which of them waits for another.
+//! One interleaving: gives each program its turns, and notices which program waits for another.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,10 +12,10 @@ use super::lane::Case;
 use super::orders::Orders;
 use crate::support::db::PATIENCE;
 
-/// How long a statement runs before it is asked whether it waits.
+/// How long a statement runs before the test checks whether it waits.
 const SOON: Duration = Duration::from_millis(2);
 
-/// Statements that no other program may keep waiting.
+/// Statements that must not wait for another program.
 const NEVER_WAIT: [&str; 8] = [
     "look",
     "look without the lock",
@@ -29,7 +29,7 @@ const NEVER_WAIT: [&str; 8] = [
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
-    /// Between its statements, or at one that is being answered.
+    /// Between statements, or at a statement that gets its answer.
     Runs,
     /// Before its next statement.
     Ready(Reach),
@@ -38,7 +38,6 @@ enum Place {
     Ended(Answer),
 }
 
-/// The programs of one interleaving, on their way.
 pub struct Play {
     places: Vec<Place>,
     turns: Vec<UnboundedSender<()>>,
@@ -68,14 +67,13 @@ impl Play {
         }
     }
 
-    /// The turns of the next program.
     pub fn turns_of_next(&mut self) -> UnboundedReceiver<()> {
         let (give, turns) = unbounded_channel();
         self.turns.push(give);
         turns
     }
 
-    /// Gives the turns until all programs have ended.
+    /// Gives turns until all programs have ended.
     ///
     /// # Errors
     /// A deadlock, or a program that hangs.
@@ -91,7 +89,7 @@ impl Play {
         loop {
             let Some(next) = self.next(&mut choices, orders) else {
                 if self.may_deadlock && self.places.contains(&Place::Blocked) {
-                    self.hear_soon(PATIENCE).await?; // from the one that the server has chosen
+                    self.hear_soon(PATIENCE).await?; // from the program that the server has chosen
                     continue;
                 }
                 return self.answers();
@@ -109,7 +107,6 @@ impl Play {
         }
     }
 
-    /// Who goes next.
     fn next(&self, choices: &mut usize, orders: &mut Orders) -> Option<usize> {
         let is_ready = |(i, place): (usize, &Place)| match place {
             Place::Ready(reach) => Some((i, *reach)),
@@ -127,7 +124,7 @@ impl Play {
         }
     }
 
-    /// When no program is ready: all have ended, or those that have not wait for each other.
+    /// If no program is ready: all have ended, or the others wait for each other.
     fn answers(&self) -> Result<Vec<Answer>, String> {
         let mut answers = vec![];
         for place in &self.places {
@@ -139,7 +136,7 @@ impl Play {
         Ok(answers)
     }
 
-    /// Waits until a program is ready for its next statement, has ended, or is blocked by another one.
+    /// Waits until a program is ready for its next statement, has ended, or is blocked by another program.
     async fn settle(&mut self, program: usize, control: &mut PgConnection) -> Result<(), String> {
         let since = Instant::now();
         while self.places[program] == Place::Runs {
@@ -165,7 +162,7 @@ impl Play {
         }
     }
 
-    /// Notes what a program tells, if it does so in time.
+    /// Notes the next event, if it comes in time.
     async fn hear_soon(&mut self, patience: Duration) -> Result<(), String> {
         let heard = timeout(patience, self.events.recv()).await;
         let (program, place) = match heard {
@@ -184,7 +181,7 @@ impl Play {
         waits.fetch_one(control).await.unwrap()
     }
 
-    /// All that was sent, and what is wrong.
+    /// Everything that was sent, and what is wrong.
     pub fn report(&self, case: &Case, wrong: &[String]) -> String {
         let stage = self.stage.lock().unwrap();
         let Self { order, places, .. } = self;

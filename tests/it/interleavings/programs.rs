@@ -7,42 +7,42 @@ use super::{lock_only, others, wrong};
 pub enum Program {
     /// `run`: begin, look, work, INSERT, commit.
     LockOnly,
-    /// The same, with the moment between the look and its lock drawn out.
+    /// The same, with a longer time between the look and its lock.
     LockOnlyLate,
-    /// Lock only, which waits for another caller first.
+    /// Lock only, but first waits for another caller.
     LockOnlyWaiting,
     /// Without the look.
     Optimistic,
-    /// Lock only, and the work fails.
+    /// Lock only, with work that fails.
     Failing,
-    /// Optimistic, and the work fails.
+    /// Optimistic, with work that fails.
     OptimisticFailing,
-    /// Lock only, and the work fails with a failure that is to be kept.
+    /// Lock only, with work that fails with a failure to keep.
     Keep,
     Verbs,
     VerbsWaiting,
-    /// Works before it begins, and so does not wait, whatever its bound.
+    /// Works before it begins, and so never waits.
     VerbsAfterWork,
     VerbsRelease,
     /// Finishes in a transaction with its work.
     Leased,
     /// Finishes by a procedure.
     LeasedAlone,
-    /// The holder of the claim that is there, perhaps too late, finishes it.
+    /// The holder of the initial claim finishes it, perhaps too late.
     Holder,
     Reap,
-    /// An operator finishes by hand what no caller works on.
+    /// An operator finishes a key without a live holder.
     TakeOver,
     Receive,
     ReceiveWaiting,
-    /// Its work fails, and it counts that.
+    /// Its work fails, and it counts the attempt.
     ReceiveFailing,
     Redrive,
     /// Planted: sends COMMIT whatever the INSERT returned.
     CommitsBlindly,
-    /// Planted: optimistic work gives up, and the look that follows is in the old transaction.
+    /// Planted: optimistic work fails, and the next look is in the old transaction.
     LooksBeforeRollback,
-    /// Planted: takes "no row" for the right to go on, and sends COMMIT whatever the INSERT returned.
+    /// Planted: takes "no row" for the right to continue, and sends COMMIT whatever the INSERT returned.
     IgnoresTheLock,
 }
 
@@ -66,7 +66,7 @@ impl Program {
         Self::TakeOver,
     ];
 
-    /// A consumer's scope belongs to the inbox alone.
+    /// Only the inbox uses a consumer's scope.
     pub const ON_MESSAGES: [Self; 5] =
         [Self::Receive, Self::ReceiveWaiting, Self::ReceiveFailing, Self::Redrive, Self::Reap];
 
@@ -74,7 +74,7 @@ impl Program {
         matches!(self, Self::Leased | Self::LeasedAlone | Self::Holder)
     }
 
-    /// As what a program that has to start again does so.
+    /// The program that it becomes when it restarts.
     fn again(self) -> Self {
         match self {
             Self::Optimistic => Self::LockOnly,
@@ -83,7 +83,7 @@ impl Program {
         }
     }
 
-    /// Errors after which it starts again.
+    /// The errors after which it restarts.
     fn may_start_again(self, code: &str, client: &Client) -> bool {
         match code {
             "40001" => client.isolation != Isolation::ReadCommitted,
@@ -95,7 +95,7 @@ impl Program {
     }
 }
 
-/// A caller gives up then. No interleaving of two or three should take so many.
+/// The limit of a caller's starts. No interleaving of two or three programs should need so many.
 const STARTS: usize = 20;
 
 pub async fn run(mut program: Program, client: &mut Client) -> Answer {
@@ -113,7 +113,7 @@ pub async fn run(mut program: Program, client: &mut Client) -> Answer {
     Answer::Broken(format!("started {STARTS} times"))
 }
 
-/// None: start again.
+/// `None`: restart.
 async fn start(program: Program, client: &mut Client) -> Tried<Option<Answer>> {
     match program {
         Program::LockOnly => lock_only::lock_only(client).await,

@@ -14,12 +14,12 @@ use crate::support::db::{PATIENCE, TestDb, effect, lasting, op, started};
 
 const LEASE: Duration = Duration::from_secs(60);
 
-/// What another connection sees of a key.
+/// The state of a key, as another connection sees it.
 async fn state(db: &TestDb, key: &str) -> String {
     db.ask(&format!("select coalesce(claim, status) from {{}}.keys where key = '{key}'")).await
 }
 
-/// Every call on a leased claim, with the pool left so before each of them.
+/// Every call on a leased claim, with the pool left in this state before each call.
 async fn leased_calls(db: &TestDb, pool: &PgPool, leave: impl AsyncFn(), how: &str) {
     for end in ["completed", "failed", "released"] {
         let key = &format!("{how} {end}");
@@ -104,10 +104,10 @@ async fn what_an_inbox_says_of_a_message_is_committed() {
         let message = Message::new(&bad).redelivered(true);
         leave().await;
         let work = async |_: &mut sqlx::PgConnection| {
-            leave().await; // before the attempt is given up, and the message's status is asked
+            leave().await; // before the attempt is given up and the message's status is read
             Err::<(), _>("it failed")
         };
-        // The pool of one is lent to the work, so it has one more.
+        // The work borrows the only connection, so the pool has one more.
         let two = pool.options().clone().max_connections(2).connect_lazy_with(db.options.clone());
         let handled = inbox.handle(&two, &message, work).await;
         assert!(matches!(handled.verdict, Verdict::Retry(_)), "{how}: {:?}", handled.verdict);
@@ -153,7 +153,7 @@ async fn a_background_reaper_deletes() {
     for (how, leak) in LEAKS.into_iter().chain([lost]) {
         let pool = pool(&db);
         if leak == lost.1 {
-            reap_until_empty(&db, &pool).await; // its statements are prepared
+            reap_until_empty(&db, &pool).await; // prepares its statements
         }
         leave(&db, &pool, leak).await;
         db.plant_overdue(3, 0).await;

@@ -1,4 +1,4 @@
-//! Connections whose prepared statements a pooler, or the work, has thrown away.
+//! Connections whose prepared statements a pooler or the work has dropped.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn lease() -> Lease {
     Lease::new(LEASE).unwrap()
 }
 
-/// Every call on a claim, each with statements that were prepared before and lost since.
+/// Every call on a claim, with statements that were prepared before and are lost.
 #[tokio::test]
 async fn procedures_go_on_with_another_connection() {
     let db = TestDb::new().await;
@@ -56,7 +56,7 @@ async fn run_goes_on_with_another_connection() {
     }
 }
 
-/// Runs both kinds of writes, and prepares what they need.
+/// Makes both kinds of writes, and prepares what they need.
 async fn write(
     db: &TestDb,
     pool: &PgPool,
@@ -90,14 +90,14 @@ fn sqlstate(failure: &Failure) -> String {
     }
 }
 
-// BEGIN is no prepared statement: the loss shows at the first statement behind it.
+// BEGIN is no prepared statement: the loss shows at the first statement after it.
 #[tokio::test]
 async fn a_transaction_on_such_a_connection_fails_whole_and_the_next_one_is_on_another() {
     let db = TestDb::new().await;
     let pool = pool(&db);
     assert_eq!(write(&db, &pool, "before", "").await.unwrap(), 1);
     for lost in LOST {
-        // The step was tried twice in the first attempt, the last writes in two attempts.
+        // The first attempt tried the step twice; the last writes took two attempts.
         assert_eq!(write(&db, &pool, &format!("{lost} twice"), "").await.unwrap(), 1);
         let error = write(&db, &pool, lost, lost).await.unwrap_err();
         assert!(matches!(&error, RunError::Work { .. }), "{lost}: {error:?}");
@@ -109,7 +109,7 @@ async fn a_transaction_on_such_a_connection_fails_whole_and_the_next_one_is_on_a
     }
 }
 
-// The work's own statements were prepared since, ours were not.
+// The work's statements were prepared after the loss, pgonce's were not.
 #[tokio::test]
 async fn an_end_that_is_refused_on_such_a_connection_says_why_and_is_done_again() {
     let db = TestDb::new().await;

@@ -1,4 +1,4 @@
-//! `run`, and what it is made of.
+//! `run` and its parts.
 
 use super::{LEAKS, drop_begin, leave, pool};
 use crate::crash::{Work, effects_of, pay, run};
@@ -15,7 +15,7 @@ async fn what_run_says_is_done_is_committed() {
         leave(&db, &pool, leak).await;
         let again = pay(&db, &pool, how).await.unwrap_or_else(|error| panic!("{how}: {error:?}"));
         assert!(again.is_replay() && *again == id, "{how}");
-        // A failure that is kept, and one that is not.
+        // A kept failure, then one that is not kept.
         let kept = format!("{how} kept");
         for work in [Work::FailsForGood, Work::Fails] {
             leave(&db, &pool, leak).await;

@@ -1,4 +1,4 @@
-//! Leased work, with the pool left so before everything that it does.
+//! Leased work, with the pool left in this state before everything it does.
 
 use std::time::Duration;
 
@@ -9,7 +9,6 @@ use super::{LEAKS, drop_begin, leave, nothing_is_left, pool};
 use crate::crash::effects_of;
 use crate::support::db::{TestDb, effect, op};
 
-/// How leased work ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum End {
     WithLastWrites,
@@ -87,7 +86,7 @@ async fn every_end(db: &TestDb, pool: &PgPool, how: &str, leave: impl AsyncFn() 
             End::GivenUp => {
                 assert!(matches!(told, Err(RunError::Work { .. })), "{key}: {told:?}");
                 assert_eq!(state, "lapsed", "{key}");
-                // It goes on, and does neither step again.
+                // It continues, and repeats neither step.
                 let again = run(db, pool, &key, End::WithLastWrites, leave).await;
                 assert_eq!(*again.unwrap_or_else(|error| panic!("{key}: {error:?}")), 2);
             }

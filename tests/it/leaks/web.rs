@@ -12,7 +12,7 @@ use crate::support::db::{TestDb, effect};
 use crate::web::kit::{MODES, Mode, handled, tx_of};
 use crate::web::{post, scoped, send};
 
-/// A request that performs, its retry, and one that fails, each on a pool that was left so.
+/// A request that performs, its retry, and a failing request, each on a pool in this state.
 async fn requests(db: &TestDb, pool: &PgPool, mode: Mode, how: &str, leave: impl AsyncFn()) {
     let layer = mode.of(IdempotencyLayer::new(db.once.clone(), pool.clone(), scoped));
     let schema = db.schema.clone();

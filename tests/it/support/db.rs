@@ -1,4 +1,4 @@
-//! One throw-away PostgreSQL per run, one schema per test.
+//! One temporary PostgreSQL per run, one schema per test.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -9,21 +9,20 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::sync::OnceCell;
 
-/// A schema of its own with pgonce in it and a table `effect` that counts what the work did.
+/// A schema with pgonce, and a table `effect` that counts what the work did.
 pub struct TestDb {
     pub once: PgOnce,
     pub pool: PgPool,
     pub schema: String,
     pub options: PgConnectOptions,
-    /// Held for its drop.
+    /// Kept so that the server stops when this is dropped.
     _own_server: Option<Throwaway>,
 }
 
-/// How long a test waits for something that must happen before it calls it a failure.
+/// How long a test waits for something that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The server all tests of this process share. It is never dropped; the server notices that this
-/// process has ended.
+/// The server of all tests in this process. It is never dropped; it stops when this process ends.
 pub async fn server() -> &'static Throwaway {
     static SERVER: OnceCell<Throwaway> = OnceCell::const_new();
     SERVER
@@ -38,7 +37,7 @@ pub async fn server() -> &'static Throwaway {
 }
 
 impl TestDb {
-    /// A new database on the test server, for a program that makes its schemas itself.
+    /// A new database on the test server, for a program that creates its own schemas.
     pub async fn in_new_database() -> Self {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let name = format!("program_{}", COUNTER.fetch_add(1, Ordering::Relaxed));
@@ -59,7 +58,6 @@ impl TestDb {
         Self::create(&schema, server().await.connect_options(), connections).await
     }
 
-    /// A new schema on any server.
     pub async fn create(schema: &str, options: PgConnectOptions, connections: u32) -> Self {
         let db = Self::open(schema, options, connections).await;
         let mut conn = db.conn().await;
@@ -71,16 +69,16 @@ impl TestDb {
         db
     }
 
-    /// On a server of its own, where no other test's transaction keeps dead rows from being pruned.
+    /// On its own server, where no other test's transaction keeps dead rows from being pruned.
     pub async fn alone() -> Self {
         let server = Throwaway::start(&Options::new().fast()).await.expect("a PostgreSQL");
         let db = Self::create("alone", server.connect_options(), 10).await;
         Self { _own_server: Some(server), ..db }
     }
 
-    /// A schema that is there already, seen from another process or through other options.
+    /// An existing schema, from another process or with other options.
     pub async fn open(schema: &str, options: PgConnectOptions, connections: u32) -> Self {
-        // The name lets tests find their own sessions in pg_stat_activity.
+        // By this name, tests find their sessions in pg_stat_activity.
         let options = options.application_name(schema);
         let pool =
             PgPoolOptions::new().max_connections(connections).connect_lazy_with(options.clone());
@@ -89,22 +87,21 @@ impl TestDb {
         Self { once, pool, schema: schema.to_owned(), options, _own_server: None }
     }
 
-    /// A connection outside the pool.
     pub async fn conn(&self) -> PgConnection {
         PgConnection::connect_with(&self.options).await.expect("connect")
     }
 
-    /// Fills in the schema for `{}`.
+    /// Replaces `{}` by the schema.
     pub fn sql(&self, template: &str) -> AssertSqlSafe<String> {
         AssertSqlSafe(template.replace("{}", &self.schema))
     }
 
-    /// Runs statements on a connection of its own.
+    /// Runs statements on a new connection.
     pub async fn execute(&self, template: &str) {
         sqlx::raw_sql(self.sql(template)).execute(&mut self.conn().await).await.expect(template);
     }
 
-    /// Asks for one number or flag on a connection of its own.
+    /// Queries one value on a new connection.
     pub async fn ask<T>(&self, template: &str) -> T
     where
         T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
@@ -115,12 +112,12 @@ impl TestDb {
             .expect(template)
     }
 
-    /// How often the work took effect, whatever the key.
+    /// How many effects there are, for all keys.
     pub async fn effects(&self) -> i64 {
         self.ask("select count(*) from {}.effect").await
     }
 
-    /// Waits until a question is answered with true, asking again and again.
+    /// Repeats the query until it returns true.
     pub async fn until(&self, template: &str) {
         let mut conn = self.conn().await;
         let asking = async {
@@ -140,7 +137,6 @@ impl TestDb {
             .unwrap_or_else(|_| panic!("never: {template}"));
     }
 
-    /// Waits until `count` sessions of this test wait for a lock.
     pub async fn until_waiting(&self, count: u32) {
         self.until(&format!(
             "select count(*) >= {count} from pg_stat_activity
@@ -150,7 +146,7 @@ impl TestDb {
         .await;
     }
 
-    /// Stops the protocol's clock in this schema at the present; `advance` moves it.
+    /// Stops the protocol's clock in this schema; `advance` moves it.
     pub async fn stop_clock(&self) {
         self.execute(
             "create table {}.test_clock as select clock_timestamp() as at;
@@ -170,7 +166,7 @@ impl TestDb {
         .await;
     }
 
-    /// Puts `count` finished keys into the table that have been overdue for so long and more.
+    /// Inserts `count` finished keys that have been overdue for at least `seconds`.
     pub async fn plant_overdue(&self, count: u32, seconds: u32) {
         self.execute(&format!(
             "insert into {{}}.idempotency_keys (created_at, expires_at, lease_expires_at, completed_at,
@@ -183,12 +179,12 @@ impl TestDb {
         .await;
     }
 
-    /// Begins leased on a connection of its own and expects to hold the claim.
+    /// Begins leased and expects to get the claim.
     pub async fn lease(&self, op: &Operation, lease: Duration) -> Claim {
         started(self.once.begin_leased(&self.pool, op, lasting(lease)).await.expect("begin_leased"))
     }
 
-    /// Releases a claim by its token, as its holder would.
+    /// Releases a claim by its token, like its holder.
     pub async fn release(&self, op: &Operation, token: sqlx::types::Uuid) -> sqlx::Result<()> {
         sqlx::query(self.sql("select {}.release($1, $2, $3)"))
             .bind(op.scope().as_str())
@@ -199,13 +195,13 @@ impl TestDb {
             .map(drop)
     }
 
-    /// What is to be seen of a key now.
+    /// The key's record now.
     pub async fn seen(&self, op: &Operation) -> pgonce::Record {
         let row = self.once.inspect(&mut self.conn().await, op.scope(), op.key()).await;
         row.expect("inspect").expect("the key is there").record
     }
 
-    /// Completes the operation with this body, in a transaction of its own.
+    /// Completes the operation with this body, in a separate transaction.
     pub async fn complete(&self, op: &Operation, body: &str) {
         let mut tx = self.pool.begin().await.expect("begin");
         let claim = started(self.once.begin(&mut tx, op).await.expect("begin"));
@@ -214,7 +210,7 @@ impl TestDb {
     }
 }
 
-/// An operation of no particular scope.
+/// An operation in the tests' scope.
 pub fn op(key: &str) -> Operation {
     Operation::new("test/scope", key).expect("a valid operation")
 }
@@ -237,29 +233,26 @@ pub fn word(begin: &Begin) -> &'static str {
     }
 }
 
-/// The work most tests do: one row in `effect`; returns its id.
+/// The usual work: inserts one row into `effect` and returns its id.
 pub async fn effect(conn: &mut PgConnection, schema: &str, key: &str) -> sqlx::Result<i64> {
     let sql = format!("insert into {schema}.effect (key) values ($1) returning id");
     sqlx::query_scalar(AssertSqlSafe(sql)).bind(key).fetch_one(conn).await
 }
 
-/// `psql` from beside the server, or from the `PATH` where a package has the server only.
+/// `psql` beside the server, or from `PATH` if the package has only the server.
 pub async fn psql() -> tokio::process::Command {
     let beside = server().await.bin_dir().join("psql");
     tokio::process::Command::new(if beside.exists() { beside } else { "psql".into() })
 }
 
-/// A policy whose callers wait.
 pub fn waits(bound: Duration) -> Policy {
     Policy::new().wait(bound).unwrap()
 }
 
-/// A policy that forgets after this time.
 pub fn kept_for(retention: Duration) -> Policy {
     Policy::new().retention(retention).unwrap()
 }
 
-/// A policy with a cap on attempts.
 pub fn tried(attempts: u32) -> Policy {
     Policy::new().max_attempts(attempts).unwrap()
 }

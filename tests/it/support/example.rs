@@ -1,12 +1,12 @@
-//! The examples as programs of their own, beside the tests. `cargo test` builds them with them;
-//! `cargo test --test it` does not.
+//! Runs the examples as separate programs. `cargo test` builds them together with the tests; `cargo test --test it`
+//! does not.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::SystemTime;
 
-/// Where the example is; builds it first if it is missing or old.
+/// The example's path. Builds the example first if it is missing or old.
 pub fn example(name: &'static str) -> PathBuf {
     static PROGRAMS: LazyLock<Mutex<HashMap<&str, PathBuf>>> = LazyLock::new(Mutex::default);
     let mut programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -37,7 +37,7 @@ fn build(folder: &Path, name: &str) {
     assert!(status.unwrap().success(), "the example is built");
 }
 
-/// Whether it is newer than what it is made of. An old one would pass for the code at hand.
+/// Whether it is newer than its sources. An old example would be tested instead of the current code.
 fn is_up_to_date(program: &Path, name: &str) -> bool {
     let Ok(built) = modified(program) else { return false };
     let folder = Path::new("examples").join(name);

@@ -1,4 +1,4 @@
-//! What the tests stand on.
+//! Shared by the tests.
 
 pub mod db;
 pub mod example;

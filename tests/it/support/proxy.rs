@@ -1,8 +1,8 @@
 //! A proxy between client and server that cuts the connection at a chosen request, delays answers, or falls silent.
 //!
-//! It knows just enough of the protocol to see requests and their answers: a message is a type
-//! byte, a length and a body; a client's `Q` (simple query) or `S` (sync) asks for an answer that
-//! the server ends with `Z` (ready for query).
+//! It knows just enough of the protocol to see requests and their answers. A message is a type byte, a length and a
+//! body. A client's `Q` (simple query) or `S` (sync) asks for an answer, which ends with the server's `Z` (ready for
+//! query).
 
 use std::collections::VecDeque;
 use std::io::Result;
@@ -18,19 +18,19 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::db::TestDb;
 
-/// Where to cut a connection. Requests are counted from 1, without those of connecting, and without `discard plans`,
-/// which is sent when a look was slow, as any is on a busy machine.
+/// Where to cut a connection. Requests count from 1, without those of connecting and without `discard plans`, which is
+/// sent after a slow look, as on any busy machine.
 #[derive(Debug, Clone, Copy)]
 pub enum Cut {
     /// The server never sees the request.
     Before(usize),
-    /// The server has answered the request, but the client never hears of it.
+    /// The server has answered the request, but the client never sees the answer.
     After(usize),
-    /// The server never sees the first request of this text.
+    /// The server never sees the first request with this text.
     At(&'static str),
 }
 
-/// Cuts every connection through it at the same place, or only the first one.
+/// Cuts every connection at the same place, or only the first connection.
 pub struct Proxy {
     options: PgConnectOptions,
     shared: Arc<Shared>,
@@ -38,22 +38,22 @@ pub struct Proxy {
     _socket_dir: tempfile::TempDir,
 }
 
-/// What all connections share.
+/// Shared by all connections.
 #[derive(Default)]
 struct Shared {
-    /// The text of every request so far; `execute` for what is prepared, and nothing for a ping.
+    /// The text of every request so far: `execute` for prepared statements, empty for a ping.
     requests: Mutex<Vec<String>>,
-    /// How much clients have sent so far.
+    /// Bytes that clients have sent so far.
     bytes_sent: AtomicU64,
-    /// How long each answer is kept back.
+    /// The delay of each answer.
     delay: Duration,
     opened: AtomicU64,
-    /// This many connections, counted from the first, carry nothing any more.
+    /// This many connections, from the first on, carry nothing any more.
     silent: AtomicU64,
 }
 
 impl Shared {
-    /// Returns never when the connection of this number has fallen silent: its sockets stay open.
+    /// Never returns if the connection with this number is silent: its sockets stay open.
     async fn carries(&self, number: u64) {
         if number < self.silent.load(Ordering::Relaxed) {
             std::future::pending().await
@@ -62,17 +62,15 @@ impl Shared {
 }
 
 impl Proxy {
-    /// Cuts every connection.
     pub fn start(db: &TestDb, cut: Option<Cut>) -> Self {
         Self::start_with(db, cut, cut, Duration::ZERO)
     }
 
-    /// Cuts the first connection and no other.
     pub fn start_once(db: &TestDb, cut: Cut) -> Self {
         Self::start_with(db, Some(cut), None, Duration::ZERO)
     }
 
-    /// Keeps each answer back for so long, as a long way to the server does.
+    /// Delays each answer, like a slow network.
     pub fn start_slow(db: &TestDb, delay: Duration) -> Self {
         Self::start_with(db, None, None, delay)
     }
@@ -85,7 +83,7 @@ impl Proxy {
         let shared = Arc::new(Shared { delay, ..Shared::default() });
         let seen = Arc::clone(&shared);
         let listening = tokio::spawn(async move {
-            let mut connections = JoinSet::new(); // aborted together with this task
+            let mut connections = JoinSet::new(); // aborted with this task
             let mut cut = first;
             while let Ok((client, _)) = listener.accept().await {
                 let server = UnixStream::connect(&server).await.unwrap();
@@ -99,28 +97,25 @@ impl Proxy {
         Self { options, shared, listening, _socket_dir: socket_dir }
     }
 
-    /// From here on the connections that are open carry nothing, and stay open. Those to come are sound.
+    /// From now on, the open connections stay open and carry nothing. New connections work.
     pub fn fall_silent(&self) {
         let opened = self.shared.opened.load(Ordering::Relaxed);
         self.shared.silent.store(opened, Ordering::Relaxed);
     }
 
-    /// From here on no connection carries anything.
+    /// From now on, no connection carries anything.
     pub fn fall_silent_for_good(&self) {
         self.shared.silent.store(u64::MAX, Ordering::Relaxed);
     }
 
-    /// How to connect through the proxy.
     pub fn options(&self) -> PgConnectOptions {
         self.options.clone()
     }
 
-    /// What clients have asked so far.
     pub fn requests(&self) -> Vec<String> {
         self.shared.requests.lock().unwrap().clone()
     }
 
-    /// How many bytes clients have sent so far.
     pub fn bytes_sent(&self) -> u64 {
         self.shared.bytes_sent.load(Ordering::Relaxed)
     }
@@ -137,7 +132,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Carries messages both ways until one side is done or the cut comes; then both are closed.
+/// Relays messages in both directions until one side ends or the cut comes; then closes both.
 async fn relay(
     client: UnixStream,
     server: UnixStream,
@@ -154,14 +149,14 @@ async fn relay(
     };
     let counted = Mutex::new(VecDeque::new());
     let at = if let Some(Cut::At(text)) = cut { Some(text) } else { None };
-    // An error here is one side hanging up, which ends the relay like a cut.
+    // An error here means that one side hung up, which ends the relay like a cut.
     tokio::select! {
         _ = requests(from_client, to_server, (before, at), &counted, &shared, number) => {}
         _ = answers(from_server, to_client, after, &counted, &shared, number) => {}
     }
 }
 
-/// Carries requests to the server, up to and without the one to cut at.
+/// Relays requests to the server, up to the one to cut at.
 async fn requests(
     mut client: impl AsyncRead + Unpin,
     mut server: impl AsyncWrite + Unpin,
@@ -202,7 +197,7 @@ async fn requests(
     }
 }
 
-/// Carries answers to the client. Of the one to cut at it waits for the end and passes on nothing.
+/// Relays answers to the client. Waits for the end of the answer to cut at, and does not relay it.
 async fn answers(
     mut server: impl AsyncRead + Unpin,
     mut client: impl AsyncWrite + Unpin,

@@ -1,4 +1,4 @@
-//! The roles of src/docs/operations.md, made by the statements on that page.
+//! The roles of src/docs/operations.md, created by the statements on that page.
 
 use pgonce::{Failure, Lease, Operation, Work};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -9,7 +9,7 @@ use super::db::{PATIENCE, TestDb};
 pub const PAGE: &str = include_str!("../../../src/docs/operations.md");
 pub const ROLES: [&str; 5] = ["app", "reaper", "auditor", "acme", "globex"];
 
-/// The statements of a section of the page, for this schema and for roles of this test.
+/// The statements of a section of the page, for this schema and this test's roles.
 pub fn statements(db: &TestDb, section: &str) -> Vec<String> {
     let (_, section) = PAGE.split_once(&format!("\n## {section}\n")).expect("the section");
     let section = section.split("\n## ").next().unwrap();
@@ -50,7 +50,7 @@ pub fn pool_as(db: &TestDb, name: &str) -> PgPool {
     PgPoolOptions::new().max_connections(5).connect_lazy_with(as_role(db, name))
 }
 
-/// A schema with the roles and the first block of their rights.
+/// A schema with the roles and the first block of their privileges.
 pub async fn with_roles() -> TestDb {
     let db = TestDb::new().await;
     for name in ROLES {
@@ -61,7 +61,7 @@ pub async fn with_roles() -> TestDb {
     db
 }
 
-/// A schema where two tenants have a role each, which sees its own scopes.
+/// A schema with a role for each of two tenants, which sees only the tenant's scopes.
 pub async fn with_tenants() -> TestDb {
     let db = with_roles().await;
     let [app, acme, globex] = ["app", "acme", "globex"].map(|name| role(&db, name));
@@ -74,7 +74,7 @@ pub fn lease() -> Lease {
     Lease::new(PATIENCE).unwrap()
 }
 
-/// Work that does a step in its first attempt and fails, and is done in its second.
+/// Work that does a step and fails in its first attempt, and finishes in its second.
 pub async fn step_and_fail(db: &TestDb, pool: &PgPool, op: &Operation) -> bool {
     let work = async |work: &mut Work| {
         let attempt = work.attempt();

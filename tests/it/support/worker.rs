@@ -1,7 +1,6 @@
 //! Other processes: this test binary, started again to do one job.
 //!
-//! Parent and worker talk in lines. A worker that hears the end of its input fails, so it never
-//! outlives its parent.
+//! Parent and worker exchange lines. At the end of its input a worker fails, so it never outlives its parent.
 
 use std::process::{ExitStatus, Stdio};
 use std::str::FromStr;
@@ -14,7 +13,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use super::db::{PATIENCE, TestDb};
 use crate::{crash, leased_crash, poison, races, recovery};
 
-/// Marks the worker's own lines; everything else on its output is libtest's.
+/// Marks the worker's lines; the rest of its output is libtest's.
 const MARK: &str = "worker> ";
 const JOB: &str = "PGONCE_WORKER_JOB";
 const SCHEMA: &str = "PGONCE_WORKER_SCHEMA";
@@ -27,7 +26,7 @@ pub struct Worker {
     output: Lines<BufReader<ChildStdout>>,
 }
 
-/// What a job sees of its parent.
+/// The parent, as a job sees it.
 pub struct Parent;
 
 impl Worker {
@@ -51,7 +50,6 @@ impl Worker {
         self.input.write_all(format!("{line}\n").as_bytes()).await.expect("tell the worker");
     }
 
-    /// The next line the job says.
     pub async fn hear(&mut self) -> String {
         let listening = async {
             while let Some(line) = self.output.next_line().await.expect("read the worker's output")
@@ -66,7 +64,7 @@ impl Worker {
         tokio::time::timeout(PATIENCE, listening).await.expect("a word from the worker")
     }
 
-    /// `kill -9`, and waits until the process is gone.
+    /// Sends `kill -9` and waits until the process has ended.
     pub async fn kill(mut self) {
         self.child.kill().await.expect("kill the worker");
     }
@@ -77,7 +75,6 @@ impl Worker {
         assert!(Command::new("sh").args(["-c", &kill]).status().await.unwrap().success());
     }
 
-    /// Waits until the job has ended.
     pub async fn ended(mut self) -> ExitStatus {
         let ending = self.child.wait();
         tokio::time::timeout(PATIENCE, ending).await.expect("the worker ends").unwrap()
@@ -89,7 +86,7 @@ impl Parent {
         println!("{MARK}{line}");
     }
 
-    /// The next line from the parent. Blocks its task, not the runtime.
+    /// The parent's next line. Blocks its task, not the runtime.
     pub async fn hear(&self) -> String {
         let line = tokio::task::spawn_blocking(|| std::io::stdin().lines().next());
         line.await.unwrap().expect("the parent is gone").unwrap()
@@ -113,7 +110,7 @@ async fn work(job: &str, db: TestDb) {
     }
 }
 
-/// In a worker this is the whole program; in the suite it tests the mechanism.
+/// In a worker, this is the whole program; in the suite, it tests the mechanism.
 #[tokio::test(flavor = "multi_thread")]
 async fn worker_process() {
     if let Ok(job) = std::env::var(JOB) {
@@ -128,6 +125,6 @@ async fn worker_process() {
     assert!(worker.ended().await.success());
 
     let worker = Worker::spawn(&db, "echo");
-    worker.kill().await; // returns although the job would wait for ever
+    worker.kill().await; // returns although the job would wait without end
     assert!(!Worker::spawn(&db, "fail").ended().await.success(), "a failure shows");
 }

@@ -1,4 +1,4 @@
-//! Request bodies: read in full before anything is begun, and handed on as they came.
+//! Request bodies: read in full before begin, and passed on unchanged.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -19,7 +19,7 @@ use super::kit::{MODES, Mode, app, handled, keys, numbered, patient};
 use super::{post, send};
 use crate::support::db::TestDb;
 
-/// A body made of these frames, which counts how many were taken.
+/// A body of these frames. Counts the frames taken.
 pub struct Frames {
     frames: VecDeque<Result<Frame<Bytes>, std::io::Error>>,
     declared: Option<u64>,
@@ -81,13 +81,13 @@ async fn a_body_that_says_it_is_too_long_is_refused_unread() {
         );
         assert_eq!(taken.load(Ordering::Relaxed), 0);
         assert_eq!((app.calls(), keys(&db).await), (0, 0));
-        // The key was not used up, and the limit itself is allowed.
+        // The key is still free. A body of exactly the limit is allowed.
         let got = send(&app.router, post("k", "1234")).await;
         assert_eq!(got.answer, Some(Answer::Performed));
     }
 }
 
-// Trap 20. Its beginning is never taken for the whole, not even for the fingerprint.
+// Trap 20. The beginning of a body never counts as the whole, not even for the fingerprint.
 #[tokio::test]
 async fn a_body_that_turns_out_too_long_is_read_no_further() {
     for mode in MODES {
@@ -103,7 +103,7 @@ async fn a_body_that_turns_out_too_long_is_read_no_further() {
     }
 }
 
-// Trap 20. axum's own limit of 2 MB does not apply to what the layer has read.
+// Trap 20. axum's limit of 2 MB does not apply to a body that the layer has read.
 #[tokio::test]
 async fn the_layer_has_its_own_limit() {
     let db = TestDb::new().await;
@@ -117,8 +117,8 @@ async fn the_layer_has_its_own_limit() {
     assert!(send(&wide.router, post("k", body())).await.is_replay());
 }
 
-// Trap 20. Without a key there is nothing to compare. A transactional route refuses all the same, or its
-// connection would wait for a client that sends slowly.
+// Trap 20. Without a key there is no fingerprint to compare. A transactional route refuses all the same, or its
+// connection would wait for a slow client.
 #[tokio::test]
 async fn a_long_body_without_a_key_is_refused_only_where_a_transaction_would_wait_for_it() {
     for mode in MODES {
@@ -161,7 +161,7 @@ async fn half_a_request_takes_no_claim() {
     }
 }
 
-/// A body that comes when the test sends it.
+/// A body whose parts arrive when the test sends them.
 struct Slow(mpsc::Receiver<Bytes>);
 
 impl http_body::Body for Slow {
@@ -176,8 +176,8 @@ impl http_body::Body for Slow {
     }
 }
 
-// Traps 21, 22. Every body is read to its end first, a retry's too, since its fingerprint is compared;
-// and with a pool of one connection nobody has to wait for a slow upload.
+// Traps 21, 22. Every body is read to its end first, even a retry's, whose fingerprint is compared. With a pool of one
+// connection, no request waits for a slow upload.
 #[tokio::test]
 async fn a_slow_upload_holds_neither_key_nor_connection() {
     for mode in MODES {

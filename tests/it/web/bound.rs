@@ -1,4 +1,4 @@
-//! Leased handlers that fail after a remote may have been called: their key stays with its request.
+//! Leased handlers that fail after a remote may have been called: the key stays bound to its request.
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -17,7 +17,6 @@ use crate::support::db::{TestDb, effect, on_lapse};
 const ORDER: &str = "order A";
 const OTHER: &str = "order B";
 
-/// What a handler does the first time.
 #[derive(Debug, Clone, Copy)]
 enum Fails {
     Answers(u16),
@@ -38,7 +37,7 @@ const FAILURES: [Fails; 8] = [
     Fails::CannotCommit,
 ];
 
-/// A handler that asks for a derived key, or only opens its last transaction, and then fails, the first time.
+/// A handler that asks for a derived key, or only opens its last transaction, and then fails in its first call.
 fn fails(db: &TestDb, policy: OnLapse, how: Fails, asks: bool) -> App {
     let schema = db.schema.clone();
     handled(
@@ -93,7 +92,7 @@ async fn unique_effects(db: &TestDb) {
 #[tokio::test]
 async fn another_request_never_gets_what_the_remote_did_for_the_first() {
     let db = TestDb::new().await;
-    // The remote performs, and its answer is lost. It honours keys: a known one gets the receipt it got before.
+    // The remote performs, and its response is lost. It honors keys: a known key gets the same receipt again.
     let remote = std::sync::Arc::new(std::sync::Mutex::new(std::collections::HashMap::new()));
     let app = handled(Mode::Leased.layer(&db), move |call, request: Request| {
         let remote = remote.clone();
@@ -152,7 +151,7 @@ async fn an_operator_decides_after_such_a_failure_where_the_route_says_so() {
     }
 }
 
-/// A handler that asks for a derived key in its first call only, and fails in all.
+/// A handler that asks for a derived key only in its first call, and fails in all calls.
 fn asks_once(db: &TestDb, first: Settle) -> App {
     handled(Mode::Leased.layer(db), move |call, request: Request| async move {
         if call == 1 {
@@ -163,7 +162,7 @@ fn asks_once(db: &TestDb, first: Settle) -> App {
     })
 }
 
-// The second attempt has called no remote. The first one had, and failed, or died with its process.
+// The second attempt has called no remote. The first has, and failed or died with its process.
 #[tokio::test]
 async fn an_attempt_that_fails_early_does_not_free_what_an_earlier_one_has_bound() {
     for first in [Settle::Release, Settle::Lapse] {
@@ -183,7 +182,7 @@ async fn an_attempt_that_fails_early_does_not_free_what_an_earlier_one_has_bound
     }
 }
 
-// However often it is refused for its form: nothing has happened, and nothing is listed as abandoned work.
+// However often the request is refused for its form: nothing has happened, and nothing is listed as abandoned.
 #[tokio::test]
 async fn a_failure_before_the_outside_was_reached_gives_the_key_back() {
     let db = TestDb::new().await;

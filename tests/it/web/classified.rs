@@ -1,4 +1,4 @@
-//! Failures inside of a success: what only headers and body tell.
+//! Failures inside a success: only headers and body tell.
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -27,7 +27,7 @@ async fn grpc_is_refused_in_words() {
                 assert_eq!(got.status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{content_type}");
                 assert_eq!(got.code(), "grpc_unsupported");
                 assert_eq!(got.json()["retryable"], false);
-                // What a gRPC client reads: UNIMPLEMENTED, and why.
+                // What a gRPC client reads: UNIMPLEMENTED, and the reason.
                 assert_eq!(got.header("grpc-status"), Some("12"));
                 assert!(got.header("grpc-message").unwrap().contains("gRPC"));
             }
@@ -48,7 +48,7 @@ async fn an_observing_route_lets_grpc_pass_as_it_is() {
     }
 }
 
-/// Says `Settle` by a header, or by what GraphQL calls `errors`.
+/// Sets `Settle` by a header, or by GraphQL's `errors`.
 fn classified(idempotency: IdempotencyLayer) -> IdempotencyLayer {
     idempotency.classify(|status, headers: &HeaderMap, body| {
         assert_ne!(status, StatusCode::ACCEPTED, "the handler has said it");
@@ -75,9 +75,9 @@ async fn headers_and_body_say_what_becomes_of_a_key() {
             (&|| (outcome("failed"), "").into_response(), true, 0),
             (&|| (StatusCode::BAD_GATEWAY, outcome("done"), "").into_response(), true, 1),
             (&|| (StatusCode::BAD_GATEWAY, "").into_response(), false, 0),
-            // The handler's own word comes first.
+            // The handler's `Settle` comes first.
             (&|| (StatusCode::ACCEPTED, Settle::Complete, ERRORS).into_response(), true, 1),
-            // What is not to be stored is read all the same.
+            // A response that is not stored is classified too.
             (&|| (Secret, ERRORS).into_response(), false, 0),
         ];
         for (number, (response, kept, effects)) in responses.into_iter().enumerate() {
@@ -100,7 +100,7 @@ async fn headers_and_body_say_what_becomes_of_a_key() {
     }
 }
 
-// Nothing of an endless body is waited for; its headers count.
+// Does not wait for an endless body; its headers decide.
 #[tokio::test]
 async fn a_stream_is_classified_by_its_headers() {
     for mode in MODES {

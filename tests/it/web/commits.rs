@@ -1,4 +1,4 @@
-//! The end of a handler's transaction: commits that fail, and handlers that get in its way.
+//! The end of a handler's transaction: commits that fail, and handlers that interfere.
 
 use axum::extract::Request;
 use axum::response::IntoResponse;
@@ -11,7 +11,7 @@ use super::kit::{App, Gate, MODES, Mode, app, handled, keys, numbered, patient, 
 use super::{layer, post, send};
 use crate::support::db::{TestDb, effect};
 
-/// An application whose handler does this with its transaction, and answers 201 come what may.
+/// An application whose handler does this with its transaction, and always answers 201.
 fn does<F, W>(db: &TestDb, mode: Mode, work: F) -> App
 where
     F: Fn(u32, Extensions, String) -> W + Clone + Send + Sync + 'static,
@@ -27,7 +27,7 @@ where
     })
 }
 
-// Trap 40. The handler has answered 201, and nobody gets to see it.
+// Trap 40. The handler has answered 201, but no client gets it.
 #[tokio::test]
 async fn a_commit_that_fails_turns_a_prepared_201_into_a_500() {
     for mode in MODES {
@@ -83,7 +83,7 @@ async fn an_error_that_the_handler_overlooks_is_not_committed() {
     }
 }
 
-// Trap 33. Two payments that each saw the books without the other: one of them has to go again.
+// Trap 33. Two payments read the books without seeing each other: one of them must run again.
 #[tokio::test]
 async fn a_serialization_failure_undoes_the_claim_and_can_be_retried() {
     for mode in MODES {
@@ -105,7 +105,7 @@ async fn a_serialization_failure_undoes_the_claim_and_can_be_retried() {
                 }
             }
         });
-        // One begins after the other, so that only the handlers can get in each other's way.
+        // They begin one after the other, so that only the handlers can conflict.
         let mut both = Vec::new();
         for key in ["one", "two"] {
             both.push(sent(&books, key, ""));
@@ -132,7 +132,7 @@ async fn a_serialization_failure_undoes_the_claim_and_can_be_retried() {
     }
 }
 
-// Trap 40. What somebody still holds cannot be committed.
+// Trap 40. A transaction that a task still has cannot be committed.
 #[tokio::test]
 async fn a_transaction_kept_by_a_task_is_never_committed() {
     for mode in MODES {
@@ -160,7 +160,7 @@ async fn a_transaction_kept_by_a_task_is_never_committed() {
             (StatusCode::INTERNAL_SERVER_ERROR, "transaction_lost".into())
         );
         assert_eq!(got.json()["retryable"], false);
-        // Twice: when the task begins to wait, and when it has written and let go.
+        // Twice: when the task begins to wait, and when it has written and released the transaction.
         for _ in 0..2 {
             gate.entered().await;
             gate.open();
@@ -213,7 +213,7 @@ async fn nested_transactions_are_savepoints() {
     }
 }
 
-// Trap 40. The claim went with the rollback, and what was written afterwards is in no transaction.
+// Trap 40. The claim was rolled back, and later writes are in no transaction.
 #[tokio::test]
 async fn a_handler_that_rolls_back_itself_is_not_told_to_try_again() {
     let db = TestDb::new().await;
@@ -230,7 +230,7 @@ async fn a_handler_that_rolls_back_itself_is_not_told_to_try_again() {
     assert_eq!((keys(&db).await, db.effects().await), (0, 1));
 }
 
-// Trap 38. Mistakes in the program show at the first request, and take no key.
+// Trap 38. Programming errors show at the first request, and take no key.
 #[tokio::test]
 async fn a_transaction_that_cannot_be_had_is_an_error_of_the_program() {
     let db = TestDb::new().await;
@@ -256,7 +256,7 @@ async fn a_transaction_that_cannot_be_had_is_an_error_of_the_program() {
     assert_eq!(unavailable(Some(Mode::Transactional)).await.body, "there");
 }
 
-// Trap 38. The one who looks away from the Result is answered for.
+// Trap 38. The extractor answers for a handler that ignores the missing transaction.
 #[tokio::test]
 async fn a_handler_without_its_transaction_answers_500() {
     let db = TestDb::new().await;
@@ -277,7 +277,7 @@ async fn there_is_one_transaction_for_all_parts_of_a_handler() {
             let claim = OnceClaim::of(&extensions).unwrap();
             let mut first = claim.begin().await.unwrap();
             effect(&mut first, &schema, "first").await.unwrap();
-            // In use, so there is none for anybody else, and nobody waits for a second connection.
+            // In use: no other part gets the transaction, and none waits for a second connection.
             let in_use = claim.begin().await.unwrap_err();
             assert_eq!(in_use.kind(), pgonce::ErrorKind::InvalidInput);
             drop(first);
@@ -293,7 +293,7 @@ async fn there_is_one_transaction_for_all_parts_of_a_handler() {
     }
 }
 
-// Trap 40. What asks for the transaction when the answer is out comes too late.
+// Trap 40. After the response, it is too late to ask for the transaction.
 #[tokio::test]
 async fn a_transaction_is_not_handed_out_after_the_answer() {
     for mode in MODES {
@@ -315,12 +315,12 @@ async fn a_transaction_is_not_handed_out_after_the_answer() {
         assert_eq!(send(&spawns.router, post("k", "")).await.answer, Some(Answer::Performed));
         gate.entered().await;
         gate.open();
-        done.entered().await; // not if the task panicked
+        done.entered().await; // only if the task did not panic
         assert!(send(&spawns.router, post("k", "")).await.is_replay());
     }
 }
 
-// Trap 6. Without a key a handler's writes are one transaction all the same.
+// Trap 6. Without a key, too, a handler's writes are one transaction.
 #[tokio::test]
 async fn an_unkeyed_handler_that_fails_has_written_nothing() {
     for mode in MODES {

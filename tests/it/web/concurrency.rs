@@ -1,4 +1,4 @@
-//! Many requests with one key at the same time.
+//! Many concurrent requests with one key.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::kit::{App, Gate, MODES, Mode, app, gated, handled, numbered, patient,
 use super::{Got, post, send};
 use crate::support::db::{PATIENCE, TestDb, effect, kept_for, waits};
 
-/// Sends a request in a task of its own.
+/// Sends a request in its own task.
 pub fn sent(app: &App, key: &str, body: &'static str) -> JoinHandle<Got> {
     let (router, request) = (app.router.clone(), post(key, body));
     tokio::spawn(async move { send(&router, request).await })
@@ -34,12 +34,13 @@ async fn of_many_at_once_one_performs_and_all_get_its_answer() {
         assert!(got.iter().all(|got| got.body == first.body && got.status == StatusCode::CREATED));
         assert_eq!(got.iter().filter(|got| got.is_replay()).count(), 29);
         assert_eq!(db.effects().await, 1);
-        // A look may be older than its lock: a handler then runs for a key that is done, and is rolled back.
+        // A look may be older than its lock: then a handler runs for a finished key, and is rolled back.
         assert!(app.calls() == 1 || mode == Mode::Transactional, "{mode:?}");
     }
 }
 
-// Trap 25. The row that the waiter waits for vanishes; it begins anew and does not run unprotected.
+// Trap 25. The row that the waiter waits for disappears. The waiter begins the key itself, and does not run
+// unprotected.
 #[tokio::test]
 async fn a_waiter_performs_when_the_first_gives_up() {
     for mode in MODES {
@@ -76,8 +77,8 @@ async fn a_waiter_performs_when_the_first_gives_up() {
     }
 }
 
-// Trap 26. Soon at first, later the longer the claim is known to live, and not beyond its lease; an open
-// transaction has no lease.
+// Trap 26. Soon at first; later, the longer the claim has been live, but not beyond its lease. An open transaction has
+// no lease.
 #[tokio::test]
 async fn a_duplicate_in_flight_is_told_when_to_come_back() {
     for mode in MODES {
@@ -102,7 +103,7 @@ async fn a_duplicate_in_flight_is_told_when_to_come_back() {
     }
 }
 
-// Trap 26. 50 duplicates of one slow key, a pool that has one connection left for them all.
+// Trap 26. 50 duplicates of one slow key, with one pool connection left for all of them.
 #[tokio::test]
 async fn waiters_are_few_and_leave_the_pool_to_others() {
     for mode in MODES {
@@ -118,12 +119,12 @@ async fn waiters_are_few_and_leave_the_pool_to_others() {
             let router = slow.router.clone();
             duplicates.spawn(async move { send(&router, post("slow", "")).await });
         }
-        // All beyond the cap are answered while the first is still at work.
+        // Duplicates beyond the limit are answered while the first still works.
         for _ in 0..42 {
             let got = patient(duplicates.join_next()).await.unwrap().unwrap();
             assert_eq!(got.answer, Some(Answer::InProgress));
         }
-        // So are other keys, with eight waiters there.
+        // Other keys are answered too, while eight duplicates wait.
         for key in ["one", "two", "three"] {
             let got = patient(send(&quick.router, post(key, ""))).await;
             assert_eq!(got.answer, Some(Answer::Performed));
@@ -133,7 +134,7 @@ async fn waiters_are_few_and_leave_the_pool_to_others() {
         assert_eq!(patient(first).await.unwrap().answer, Some(Answer::Performed));
         let got = patient(duplicates.join_all()).await;
         assert!(got.iter().all(|got| got.is_replay() && got.body == "call 1"));
-        // Their places are free again.
+        // The waiters' places are free again.
         let next = sent(&slow, "next", "");
         gate.entered().await;
         let waiter = sent(&slow, "next", "");
@@ -143,7 +144,7 @@ async fn waiters_are_few_and_leave_the_pool_to_others() {
     }
 }
 
-// Traps 27, 28. Whether its time is up or its client is gone.
+// Traps 27, 28. The waiter's time is up, or its client is gone.
 #[tokio::test]
 async fn a_waiter_that_gives_up_leaves_the_claim_alone() {
     for mode in MODES {
@@ -161,7 +162,7 @@ async fn a_waiter_that_gives_up_leaves_the_claim_alone() {
         assert_eq!(send(&soon.router, post("k", "")).await.answer, Some(Answer::InProgress));
         let late = app(&db, idempotency.policy(waits(PATIENCE)).unwrap(), numbered);
         let gone = sent(&late, "k", "");
-        // It has begun to wait, or is about to; both must do no harm.
+        // It waits already or is about to; neither may do harm.
         tokio::task::yield_now().await;
         gone.abort();
         assert_eq!(send(&soon.router, post("k", "")).await.answer, Some(Answer::InProgress));
@@ -202,7 +203,7 @@ async fn the_layers_own_answers_change_nothing_in_the_table() {
     }
 }
 
-// Traps 30, 31, 64. Lease and retention are two times of the database, and neither is ever missing.
+// Traps 30, 31, 64. Lease and retention are two times by the database's clock, and neither is ever missing.
 #[tokio::test]
 async fn lease_and_retention_are_two_times() {
     for mode in MODES {
@@ -225,7 +226,7 @@ async fn lease_and_retention_are_two_times() {
     }
 }
 
-// Trap 33. A begin that lost against another transaction has run nothing; it is simply sent again.
+// Trap 33. A begin that lost against another transaction has run nothing, so it is repeated.
 #[tokio::test]
 async fn a_begin_that_lost_a_race_is_sent_again_a_few_times() {
     for mode in MODES {

@@ -1,4 +1,4 @@
-//! Keys for remotes: whatever path a request takes, they follow from its scope and its key.
+//! Keys for remotes: on every path of a request, they depend only on scope and key.
 
 use axum::extract::Request;
 use axum::response::IntoResponse;
@@ -11,7 +11,7 @@ use super::kit::{App, MODES, Mode, closed_pool, handled};
 use super::{layer, post, send};
 use crate::support::db::TestDb;
 
-/// Answers with the derived key, which it asks for twice, as a handler does that calls a remote again.
+/// Answers with the derived key. Asks for it twice, like a handler that repeats a call to a remote.
 fn tells(idempotency: IdempotencyLayer) -> App {
     handled(idempotency, |_, request: Request| async move {
         let claim = OnceClaim::of(request.extensions()).unwrap();
@@ -22,7 +22,6 @@ fn tells(idempotency: IdempotencyLayer) -> App {
     })
 }
 
-/// What the remote is handed for key `k` of tenant `acme`.
 fn expected() -> Bytes {
     let op = Operation::new("acme/test", "k").unwrap();
     op.derived_key("charge").as_str().to_owned().into()
@@ -32,7 +31,7 @@ fn expected() -> Bytes {
 async fn an_observing_route_hands_out_the_same_key_for_each_retry() {
     for mode in MODES {
         let db = TestDb::new().await;
-        // Stored, so that the retries would be replays, a mismatch, and too long.
+        // With stored responses, the retries would be replays, a mismatch, and too long.
         let app = tells(mode.layer(&db).observe().store_server_errors().request_bytes_max(9));
         for body in ["100", "100", "200", "0123456789"] {
             assert_eq!(
@@ -67,7 +66,7 @@ async fn a_route_that_ignores_keys_hands_out_the_same_key_for_each_retry() {
         for _ in 0..2 {
             assert_eq!(send(&app.router, post("k", "")).await.body, expected(), "{mode:?}");
         }
-        // Not even a malformed one is refused there.
+        // Even a malformed key is not refused there.
         let got = send(&app.router, post("a,b", "")).await;
         assert_eq!(got.answer, Some(Answer::Unkeyed));
     }

@@ -1,4 +1,4 @@
-//! `examples/payments` as a process of its own, on a database of its own.
+//! `examples/payments` as a separate process with its own database.
 
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -18,16 +18,16 @@ use super::Got;
 use crate::support::db::{PATIENCE, TestDb};
 use crate::support::example::example;
 
-/// The running server. Killed when dropped.
+/// Killed when dropped.
 pub struct Example {
     child: Child,
-    /// Held open: the server would fail to write into a closed one.
+    /// Kept open: the server could not write to a closed pipe.
     output: Lines<BufReader<ChildStdout>>,
     pub address: String,
 }
 
 impl Example {
-    /// Starts it and waits until it listens. Port 0 lets the system choose one.
+    /// Starts the server and waits until it listens. With port 0 the system chooses a port.
     pub async fn start(db: &TestDb, port: u16) -> Self {
         let log = NamedTempFile::new().unwrap();
         let mut child = Command::new(example("payments"))
@@ -52,18 +52,16 @@ impl Example {
         self.address.rsplit(':').next().unwrap().parse().unwrap()
     }
 
-    /// `kill -9`, and waits until the process is gone.
     pub async fn kill(mut self) {
         self.child.kill().await.expect("kill the example");
     }
 
-    /// SIGTERM.
     pub async fn terminate(&self) {
         let kill = format!("kill -TERM {}", self.child.id().expect("it still runs"));
         assert!(Command::new("sh").args(["-c", &kill]).status().await.unwrap().success());
     }
 
-    /// Waits until it has ended of itself, and returns the last line it printed.
+    /// Waits until the process has ended. Returns the last line it printed.
     pub async fn ended(mut self) -> (ExitStatus, Option<String>) {
         let mut last = None;
         let ending = async {
@@ -77,7 +75,7 @@ impl Example {
     }
 }
 
-/// A client of the example's, of tenant `acme`.
+/// A client of the example, for tenant `acme`.
 #[derive(Clone)]
 pub struct Caller {
     client: Client<HttpConnector, Full<Bytes>>,
@@ -86,7 +84,7 @@ pub struct Caller {
 
 impl Caller {
     pub fn new(address: &str) -> Self {
-        // A request whose connection breaks is the test's to send again.
+        // If a connection breaks, the test repeats the request.
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(Duration::from_secs(5))
             .retry_canceled_requests(false)
@@ -112,7 +110,7 @@ impl Caller {
             .header("content-type", "application/json")
     }
 
-    /// The error is of the connection, while it was made or later: see `Error::is_connect`.
+    /// The error is the connection's, from connecting or later: see `Error::is_connect`.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Got, Error> {
         let (parts, body) = self.client.request(request).await?.into_parts();
         let body = body.collect().await.map_or_else(|_| Bytes::new(), |body| body.to_bytes());

@@ -26,7 +26,7 @@ fn request(key: &str, (method, target, headers, body): Sent) -> Request<Body> {
     request.body(Body::from(body)).unwrap()
 }
 
-/// What becomes of the second request when the first was the other one.
+/// The answer to the second request after the first.
 async fn second(app: &App, first: Sent, second: Sent) -> Answer {
     let key = pgonce::Key::generate();
     let first = send(&app.router, request(key.as_str(), first)).await;
@@ -46,7 +46,7 @@ async fn app_with(db: &TestDb, fingerprint: RequestFingerprint) -> App {
 const JSON: (&str, &str) = ("content-type", "application/json");
 const ORDER: Sent = ("POST", "/orders?dry_run=false", &[JSON], r#"{"a":1}"#);
 
-// Traps 11, 15. The path is taken as it was sent: nothing is decoded or normalised.
+// Traps 11, 15. The path counts as sent, neither decoded nor normalised.
 #[tokio::test]
 async fn another_method_path_query_type_encoding_or_body_is_a_mismatch() {
     let others: [Sent; 11] = [
@@ -68,7 +68,7 @@ async fn another_method_path_query_type_encoding_or_body_is_a_mismatch() {
         for other in others {
             assert_eq!(second(&app, ORDER, other).await, Answer::Mismatch, "{other:?}");
         }
-        // What says nothing about the operation does not count.
+        // Headers that say nothing about the operation do not count.
         let same = (ORDER.0, ORDER.1, &[JSON, ("user-agent", "retry/2")][..], ORDER.3);
         assert_eq!(second(&app, ORDER, same).await, Answer::Replayed);
         assert_eq!(app.calls() as usize, others.len() + 1);
@@ -97,7 +97,7 @@ async fn parts_never_run_together() {
             ("POST", "/", &[("x-a", "bc"), ("x-b", "d")], ""),
             ("POST", "/", &[("x-a", "b"), ("x-b", "cd")], ""),
         ],
-        // How many values each has is part of it.
+        // The number of values per header counts too.
         [
             ("POST", "/", &[("x-a", "1"), ("x-a", "2")], ""),
             ("POST", "/", &[("x-a", "1"), ("x-b", "2")], ""),
@@ -120,7 +120,7 @@ async fn parts_never_run_together() {
     }
 }
 
-// Trap 13. It is compared in the database, by its bytes; who fears guesses puts it under a secret.
+// Trap 13. The database compares fingerprints by their bytes. To prevent guessing, set a secret.
 #[tokio::test]
 async fn a_fingerprint_is_a_256_bit_digest_and_a_secret_changes_it() {
     let db = TestDb::new().await;
@@ -213,7 +213,7 @@ async fn a_route_can_make_its_own_fingerprint() {
     assert_eq!(second(&app, first, other).await, Answer::Mismatch);
 }
 
-// Trap 16. A leased claim can be seen, so a mismatch is told before "in progress".
+// Trap 16. A leased claim is visible, so a mismatch is answered before "in progress".
 #[tokio::test]
 async fn a_mismatch_is_told_while_the_first_is_at_work() {
     let db = TestDb::new().await;
@@ -233,7 +233,7 @@ async fn a_mismatch_is_told_while_the_first_is_at_work() {
     assert_eq!(app.calls(), 1);
 }
 
-// Trap 16. Nobody sees into an open transaction; after waiting for its end the fingerprint is compared.
+// Trap 16. An open transaction is invisible. After its end, the fingerprint is compared.
 #[tokio::test]
 async fn a_mismatch_is_told_after_waiting_too() {
     for mode in MODES {
@@ -288,7 +288,7 @@ async fn the_fingerprint_is_fixed_by_begin() {
     assert_eq!(db.ask::<Vec<u8>>(print).await, at_begin);
 }
 
-// Trap 19. A deploy that changes the parts does not turn the retries of its day into mismatches.
+// Trap 19. A deploy that changes the fingerprint's parts does not turn retries into mismatches.
 #[tokio::test]
 async fn fingerprints_of_another_recipe_are_not_compared() {
     let db = TestDb::new().await;

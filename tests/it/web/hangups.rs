@@ -1,5 +1,4 @@
-//! The client is gone: at every stage of the exchange, in every way it can go.
-//! Trap 34.
+//! The client hangs up: at every stage of the exchange, in every way. Trap 34.
 
 use axum::Router;
 use axum::routing::post as on_post;
@@ -14,7 +13,6 @@ use crate::support::db::{PATIENCE, TestDb, effect, waits};
 
 const BODY: (&str, &str) = ("amount=", "100");
 
-/// Where the client hangs up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Connected,
@@ -27,7 +25,7 @@ enum Stage {
     AnswerBegun,
 }
 
-/// How it talks, and how it goes.
+/// The protocol, and how the client hangs up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Http1,
@@ -87,7 +85,7 @@ impl Client {
         }
     }
 
-    /// The HTTP/2 connection stays open when only the stream was given up.
+    /// After a stream reset, the HTTP/2 connection stays open.
     fn hang_up(self, way: Way) -> Option<Http2> {
         match self {
             Self::Http1(wire) => drop(wire),
@@ -103,7 +101,7 @@ impl Client {
     }
 }
 
-/// A server whose handler waits to be let go, and whose writes and commits can be held up.
+/// A server whose handler waits for the test, and whose writes and commits can be blocked.
 struct Site {
     db: TestDb,
     server: Server,
@@ -147,7 +145,7 @@ impl Site {
         Self { db, server, entered, go }
     }
 
-    /// Keeps everybody away from a table until the connection is dropped.
+    /// Locks a table until the connection is dropped.
     async fn hold(&self, table: &str) -> PgConnection {
         let mut conn = self.db.conn().await;
         let sql = format!("begin; lock table {{}}.{table} in access exclusive mode");
@@ -155,7 +153,7 @@ impl Site {
         conn
     }
 
-    /// Takes a client through the exchange up to this stage; what is held up then.
+    /// Takes a client through the exchange up to this stage. Returns the connection that blocks it, if any.
     async fn bring(&self, client: &mut Client, way: Way, stage: Stage) -> Option<PgConnection> {
         match stage {
             Stage::Connected => return None,
@@ -192,7 +190,6 @@ impl Site {
         held
     }
 
-    /// Waits until no transaction is open.
     async fn until_idle(&self) {
         self.db
             .until(&format!(
@@ -203,7 +200,7 @@ impl Site {
             .await;
     }
 
-    /// No transaction is open, and the whole pool is there to be taken.
+    /// No transaction is open, and all connections of the pool are free.
     async fn is_clean(&self, case: &str) {
         self.until_idle().await;
         let both = async {
@@ -316,14 +313,14 @@ async fn a_waiter_that_hangs_up_leaves_its_place_to_another() {
     entered.until(1).await;
     let mut waiting = Wire::connect(server.addr).await;
     waiting.send(wire::whole("k", "1")).await;
-    server.entered.until(2).await; // and in the queue for the one connection that is left
+    server.entered.until(2).await; // and it waits in the queue for the last connection
     while server.post("k", "1").await.status != StatusCode::CONFLICT {}
     let left = server.left.get();
     drop(waiting);
     server.left.until(left + 1).await;
     let mut waiting = Wire::connect(server.addr).await;
     waiting.send(wire::whole("k", "1")).await;
-    server.entered.until(left + 3).await; // the two that are at work and the one that has left
+    server.entered.until(left + 3).await; // the two at work and the one that left
     go.add();
     assert!(waiting.answer().await.is_replay());
     assert!(!first.answer().await.is_replay());

@@ -1,4 +1,4 @@
-//! The example without axum is what runs.
+//! The example without axum runs.
 
 use tokio::net::TcpListener;
 

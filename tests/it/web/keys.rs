@@ -1,4 +1,4 @@
-//! Which header makes a key, which is refused, and which requests the layer leaves alone.
+//! Which headers make a key, which are refused, and which requests the layer passes through.
 
 use axum::body::Body;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
@@ -67,7 +67,7 @@ async fn strict_routes_take_a_string_in_quotes_only() {
     assert_eq!(quoted.answer, Some(Answer::Performed));
 }
 
-// Traps 2, 3. Nothing of it is passed over, where a key is optional as little as where it is required.
+// Traps 2, 3. No malformed key is ignored, on optional routes as on required ones.
 #[tokio::test]
 async fn a_malformed_key_is_refused_and_nothing_runs() {
     let long_quoted = [b"\"".as_slice(), &[b'k'; 256], b"\""].concat();
@@ -107,7 +107,7 @@ async fn a_malformed_key_is_refused_and_nothing_runs() {
     }
 }
 
-// Trap 4. The limit is checked before anything is asked of the database.
+// Trap 4. The limit is checked before the database is asked.
 #[tokio::test]
 async fn a_key_takes_up_to_255_bytes() {
     let db = TestDb::new().await;
@@ -115,7 +115,7 @@ async fn a_key_takes_up_to_255_bytes() {
     let longest = [b'k'; 255];
     let bare = send(&here.router, with_keys(&[&longest])).await;
     assert_eq!(bare.answer, Some(Answer::Performed));
-    // The quotes and the escapes do not count.
+    // Quotes and escapes do not count.
     let quoted = [b"\"".as_slice(), &longest, b"\""].concat();
     assert!(send(&here.router, with_keys(&[&quoted])).await.is_replay());
     let escaped = [b"\"".as_slice(), &br"\\".repeat(255), b"\""].concat();
@@ -129,7 +129,7 @@ async fn a_key_takes_up_to_255_bytes() {
     refused(&send(&down.router, with_keys(&[])).await, "key_missing");
 }
 
-// Trap 4. Nothing is folded.
+// Trap 4. Letter case matters.
 #[tokio::test]
 async fn keys_that_differ_in_case_are_different() {
     let db = TestDb::new().await;
@@ -154,7 +154,7 @@ async fn a_route_may_refuse_keys_that_are_easy_to_guess() {
     assert_eq!(app.calls(), 1);
 }
 
-// Trap 5. The decision: parameters of a string are ignored, and a bare token has none.
+// Trap 5. By decision, parameters of a quoted key are ignored; a bare token has none.
 #[tokio::test]
 async fn parameters_of_a_string_are_ignored() {
     let db = TestDb::new().await;
@@ -213,7 +213,7 @@ async fn a_route_that_ignores_keys_says_so() {
         let db = TestDb::new().await;
         let app = app(&db, mode.layer(&db).off(), numbered);
         for _ in ["first", "second"] {
-            // Malformed or not: it means nothing here.
+            // Malformed or not: the key means nothing here.
             for key in ["k", "a, b"] {
                 let got = send(&app.router, post(key, "")).await;
                 assert_eq!((got.status, got.answer), (StatusCode::CREATED, Some(Answer::Unkeyed)));
@@ -226,13 +226,13 @@ async fn a_route_that_ignores_keys_says_so() {
     }
 }
 
-// Trap 7. With the database down, so the layer cannot have asked it.
+// Trap 7. The pool is closed, so the layer cannot have asked the database.
 #[tokio::test]
 async fn other_methods_pass_untouched() {
     for mode in MODES {
         let db = TestDb::new().await;
         let pool = closed_pool(&db).await;
-        // GET and its like cannot be covered at all.
+        // GET and similar methods cannot be covered.
         let all = [Method::POST, Method::PUT, Method::GET, Method::HEAD, Method::CONNECT];
         for (methods, passing) in [
             (None, &["GET", "HEAD", "OPTIONS", "TRACE", "CONNECT", "PUT", "DELETE", "PURGE"][..]),

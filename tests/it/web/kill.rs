@@ -1,5 +1,4 @@
-//! `kill -9` of a server under load, again and again: every payment is made once, and every client
-//! learns of it.
+//! Repeated `kill -9` of a server under load: every payment is made once, and every client gets its response.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,31 +16,31 @@ use super::example::{Caller, Example};
 use crate::support::db::TestDb;
 
 const PAYMENTS: u32 = 500;
-/// Requests at the same time. Who waits before a retry is not counted.
+/// Concurrent requests. Clients that pause before a retry do not count.
 const AT_ONCE: usize = 16;
-/// Clients honour `Retry-After`, but not beyond this: the test has to end.
+/// Clients honor `Retry-After` up to this limit: the test must end.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
-/// Before a client tries a server again that is not there.
+/// A client's pause before it tries an unreachable server again.
 const AWAY: Duration = Duration::from_millis(20);
 const STORM_MAX: Duration = Duration::from_secs(120);
 
-/// What all clients share.
+/// Shared by all clients.
 struct Clients {
     caller: Caller,
     path: &'static str,
     places: Semaphore,
     answered: watch::Sender<u32>,
     in_flight: watch::Sender<i32>,
-    /// How often the server was killed, counted just before.
+    /// The number of kills, counted just before each kill.
     kills: AtomicU32,
-    /// Requests that were sent to a living server and never answered.
+    /// Requests that a living server got and never answered.
     cut: AtomicU32,
-    /// Payments whose first request to succeed was a replay: done before, and nobody was told.
+    /// Payments whose first success was a replay: done before, but the client had got no response.
     replayed: AtomicU32,
 }
 
 impl Clients {
-    /// Sends one payment with its own key until it is answered with 201.
+    /// Sends one payment with its own key until the response is a 201.
     async fn pay(&self, number: u32) -> Value {
         let (key, account) = (format!("key-{number}"), format!("account-{number}"));
         let body = json!({"account": account, "amount": 1000 + number, "currency": "EUR"});
@@ -61,7 +60,7 @@ impl Clients {
                 Ok(got) => pause(&got),
                 Err(error) if error.is_connect() => AWAY,
                 Err(_) => {
-                    // Not one that met a dead connection of the pool's.
+                    // Does not count requests that met a dead connection of the client's pool.
                     let cut = kills < self.kills.load(Ordering::Relaxed);
                     self.cut.fetch_add(u32::from(cut), Ordering::Relaxed);
                     AWAY
@@ -72,7 +71,7 @@ impl Clients {
     }
 }
 
-/// How long an answer other than 201 asks its client to wait.
+/// How long a response other than 201 asks the client to wait.
 fn pause(got: &Got) -> Duration {
     let retryable = [StatusCode::CONFLICT, StatusCode::SERVICE_UNAVAILABLE];
     assert!(got.body.is_empty() || retryable.contains(&got.status), "{got:?}");
@@ -80,8 +79,7 @@ fn pause(got: &Got) -> Duration {
     Duration::from_secs(seconds.unwrap_or(0)).clamp(AWAY, PAUSE_MAX)
 }
 
-/// Runs all payments while the server is killed and started again `kills` times, and returns what the
-/// clients were told.
+/// Runs all payments while the server is killed and restarted `kills` times. Returns the clients' responses.
 async fn storm(db: &TestDb, path: &'static str, kills: u32) -> BTreeMap<u32, Value> {
     let seed = std::env::var("PGONCE_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed: u64 = seed.unwrap_or_else(|| fastrand::u64(..));
@@ -107,7 +105,7 @@ async fn storm(db: &TestDb, path: &'static str, kills: u32) -> BTreeMap<u32, Val
         paying.spawn(async move { (number, clients.pay(number).await) });
     }
 
-    // Joined, so that a client's failure is seen at once.
+    // Joined, so that a client's failure shows at once.
     let killing = kill_again_and_again(db, server, &clients, kills, &mut random);
     let (told, ()) = tokio::join!(paying.join_all(), killing);
     let (cut, replayed) =
@@ -119,7 +117,7 @@ async fn storm(db: &TestDb, path: &'static str, kills: u32) -> BTreeMap<u32, Val
     told.into_iter().collect()
 }
 
-/// Kills the server at random moments of the work, and starts it again on the same port.
+/// Kills the server at random moments of the work, and restarts it on the same port.
 async fn kill_again_and_again(
     db: &TestDb,
     mut server: Example,
@@ -133,7 +131,7 @@ async fn kill_again_and_again(
         let due = kill * step - random.u32(..step / 2);
         clients.answered.subscribe().wait_for(|answered| *answered >= due).await.unwrap();
         clients.in_flight.subscribe().wait_for(|count| *count > 0).await.unwrap();
-        // Part of the dice: not every moment is one at which an answer arrives.
+        // Random, so that a kill does not always follow a response.
         tokio::time::sleep(Duration::from_micros(random.u64(..20_000))).await;
         clients.kills.store(kill, Ordering::Relaxed);
         server.kill().await;
@@ -143,7 +141,7 @@ async fn kill_again_and_again(
     clients.answered.subscribe().wait_for(all).await.unwrap(); // with the last server alive
 }
 
-/// Makes writes take a while, so that many kills come between an effect and its end.
+/// Slows down writes, so that many kills come between an effect and its end.
 async fn slow_down(db: &TestDb) {
     let slow = "create function slow() returns trigger language plpgsql as
                   $$ begin perform pg_sleep(0.02); return null; end $$;
@@ -154,14 +152,14 @@ async fn slow_down(db: &TestDb) {
     db.execute(slow).await;
 }
 
-/// One below those that the system gives to clients: while the server is away, a client could be
-/// given the server's own port and connect to itself.
+/// A port below those for clients: while the server is away, a client could otherwise get the server's port and connect
+/// to itself.
 fn free_port(random: &mut fastrand::Rng) -> u16 {
     let ports = std::iter::repeat_with(|| random.u16(20_000..32_000));
     ports.take(100).find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
-/// Every payment is there once, as its client was told, and nothing else is.
+/// Every payment exists once, as its client learned, and nothing else exists.
 async fn all_once(db: &TestDb, list: &str, id: &str, told: &BTreeMap<u32, Value>) {
     let server = Example::start(db, 0).await;
     let there = Caller::new(&server.address).get(list).await.json();
@@ -192,7 +190,7 @@ async fn charges_survive_five_kills_of_the_server() {
     let told = tokio::time::timeout(STORM_MAX, storm).await.expect("every charge is answered");
     all_once(&db, "/charges", "charge_id", &told).await;
 
-    // The provider was sent one key for each payment, and charged one card for it.
+    // The provider got one key per payment, and charged one card per key.
     let keys = "select count(distinct key) from card_provider_example.call";
     assert_eq!(db.ask::<i64>(keys).await, 500);
     let charged = "select count(*) = 500 and count(distinct account) = 500

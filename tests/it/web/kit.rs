@@ -1,4 +1,4 @@
-//! What the tests of single traps share: both modes, and an application that does what a test says.
+//! Shared by the tests of single traps: both modes, and an application that does what a test says.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use super::{layer, lease};
 use crate::support::db::{PATIENCE, TestDb, effect};
 
-/// The two ways to protect a route. Almost everything holds in both.
+/// The two ways to protect a route. Almost everything applies to both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Transactional,
@@ -41,7 +41,7 @@ impl Mode {
     }
 }
 
-/// A router behind a layer, and how often its handler was entered.
+/// A router behind a layer, and how often its handler ran.
 #[derive(Clone)]
 pub struct App {
     pub router: Router,
@@ -54,8 +54,8 @@ impl App {
     }
 }
 
-/// An application that answers every method and path: it writes one effect through the layer's
-/// transaction, in either mode, and answers as told. The closure gets the number of the call.
+/// An application for every method and path: it writes one effect through the layer's transaction, in either mode, and
+/// answers as told. The closure gets the number of the call.
 pub fn app<F, R>(db: &TestDb, idempotency: IdempotencyLayer, answer: F) -> App
 where
     F: Fn(u32) -> R + Clone + Send + Sync + 'static,
@@ -73,7 +73,6 @@ where
     })
 }
 
-/// An application with this handler, which gets the number of the call.
 pub fn handled<F, W>(idempotency: IdempotencyLayer, handler: F) -> App
 where
     F: Fn(u32, Request) -> W + Clone + Send + Sync + 'static,
@@ -88,7 +87,7 @@ where
     App { router: Router::new().fallback(handler).layer(idempotency), calls }
 }
 
-/// The transaction of a handler in either mode; none where no layer covers the request or none can be had.
+/// A handler's transaction in either mode; `None` if no layer covers the request or there is no transaction.
 pub async fn tx_of(extensions: &Extensions) -> Option<OnceTx> {
     match OnceTx::of(extensions) {
         Ok(tx) => Some(tx),
@@ -105,7 +104,7 @@ pub fn numbered(call: u32) -> (StatusCode, String) {
     (StatusCode::CREATED, format!("call {call}"))
 }
 
-/// Holds handlers up until the test lets them go.
+/// Blocks handlers until the test lets them continue.
 #[derive(Clone)]
 pub struct Gate {
     entered: Arc<Semaphore>,
@@ -117,24 +116,24 @@ impl Gate {
         Self { entered: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(0)) }
     }
 
-    /// In the handler: says that it is there, and waits.
+    /// In the handler: signals its arrival, and waits.
     pub async fn pass(&self) {
         self.entered.add_permits(1);
         self.open.acquire().await.unwrap().forget();
     }
 
-    /// In the test: waits until a handler is there.
+    /// In the test: waits until a handler arrives.
     pub async fn entered(&self) {
         patient(self.entered.acquire()).await.unwrap().forget();
     }
 
-    /// In the test: lets one handler go.
+    /// In the test: lets one handler continue.
     pub fn open(&self) {
         self.open.add_permits(1);
     }
 }
 
-/// As [`app`], but every call stops at the gate after its write.
+/// Like [`app`], but every call stops at the gate after its write.
 pub fn gated(db: &TestDb, idempotency: IdempotencyLayer, gate: &Gate) -> App {
     let (schema, gate) = (db.schema.clone(), gate.clone());
     handled(idempotency, move |call, request: Request| {
@@ -142,7 +141,7 @@ pub fn gated(db: &TestDb, idempotency: IdempotencyLayer, gate: &Gate) -> App {
         async move {
             let leased = matches!(OnceTx::of(request.extensions()), Err(OnceRejection::Leased));
             if leased {
-                gate.pass().await; // no transaction is open while a leased handler is outside
+                gate.pass().await; // a leased handler has no open transaction outside
             }
             let mut tx = tx_of(request.extensions()).await.unwrap();
             effect(&mut tx, &schema, "done").await.unwrap();
@@ -154,7 +153,7 @@ pub fn gated(db: &TestDb, idempotency: IdempotencyLayer, gate: &Gate) -> App {
     })
 }
 
-/// Waits for what must happen, and calls it a failure if it does not.
+/// Waits for what must happen, and fails if it does not.
 pub async fn patient<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(PATIENCE, future).await.expect("it never happened")
 }
@@ -164,14 +163,13 @@ pub fn pool(db: &TestDb, change: impl FnOnce(PgPoolOptions) -> PgPoolOptions) ->
     change(PgPoolOptions::new().max_connections(4)).connect_lazy_with(db.options.clone())
 }
 
-/// A pool that nobody gets a connection from.
+/// A pool without connections.
 pub async fn closed_pool(db: &TestDb) -> PgPool {
     let pool = pool(db, |options| options);
     pool.close().await;
     pool
 }
 
-/// How many keys the table has.
 pub async fn keys(db: &TestDb) -> i64 {
     db.ask("select count(*) from {}.idempotency_keys").await
 }

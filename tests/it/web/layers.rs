@@ -1,4 +1,4 @@
-//! Other tower layers, outside and inside of this one.
+//! Other tower layers, outside and inside this one.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -26,19 +26,19 @@ use super::wire::{Count, CountDrop};
 use super::{Got, layer, lease, post, send};
 use crate::support::db::{PATIENCE, TestDb, effect};
 
-/// Long enough for a handler to be reached, short enough to wait for.
+/// Long enough to reach a handler, short enough to wait for.
 const SHORT: Duration = Duration::from_secs(1);
 
 fn timing_out() -> TimeoutLayer {
     TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, SHORT)
 }
 
-/// Work that goes wrong the first time, after its write.
+/// Work that fails in its first call, after its write.
 #[derive(Clone)]
 struct Work {
     schema: String,
     begun: Count,
-    /// Counts every end, however it comes.
+    /// Counts every end, of any kind.
     ended: Count,
 }
 
@@ -47,7 +47,7 @@ impl Work {
         Self { schema: db.schema.clone(), begun: Count::new(), ended: Count::new() }
     }
 
-    /// Never ends the first time.
+    /// Never ends in its first call.
     async fn stuck_once(self, mut tx: OnceTx) -> String {
         let _end = CountDrop(self.ended.clone());
         self.begun.add();
@@ -120,7 +120,7 @@ async fn a_timeout_around_a_leased_route_ends_the_wait_and_not_the_work() {
     assert_eq!((entered.get(), db.effects().await), (1, 1));
 }
 
-/// Retries until the answer is another than "in progress".
+/// Retries until the answer is not "in progress".
 async fn until_told(router: &Router, request: impl Fn() -> Request) -> Got {
     let asking = async {
         loop {
@@ -168,7 +168,7 @@ async fn with_compression_inside_a_compressed_response_is_a_stream_and_not_kept(
     let zipped = send(&router, takes(post("k", ""), "gzip")).await;
     assert_eq!(zipped.header("content-encoding"), Some("gzip"));
     assert_eq!(send(&router, takes(post("k", ""), "gzip")).await.code(), "omitted");
-    // What needs no compression is kept as it is.
+    // A response that needs no compression is stored unchanged.
     send(&router, post("plain", "")).await;
     let retry = send(&router, takes(post("plain", ""), "gzip")).await;
     assert_eq!((retry.is_replay(), &*retry.body), (true, TEXT.as_bytes()));
@@ -192,7 +192,7 @@ async fn with_cors_outside_a_browser_may_send_the_key_and_see_the_marker() {
     let schema = db.schema.clone();
     let handler = async move |mut tx: OnceTx| {
         effect(&mut tx, &schema, "paid").await.unwrap();
-        [("access-control-allow-origin", "https://evil.test")] // a CORS layer of the handler's own
+        [("access-control-allow-origin", "https://evil.test")] // from a CORS layer inside the handler
     };
     let router = Router::new().route("/", on_post(handler).layer(idempotency)).layer(cors);
 
@@ -214,7 +214,7 @@ async fn with_cors_outside_a_browser_may_send_the_key_and_see_the_marker() {
     assert_eq!(refused.header("access-control-allow-origin"), Some("https://a.test"));
 }
 
-/// The one session of a pool of one. It is another when a connection was thrown away.
+/// The session of a pool with one connection. It changes if a connection is dropped.
 async fn session(db: &TestDb) -> i32 {
     sqlx::query_scalar("select pg_backend_pid()").fetch_one(&db.pool).await.unwrap()
 }
@@ -237,7 +237,7 @@ async fn a_panic_reaches_the_layer_outside_after_its_key_is_free() {
         let before = session(&db).await;
         let first = send(&router, post("k", "")).await;
         assert_eq!((first.status, first.answer), (StatusCode::INTERNAL_SERVER_ERROR, None));
-        let retry = send(&router, post("k", "")).await; // at once: no second answer in between
+        let retry = send(&router, post("k", "")).await; // at once, without an answer in between
         assert_eq!(retry.answer, Some(Answer::Performed), "leased: {leased}");
         assert_eq!(db.effects().await, 1);
         assert_eq!(session(&db).await, before, "rolled back, and not left to the server");
@@ -273,10 +273,10 @@ async fn the_smaller_of_two_limits_holds() {
     };
     let told = |got: &Got| (got.status.as_u16(), got.header("content-type").map(str::to_owned));
     let problem = Some("application/problem+json".to_owned());
-    // The layer's own limit is the smaller.
+    // The layer's limit is smaller.
     assert_eq!(told(&send(&outer(200), post("k", "x".repeat(101))).await), (413, problem.clone()));
     assert_eq!(told(&send(&outer(200), post("k", unannounced(101))).await), (413, problem.clone()));
-    // The limit outside is the smaller: what is announced never gets here, the rest breaks off.
+    // The outer limit is smaller: an announced length is refused outside, other bodies break off.
     let mut announced = post("k", "x".repeat(51));
     announced.headers_mut().insert("content-length", HeaderValue::from_static("51"));
     let early = send(&outer(50), announced).await;
@@ -286,7 +286,6 @@ async fn the_smaller_of_two_limits_holds() {
     assert_eq!(send(&outer(50), post("k", "x".repeat(50))).await.answer, Some(Answer::Performed));
 }
 
-/// A body that does not say how long it is.
 fn unannounced(length: usize) -> Body {
     let (mut pen, paper) = Channel::<Bytes, Infallible>::new(1);
     tokio::spawn(async move { pen.send_data("x".repeat(length).into()).await });
@@ -327,7 +326,7 @@ async fn authentication_comes_first_and_names_the_scope() {
     assert_eq!(send(&router, by("acme")).await.answer, Some(Answer::Performed));
     assert_eq!(send(&router, by("globex")).await.answer, Some(Answer::Performed));
     assert_eq!(send(&router, by("acme")).await.answer, Some(Answer::Replayed));
-    // The wrong way round, nothing runs.
+    // In the wrong order, nothing runs.
     let wrong = on_post(handler).layer::<_, Infallible>(from_fn(authenticate)).layer(idempotency);
     let wrong = Router::new().route("/", wrong);
     assert_eq!(send(&wrong, by("acme")).await.code(), "no_scope");

@@ -16,13 +16,12 @@ use crate::support::db::{TestDb, effect};
 
 const SHORT: Duration = Duration::from_millis(200);
 
-/// Makes the claim lapse, as if its holder had not been heard of for long.
+/// Makes the claim lapse, as if its holder had been silent for long.
 async fn lapse(db: &TestDb) {
     db.execute("update {}.idempotency_keys set lease_expires_at = {}._clock() - interval '1 s'")
         .await;
 }
 
-/// Gives the claim back, as an operator would.
 async fn release(db: &TestDb) {
     let mut conn = db.conn().await;
     let (scope, key) = (pgonce::Scope::new("acme/test").unwrap(), Key::new("k").unwrap());
@@ -35,12 +34,12 @@ async fn release(db: &TestDb) {
 async fn a_claim_is_renewed_while_its_handler_runs() {
     let db = TestDb::new().await;
     let gate = Gate::new();
-    // Not so short that a machine that is busy elsewhere lets it lapse.
+    // Long enough that a busy machine does not let it lapse.
     let second = lease(Duration::from_secs(1));
     let app = gated(&db, layer(&db).leased(second).unwrap(), &gate);
     let first = sent(&app, "k", "");
     gate.entered().await;
-    // Four leases long, each of them a renewal at least.
+    // Four leases long, with at least one renewal each.
     db.until("select clock_timestamp() > created_at + interval '4 s' from {}.idempotency_keys")
         .await;
     let duplicate = patient(send(&app.router, post("k", ""))).await;
@@ -52,7 +51,7 @@ async fn a_claim_is_renewed_while_its_handler_runs() {
     assert_eq!(db.ask::<i32>("select attempt from {}.keys").await, 1);
 }
 
-// The pool's only connection is the handler's; leases are renewed over another.
+// The handler has the pool's only connection; leases are renewed over another one.
 #[tokio::test]
 async fn a_claim_is_renewed_when_the_pool_is_used_up() {
     let db = TestDb::with_connections(1).await;
@@ -75,13 +74,13 @@ async fn a_claim_is_renewed_when_the_pool_is_used_up() {
     assert_eq!(patient(first).await.unwrap().answer, Some(Answer::Performed));
 }
 
-/// Sends the same request again until it is no longer told that the first is at work.
+/// Sends the same request until the answer is no longer "in progress".
 async fn taken_over(db: &TestDb, app: &App) -> super::Got {
     db.until("select lease_expires_at < {}._clock() from {}.idempotency_keys").await;
     patient(send(&app.router, post("k", ""))).await
 }
 
-// Trap 32. The winner's answer is the operation's, and the loser sends it as the replay it is.
+// Trap 32. The winner's response is the operation's; the loser sends it as a replay.
 #[tokio::test]
 async fn past_the_ceiling_another_takes_over_and_its_answer_counts() {
     let db = TestDb::new().await;
@@ -101,7 +100,7 @@ async fn past_the_ceiling_another_takes_over_and_its_answer_counts() {
     assert_eq!(db.effects().await, 1, "the loser's write was undone");
 }
 
-// Trap 32. There is no winner's answer yet.
+// Trap 32. The winner has no response yet.
 #[tokio::test]
 async fn a_loser_is_told_in_progress_while_the_winner_is_at_work() {
     let db = TestDb::new().await;
@@ -122,7 +121,7 @@ async fn a_loser_is_told_in_progress_while_the_winner_is_at_work() {
     assert_eq!(db.effects().await, 1);
 }
 
-// Trap 32. Without a transaction in the end it is the completion itself that is refused.
+// Trap 32. Without a final transaction, the completion itself is refused.
 #[tokio::test]
 async fn a_late_handler_that_writes_nothing_gets_the_winners_answer_too() {
     let db = TestDb::new().await;
@@ -145,7 +144,7 @@ async fn a_late_handler_that_writes_nothing_gets_the_winners_answer_too() {
     assert_eq!((late.answer, late.body), (Some(Answer::Replayed), "the winner's".into()));
 }
 
-/// Says when it is dropped.
+/// Notifies when it is dropped.
 struct Dropped(Arc<Notify>);
 
 impl Drop for Dropped {
@@ -154,7 +153,7 @@ impl Drop for Dropped {
     }
 }
 
-// Traps 28, 32. The renewal finds out first: the handler is stopped where it stands.
+// Traps 28, 32. The renewal learns it first: the handler is stopped at once.
 #[tokio::test]
 async fn a_handler_whose_claim_is_taken_over_is_stopped() {
     let db = TestDb::new().await;
@@ -173,7 +172,7 @@ async fn a_handler_whose_claim_is_taken_over_is_stopped() {
     let other = app(&db, layer(&db).leased(lease(LEASE)).unwrap(), |_| "the winner's");
     let first = sent(&first, "k", "");
     gate.entered().await;
-    // Between a renewal and the next the claim may lapse here and be taken over there.
+    // Between two renewals the claim may lapse and be taken over here.
     let second = loop {
         lapse(&db).await;
         let got = send(&other.router, post("k", "")).await;
@@ -183,7 +182,7 @@ async fn a_handler_whose_claim_is_taken_over_is_stopped() {
     };
     assert_eq!(second.answer, Some(Answer::Performed));
     patient(stopped.notified()).await;
-    // It may have found out before the winner was done.
+    // It may have learned it before the winner was done.
     let late = patient(first).await.unwrap();
     let told = (late.answer, late.body.as_ref());
     let replayed = (Some(Answer::Replayed), b"the winner's".as_slice());
@@ -191,7 +190,7 @@ async fn a_handler_whose_claim_is_taken_over_is_stopped() {
     assert_eq!(db.effects().await, 1);
 }
 
-// Traps 16, 32. An operator gave the key back, and another request has it now.
+// Traps 16, 32. An operator released the key, and another request has it now.
 #[tokio::test]
 async fn a_loser_never_gets_the_answer_to_another_request() {
     for finished in [true, false] {
@@ -218,7 +217,7 @@ async fn a_loser_never_gets_the_answer_to_another_request() {
     }
 }
 
-// Trap 32. Given back and free: nobody has answered for the operation, so the client sends it again.
+// Trap 32. Released and free: the operation has no response, so the client must retry.
 #[tokio::test]
 async fn a_loser_whose_key_is_free_is_told_to_come_back() {
     let db = TestDb::new().await;
@@ -238,7 +237,7 @@ async fn a_loser_whose_key_is_free_is_told_to_come_back() {
     assert_eq!(db.effects().await, 1);
 }
 
-// Trap 32. The remote sees one key for the operation, whoever asks it.
+// Trap 32. The remote sees one key for the operation, in every attempt.
 #[tokio::test]
 async fn every_attempt_hands_the_same_derived_key_on() {
     let db = TestDb::new().await;

@@ -1,4 +1,4 @@
-//! What a handler leaves behind, and what others leave in its way.
+//! What a handler leaves behind, and what blocks it.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use super::{layer, lease, post, send};
 use crate::support::db::{PATIENCE, TestDb, effect};
 use crate::support::proxy::{Cut, Proxy};
 
-// A task that outlives the request has the claim; the transaction is not its to keep.
+// A task that outlives the request has the claim, but must not keep the transaction.
 #[tokio::test]
 async fn a_task_left_behind_keeps_no_transaction_open() {
     let db = TestDb::new().await;
@@ -57,7 +57,7 @@ async fn a_task_left_behind_keeps_no_transaction_open() {
     assert_eq!((retry.answer, db.effects().await), (Some(Answer::Performed), 1));
 }
 
-// An operator has locked one key. The leases of the others are renewed all the same.
+// An operator has locked one key. The other keys' leases are renewed all the same.
 #[tokio::test]
 async fn a_key_that_is_locked_keeps_no_other_lease_from_being_renewed() {
     let db = TestDb::new().await;
@@ -84,7 +84,7 @@ async fn a_key_that_is_locked_keeps_no_other_lease_from_being_renewed() {
     assert_eq!(app.calls(), 2);
 }
 
-// Trap 40. The same lock in the way of storing a response: its client is told in the end.
+// Trap 40. The same lock blocks storing a response: the client gets the response in the end.
 #[tokio::test]
 async fn a_response_that_cannot_be_stored_for_a_lock_is_sent() {
     let db = TestDb::new().await;
@@ -109,7 +109,7 @@ async fn a_response_that_cannot_be_stored_for_a_lock_is_sent() {
     locked.rollback().await.unwrap();
 }
 
-// Trap 41. Without a key there is nothing to find out by, and sending it again may be once too often.
+// Trap 41. Without a key, a retry cannot find out the outcome and may perform twice.
 #[tokio::test]
 async fn an_unknown_commit_without_a_key_is_not_called_retryable() {
     let db = TestDb::new().await;
@@ -125,7 +125,7 @@ async fn an_unknown_commit_without_a_key_is_not_called_retryable() {
     assert_eq!((&got.json()["retryable"], got.header("retry-after")), (&false.into(), None));
 }
 
-// Trap 7. An upgrade is a GET; a covered method is covered, whatever its headers say.
+// Trap 7. An upgrade is a GET. A covered method is covered whatever its headers say.
 #[tokio::test]
 async fn an_upgrade_header_switches_nothing_off() {
     for mode in MODES {
@@ -158,7 +158,7 @@ async fn an_upgrade_header_switches_nothing_off() {
     }
 }
 
-// The pool is used up when the response is to be stored; the lease goes on until it is.
+// The pool has no free connection for storing the response. The lease continues until it has.
 #[tokio::test]
 async fn a_lease_is_renewed_while_its_response_waits_to_be_stored() {
     let db = TestDb::with_connections(1).await;
@@ -184,7 +184,7 @@ async fn a_lease_is_renewed_while_its_response_waits_to_be_stored() {
     assert_eq!(patient(first).await.unwrap().answer, Some(Answer::Performed));
 }
 
-// Trap 53. A handler cannot pass its own answer off as a replay.
+// Trap 53. A handler cannot mark its own response as a replay.
 #[tokio::test]
 async fn the_first_answer_never_carries_the_marker() {
     for mode in MODES {
@@ -207,7 +207,7 @@ async fn observing_lets_a_handlers_work_stand_when_its_claim_cannot_be_completed
     }
 }
 
-// Whoever is turned away for want of a connection is not made to wait for one twice.
+// A request that gets no connection does not wait for one twice.
 #[tokio::test]
 async fn failing_open_waits_for_the_pool_once() {
     let mut db = TestDb::new().await;

@@ -1,4 +1,4 @@
-//! The HTTP layer. Most tests call the router in process; `sockets` and what follows go over TCP.
+//! The HTTP layer. Most tests call the router in process; `sockets` and the modules after it use TCP.
 
 mod bodies;
 mod bound;
@@ -56,7 +56,6 @@ use tower::ServiceExt;
 
 use crate::support::db::TestDb;
 
-/// A layer whose scope is the request's `x-tenant` header.
 pub fn layer(db: &TestDb) -> IdempotencyLayer {
     IdempotencyLayer::new(db.once.clone(), db.pool.clone(), scoped)
 }
@@ -65,19 +64,17 @@ pub fn lease(length: Duration) -> Lease {
     Lease::new(length).unwrap()
 }
 
-/// The scope of a request: its tenant's.
 pub fn scoped(request: &Parts) -> Option<Scope> {
     let tenant = request.headers.get("x-tenant")?.to_str().ok()?;
     Scope::new(format!("{tenant}/test")).ok()
 }
 
-/// A response in full.
 #[derive(Debug, Clone)]
 pub struct Got {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// What the layer did, if the request went through one.
+    /// The layer's answer, if the request went through one.
     pub answer: Option<Answer>,
 }
 
@@ -94,14 +91,12 @@ impl Got {
         serde_json::from_slice(&self.body).expect("a JSON body")
     }
 
-    /// The code of a problem answer.
     pub fn code(&self) -> String {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
         self.json()["code"].as_str().expect("a code").to_owned()
     }
 }
 
-/// A POST to `/` of tenant `acme` with this key.
 pub fn post(key: &str, body: impl Into<Body>) -> Request<Body> {
     Request::post("/")
         .header("x-tenant", "acme")
@@ -110,7 +105,6 @@ pub fn post(key: &str, body: impl Into<Body>) -> Request<Body> {
         .unwrap()
 }
 
-/// Sends a request through the router in process.
 pub async fn send(router: &Router, request: Request<Body>) -> Got {
     let sent: Result<_, Infallible> = router.clone().oneshot(request).await;
     let (parts, body) = sent.unwrap().into_parts();

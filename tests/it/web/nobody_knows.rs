@@ -1,4 +1,4 @@
-//! A leased handler that ended without an outcome, where an operator is to decide.
+//! A leased handler that ends without an outcome, under a policy that lets an operator decide.
 
 use axum::extract::Request;
 use axum::response::IntoResponse;
@@ -10,7 +10,7 @@ use super::kit::{App, LEASE, Mode, handled};
 use super::{post, send};
 use crate::support::db::{TestDb, on_lapse};
 
-/// Ends with this status, after the remote was asked or before.
+/// Ends with this status, before or after a call to the remote.
 fn ends(db: &TestDb, policy: OnLapse, asks: bool, status: StatusCode) -> App {
     let layer = Mode::Leased.layer(db).policy(on_lapse(policy)).unwrap();
     handled(layer, move |_, request: Request| async move {
@@ -21,7 +21,7 @@ fn ends(db: &TestDb, policy: OnLapse, asks: bool, status: StatusCode) -> App {
     })
 }
 
-// Trap 45. A 5xx or a time-out does not say whether the remote has acted, also not one that takes no keys.
+// Trap 45. A 5xx or a time-out does not tell whether the remote has acted, even a remote that takes no keys.
 #[tokio::test]
 async fn an_error_is_held_where_an_operator_decides() {
     let (error, timeout) = (StatusCode::INTERNAL_SERVER_ERROR, StatusCode::REQUEST_TIMEOUT);
@@ -49,7 +49,7 @@ async fn an_error_without_that_policy_or_a_refusal_frees_the_key() {
     }
 }
 
-// The remote was called, and then its receipt could not be committed.
+// The remote was called, then its receipt could not be committed.
 #[tokio::test]
 async fn last_writes_that_fail_do_not_free_the_key_where_an_operator_decides() {
     let db = TestDb::new().await;

@@ -1,4 +1,4 @@
-//! Responses that are not stored: the first caller has all of them, and nothing runs twice.
+//! Responses that are not stored: the first caller gets them in full, and nothing runs twice.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -15,7 +15,7 @@ use super::replays::thrice;
 use super::{Got, post, send};
 use crate::support::db::TestDb;
 
-/// A body of unknown length, perhaps with trailers or a bad end.
+/// A body of unknown length, with optional trailers or a broken end.
 #[derive(Clone)]
 struct Stream {
     parts: Vec<&'static str>,
@@ -64,7 +64,7 @@ impl http_body::Body for Stream {
     }
 }
 
-/// The retry of what was done and not kept: the same status, no body of the first, and nothing ran.
+/// The retry of a finished request whose response was not stored: same status, another body, and nothing ran.
 fn is_omitted(first: &Got, retry: &Got) {
     assert_eq!((retry.status, retry.answer), (first.status, Some(Answer::Omitted)));
     assert!(retry.is_replay());
@@ -75,7 +75,7 @@ fn is_omitted(first: &Got, retry: &Got) {
     }
 }
 
-// Traps 52, 55, 56, 57. Whole for the first caller, omitted for the others, and never run again.
+// Traps 52, 55, 56, 57. In full for the first caller, omitted for the others, and never run again.
 #[tokio::test]
 async fn what_cannot_be_stored_is_sent_whole_and_then_omitted() {
     type Answers = &'static (dyn Fn() -> Response + Send + Sync);
@@ -94,7 +94,7 @@ async fn what_cannot_be_stored_is_sent_whole_and_then_omitted() {
     for mode in MODES {
         for (body, answer) in answers {
             let db = TestDb::new().await;
-            // Room for all but the first.
+            // Room for all responses but the first.
             let app = app(&db, mode.layer(&db).response_bytes_max(60), move |_| {
                 let mut response = answer();
                 response.headers_mut().remove("content-type");
@@ -109,12 +109,12 @@ async fn what_cannot_be_stored_is_sent_whole_and_then_omitted() {
     }
 }
 
-// Trap 55. Up to the limit it is stored, and not a byte beyond it.
+// Trap 55. Stored up to the limit, and not a byte beyond.
 #[tokio::test]
 async fn the_response_limit_is_exact() {
     for mode in MODES {
         let db = TestDb::new().await;
-        // A header block of 18 bytes, and no header in it.
+        // A header block of 18 bytes, without headers.
         for (length, kept) in [(82, true), (83, false), (100, false), (101, false)] {
             let app = app(&db, mode.layer(&db).response_bytes_max(100), move |_| {
                 let mut response = Response::new(Body::from(vec![b'x'; length]));
@@ -150,7 +150,7 @@ async fn a_response_that_breaks_off_is_not_stored() {
     }
 }
 
-// Traps 55, 61. The table never has it.
+// Traps 55, 61. The table never contains it.
 #[tokio::test]
 async fn a_secret_response_is_not_in_the_table() {
     for mode in MODES {

@@ -1,4 +1,4 @@
-//! The page about HTTP says what the layer does.
+//! The page about HTTP describes what the layer does.
 
 use pgonce::web::Answer;
 
@@ -8,7 +8,7 @@ const TRAPS: u32 = 67;
 
 #[test]
 fn every_answer_of_the_layers_own_has_its_place_on_the_page() {
-    // The handler's own responses, and replays of them.
+    // The handler's responses, and their replays.
     let not_problems = [
         Answer::Performed,
         Answer::Released,
@@ -24,7 +24,7 @@ fn every_answer_of_the_layers_own_has_its_place_on_the_page() {
     }
 }
 
-/// The numbers behind `Trap` or `Traps` in a text: one, or several with commas and a last `and`.
+/// The numbers after `Trap` or `Traps` in a text: one, or several with commas and a last `and`.
 fn traps_named_in(text: &str) -> Vec<u32> {
     let mut named = Vec::new();
     for (at, word) in text.match_indices("Trap") {

@@ -1,4 +1,4 @@
-//! `examples/payments` from outside: what its users script against.
+//! `examples/payments` from outside: what its users script.
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -51,7 +51,7 @@ async fn both_routes_perform_once_and_keep_final_failures() {
             assert!(!broken.is_replay(), "a retry runs again");
         }
         assert_eq!(count(&caller, path).await, 1, "{path}");
-        // The provider may have done it for the first order.
+        // The provider may have acted for the first order.
         let other = post(&caller, path, "broken", &order(1300)).await;
         assert_eq!(other.status.as_u16(), if provider { 422 } else { 201 }, "{path}");
     }
@@ -107,7 +107,7 @@ async fn tenants_are_told_apart_and_strangers_turned_away() {
         }
         caller.send(request).await.unwrap()
     };
-    // The stored response is there to be had, and not for them.
+    // The stored response exists, but not for them.
     for stranger in
         [None, Some(""), Some("Bearer "), Some("Basic acme"), Some("Bearer acme/payments")]
     {
@@ -131,7 +131,7 @@ async fn tenants_are_told_apart_and_strangers_turned_away() {
 #[tokio::test]
 async fn two_instances_may_start_at_once() {
     let db = TestDb::in_new_database().await;
-    // Both arrive at a schema that somebody else is about to create, and then does not.
+    // Both find a schema that another transaction is about to create, and which it then rolls back.
     let mut other = db.pool.begin().await.unwrap();
     sqlx::raw_sql("create schema payments_example").execute(&mut *other).await.unwrap();
     let waiting = "select count(*) = 2 from pg_stat_activity
@@ -152,7 +152,7 @@ async fn a_server_asked_to_stop_finishes_the_charges_whose_clients_have_gone() {
     let db = TestDb::in_new_database().await;
     let example = Example::start(&db, 0).await;
     let caller = Caller::new(&example.address);
-    // The provider cannot finish until this lock goes.
+    // The provider cannot finish until this lock is released.
     let mut blocker = db.pool.begin().await.unwrap();
     let lock = "lock table card_provider_example.charge in access exclusive mode";
     sqlx::raw_sql(lock).execute(&mut *blocker).await.unwrap();

@@ -1,4 +1,4 @@
-//! What a route says of itself: counts, published policy, problem answers; and when keys are forgotten.
+//! What a route reports: counts, published policy, problem documents. And when keys are forgotten.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::kit::{Gate, LEASE, MODES, Mode, app, closed_pool, gated, keys, number
 use super::{layer, lease, post, send};
 use crate::support::db::{TestDb, kept_for, waits};
 
-/// The answers that were given or would have been, without the zeros.
+/// Counts per answer, given or observed, without zeros.
 fn counts(count: impl Fn(Answer) -> u64) -> HashMap<&'static str, u64> {
     let all = Answer::ALL.iter().map(|answer| (answer.code(), count(*answer)));
     all.filter(|(_, count)| *count > 0).collect()
@@ -140,7 +140,7 @@ async fn every_answer_is_counted_once_and_by_all_copies_together() {
     }
 }
 
-// Traps 63, 66. The database's clock decides within begin; no reaper has run.
+// Traps 63, 66. begin decides by the database's clock; no reaper has run.
 #[tokio::test]
 async fn a_key_past_its_retention_is_as_good_as_none() {
     for mode in MODES {
@@ -152,7 +152,7 @@ async fn a_key_past_its_retention_is_as_good_as_none() {
         db.advance(retention - Duration::from_millis(1)).await;
         assert!(send(&app.router, post("k", "100")).await.is_replay());
         db.advance(Duration::from_millis(1)).await;
-        // Bound to nothing any more, so it may be another request too.
+        // No longer bound to a request, so another request may use it.
         let again = send(&app.router, post("k", "200")).await;
         assert_eq!((again.answer, again.body), (Some(Answer::Performed), "call 2".into()));
         assert!(send(&app.router, post("k", "200")).await.is_replay());

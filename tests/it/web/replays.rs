@@ -10,7 +10,6 @@ use super::kit::{App, MODES, app, numbered};
 use super::{Got, layer, post, send};
 use crate::support::db::TestDb;
 
-/// The first answer and two replays of it.
 pub async fn thrice(app: &App) -> [Got; 3] {
     let first = send(&app.router, post("k", "")).await;
     let replays = [send(&app.router, post("k", "")).await, send(&app.router, post("k", "")).await];
@@ -79,7 +78,7 @@ const NEVER: [(&str, &str); 34] = [
     ("idempotency-status", "ignored"),
 ];
 
-// Traps 47, 48, 50, 62. The first caller gets all of it; a replay what describes the body.
+// Traps 47, 48, 50, 62. The first caller gets all headers; a replay has those that describe the body.
 #[tokio::test]
 async fn a_replay_has_the_headers_of_the_outcome_and_none_of_the_exchange() {
     for mode in MODES {
@@ -151,7 +150,7 @@ async fn values_are_bytes_and_stay_apart_and_in_order() {
     }
 }
 
-// Trap 53. Nothing that a client sends makes it a replay.
+// Trap 53. Nothing that a client sends makes its request a replay.
 #[tokio::test]
 async fn the_marker_is_the_layers_own() {
     for mode in MODES {
@@ -200,7 +199,7 @@ async fn replays_are_not_for_caches() {
     }
 }
 
-// Trap 61. Of the request only its digest is kept.
+// Trap 61. Of the request, only its digest is stored.
 #[tokio::test]
 async fn the_request_is_not_in_the_table() {
     for mode in MODES {
@@ -216,7 +215,7 @@ async fn the_request_is_not_in_the_table() {
     }
 }
 
-// Trap 10. The grant of the one who asks is looked at again, before anything stored is told.
+// Trap 10. The current caller's grant is checked again before anything stored is returned.
 #[tokio::test]
 async fn a_replay_can_be_refused_to_who_asks_for_it_now() {
     for mode in MODES {
@@ -240,7 +239,7 @@ async fn a_replay_can_be_refused_to_who_asks_for_it_now() {
                 request.headers_mut().insert("x-role", HeaderValue::from_static(role));
                 request
             };
-            // It is asked of replays only.
+            // The check applies only to replays.
             assert_eq!(send(&app.router, request("revoked")).await.answer, Some(Answer::Performed));
             for (role, status) in [("revoked", 403), ("gone", 410)] {
                 let got = send(&app.router, request(role)).await;

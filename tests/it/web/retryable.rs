@@ -1,4 +1,4 @@
-//! Work that cannot be committed: who is told to try again.
+//! Work that cannot be committed: whose client may retry.
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -13,14 +13,14 @@ use super::kit::{App, MODES, Mode, closed_pool, handled, numbered, tx_of};
 use super::{Got, post, send};
 use crate::support::db::{TestDb, effect};
 
-/// What the work does before it says that all is well.
+/// What the work does before it returns success.
 #[derive(Debug, Clone, Copy)]
 enum Work {
-    /// Overlooks an error.
+    /// Ignores an error.
     Swallows,
-    /// Puts itself into a role without rights.
+    /// Changes to a role without privileges.
     ChangesRole,
-    /// Writes what COMMIT will answer with this SQLSTATE.
+    /// Writes a row that makes COMMIT fail with this SQLSTATE.
     FailsAtCommit(&'static str),
 }
 
@@ -38,7 +38,6 @@ async fn work(what: Work, conn: &mut PgConnection, schema: &str) {
     }
 }
 
-/// Makes COMMIT fail with the SQLSTATE that was written.
 async fn fail_at_commit(db: &TestDb) {
     db.execute(
         "create function {}.refuse() returns trigger language plpgsql as $$
@@ -61,7 +60,7 @@ fn app(db: &TestDb, idempotency: IdempotencyLayer, what: Work) -> App {
     })
 }
 
-/// The status and the word on retrying agree.
+/// Checks that the status and `retryable` agree.
 fn told(got: &Got) -> bool {
     let retryable = got.json()["retryable"].as_bool().unwrap();
     let status = match retryable {
@@ -127,7 +126,7 @@ fn unkeyed(body: impl Into<Body>) -> http::Request<Body> {
     request
 }
 
-// A key that was not sent cannot be sent again.
+// A request without a key has no key to repeat.
 #[tokio::test]
 async fn without_a_key_no_answer_speaks_of_the_same_key() {
     for mode in MODES {
@@ -147,7 +146,7 @@ async fn without_a_key_no_answer_speaks_of_the_same_key() {
         for got in answers {
             let detail = got.json()["detail"].to_string();
             assert!(!detail.contains("key"), "{detail}");
-            // What a leased handler did outside may be done; nothing tells the remote that it is the same.
+            // A leased handler's outside work may be done, and the remote cannot recognize a repetition.
             if mode == Mode::Leased {
                 assert_eq!(got.json()["retryable"], false);
                 assert_eq!(got.header("retry-after"), None);

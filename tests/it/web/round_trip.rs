@@ -1,4 +1,4 @@
-//! Whatever a handler answers, its replay is the same byte for byte.
+//! A replay is the same as the handler's response, byte for byte.
 
 use axum::body::Body;
 use axum::response::Response;
@@ -11,7 +11,7 @@ use super::kit::{MODES, app};
 use super::{Got, post, send};
 use crate::support::db::TestDb;
 
-/// Headers that are kept, and one that a route has added.
+/// Stored headers, and one that a route added.
 const KEPT: [&str; 10] = [
     "content-disposition",
     "content-encoding",
@@ -29,7 +29,7 @@ const KEPT: [&str; 10] = [
 struct Sent {
     status: StatusCode,
     settle: Option<Settle>,
-    /// Names and values, of which some come several times and in between others.
+    /// Names and values; some names occur several times, with others in between.
     headers: Vec<(&'static str, Vec<u8>)>,
     body: Vec<u8>,
 }
@@ -55,7 +55,7 @@ impl Sent {
     }
 }
 
-/// All that a header can hold: visible ASCII, tabs, and bytes that are no UTF-8; also nothing.
+/// All that a header can contain: visible ASCII, tabs, and bytes that are no UTF-8; it may be empty.
 fn value() -> impl Strategy<Value = Vec<u8>> {
     let byte =
         prop_oneof![Just(b'\t'), 32..=126u8, 128..=255u8, Just(b':'), Just(b','), Just(b' ')];
@@ -70,7 +70,7 @@ fn sent() -> impl Strategy<Value = Sent> {
     let body = prop_oneof![
         Just(Vec::new()),
         prop::collection::vec(any::<u8>(), 0..200),
-        prop::collection::vec(any::<u8>(), 8000..20_000), // out of line, and compressed if it can be
+        prop::collection::vec(any::<u8>(), 8000..20_000), // out of line, and compressed if possible
         (1..100_000usize).prop_map(|length| vec![0; length]),
     ];
     (
@@ -86,7 +86,6 @@ fn sent() -> impl Strategy<Value = Sent> {
         })
 }
 
-/// The values of every kept header, in their order.
 fn kept(got: &Got) -> Vec<Vec<Vec<u8>>> {
     let values = |name| got.headers.get_all(name).iter().map(|value| value.as_bytes().to_vec());
     KEPT.map(|name| values(name).collect()).to_vec()

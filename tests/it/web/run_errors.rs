@@ -1,4 +1,4 @@
-//! What `run` returns in place of a value, as a response.
+//! What `run` returns instead of a value, as a response.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -21,7 +21,6 @@ struct Answer {
 }
 
 impl Answer {
-    /// The code of its problem document, which is sent as one.
     fn problem(&self) -> &str {
         assert_eq!(self.headers[CONTENT_TYPE], "application/problem+json");
         assert_eq!(self.headers[CACHE_CONTROL], "no-store");

@@ -1,4 +1,4 @@
-//! Whose key it is, and what stands before the layer.
+//! Whose key it is, and what comes before the layer.
 
 use axum::extract::MatchedPath;
 use axum::middleware::{Next, from_fn};
@@ -30,7 +30,7 @@ async fn the_same_key_of_another_tenant_is_another_operation() {
     }
 }
 
-// Trap 9. Nobody is not a tenant.
+// Trap 9. An unknown caller is no tenant.
 #[tokio::test]
 async fn a_request_of_nobody_is_refused() {
     for mode in MODES {
@@ -70,7 +70,7 @@ async fn what_is_refused_outside_of_the_layer_leaves_the_key_free() {
         }
         assert_eq!(keys(&db).await, 0);
         assert_eq!(send(&outer, post("k", "")).await.answer, Some(Answer::Performed));
-        // And a stored response is not behind them either.
+        // Nor do they return a stored response.
         let mut refused = post("k", "");
         refused.headers_mut().insert("x-refuse", "401".parse().unwrap());
         let refused = send(&outer, refused).await;
@@ -78,8 +78,8 @@ async fn what_is_refused_outside_of_the_layer_leaves_the_key_free() {
     }
 }
 
-// Trap 9. Inside `nest` axum shows the layer what is left of the path, so the operation belongs in
-// the scope: here two routes that look alike to the layer.
+// Trap 9. Inside `nest`, axum shows the layer only the rest of the path. So the operation belongs in the scope: here,
+// two routes look alike to the layer.
 #[tokio::test]
 async fn nested_routes_are_kept_apart_by_their_scopes() {
     let db = TestDb::new().await;

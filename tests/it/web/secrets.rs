@@ -1,4 +1,4 @@
-//! What of a request and its response the layer shows or logs. `crate::secrets` captures the log.
+//! What the layer shows or logs of a request and its response. `crate::secrets` captures the log.
 
 use axum::extract::Request;
 use axum::response::IntoResponse;
@@ -10,8 +10,8 @@ use super::kit::{MODES, Mode, app, handled, tx_of};
 use super::post;
 use crate::support::db::{TestDb, effect};
 
-/// Sends the canary through the layer as key, scope, body, headers and query, to every end a request
-/// can come to; returns what `Debug` and the layer's own answers show.
+/// Sends the canary through the layer as key, scope, body, headers and query, to every possible end of a request.
+/// Returns what `Debug` and the layer's answers show.
 pub async fn exercise(db: &TestDb, canary: &'static str) -> String {
     let mut shown = String::new();
     for mode in MODES {
@@ -27,7 +27,7 @@ pub async fn exercise(db: &TestDb, canary: &'static str) -> String {
     db.execute("alter table {}.idempotency_keys add constraint web check (attempt < 1) not valid")
         .await;
     for mode in MODES {
-        // Begin is refused, and the error's DETAIL quotes the row.
+        // begin is refused, and the error's DETAIL quotes the row.
         request(db, mode, Work::Refused, canary, &mut shown).await;
     }
     db.execute("alter table {}.idempotency_keys drop constraint web; alter table {}.effect drop constraint shown")
@@ -35,7 +35,7 @@ pub async fn exercise(db: &TestDb, canary: &'static str) -> String {
     shown
 }
 
-/// The same without the ends that make the database quote a row: by constraints that pgonce does not have.
+/// The same, without the ends where the database quotes a row, by constraints that pgonce does not have.
 pub async fn exercise_plainly(db: &TestDb, canary: &'static str) {
     for mode in MODES {
         for work in [Work::Done, Work::Refused, Work::Failed, Work::SetCookie] {
@@ -51,7 +51,7 @@ enum Work {
     Failed,
     /// The commit is refused, with the row in the error's DETAIL.
     Uncommitted,
-    /// The handler has not looked at an error, with the row in its DETAIL.
+    /// The handler ignores an error with the row in its DETAIL.
     Overlooked,
     SetCookie,
 }
@@ -105,12 +105,12 @@ async fn request(db: &TestDb, mode: Mode, work: Work, canary: &'static str, show
     }
 }
 
-/// A stored response that cannot be read back.
+/// A stored response that is unreadable.
 async fn corrupt(db: &TestDb, mode: Mode, canary: &'static str, shown: &mut String) {
     let app = app(db, mode.layer(db), move |_| canary);
     let key = format!("corrupt-{canary}-{mode:?}");
     super::send(&app.router, post(&key, canary)).await;
-    // Bound, since the driver logs the text of statements.
+    // Bound, because the driver logs statements' texts.
     let plant = db.sql("update {}.idempotency_keys set response_headers = $1 where key = $2");
     let planted = sqlx::query(plant).bind(canary.as_bytes()).bind(&key).execute(&db.pool).await;
     assert_eq!(planted.unwrap().rows_affected(), 1);

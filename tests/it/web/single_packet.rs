@@ -1,4 +1,4 @@
-//! Thirty duplicates in one segment on one HTTP/2 connection: no race in the network, only in us.
+//! Thirty duplicates in one segment on one HTTP/2 connection: only pgonce can race, not the network.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,8 +18,7 @@ use crate::support::db::{PATIENCE, TestDb, effect, waits};
 
 const DUPLICATES: usize = 30;
 
-/// Sends the same POST many times, all of it written at once before any answer is read; the answers
-/// as they come.
+/// Sends the same POST many times, all written at once before a response is read. Returns the responses as they arrive.
 async fn at_once(addr: SocketAddr, key: &str) -> mpsc::UnboundedReceiver<Got> {
     let (near, mut far) = tokio::io::duplex(1 << 20);
     let mut client = Http2::over(near).await;
@@ -43,7 +42,7 @@ async fn at_once(addr: SocketAddr, key: &str) -> mpsc::UnboundedReceiver<Got> {
     answers
 }
 
-/// How many requests are complete in these bytes: frames that end their stream.
+/// How many requests in these bytes are complete: the frames that end their stream.
 fn ended_streams(sent: &[u8]) -> usize {
     const PREFACE: usize = 24;
     let mut frames = sent.get(PREFACE..).unwrap_or_default();
@@ -115,7 +114,7 @@ async fn thirty_at_once_are_one_effect_and_the_rest_are_told() {
             assert!(got.header("retry-after").is_some_and(|after| after.parse::<u32>().is_ok()));
         }
         assert_eq!(db.effects().await, 1, "{mode}");
-        // A look may be older than its lock: a handler then runs for a key that is done, and is rolled back.
+        // A look may be older than its lock: then a handler runs for a finished key, and is rolled back.
         assert!(entered.get() == 1 || mode == "transactional", "{mode}");
     }
 }
@@ -135,7 +134,7 @@ async fn thirty_at_once_that_may_wait_all_get_the_same_answer() {
         assert!(answers.iter().all(|got| got.body == answers[0].body));
         assert_eq!(answers.iter().filter(|got| !got.is_replay()).count(), 1, "{mode}");
         assert_eq!(db.effects().await, 1, "{mode}");
-        // A look may be older than its lock: a handler then runs for a key that is done, and is rolled back.
+        // A look may be older than its lock: then a handler runs for a finished key, and is rolled back.
         assert!(entered.get() == 1 || mode == "transactional", "{mode}");
     }
 }

@@ -1,4 +1,4 @@
-//! The exchange itself, over TCP: what is read, what is sent, and what becomes of the connection.
+//! The exchange over TCP: what is read, what is sent, and what happens to the connection.
 
 use axum::Router;
 use axum::body::Body;
@@ -15,7 +15,7 @@ use super::wire::{Count, Http2, Server, Wire, head, whole};
 use super::{layer, lease};
 use crate::support::db::{PATIENCE, TestDb, effect};
 
-/// Writes an effect and answers with its number; its own `Date` and cookie are not to be replayed.
+/// Writes an effect and answers with its number. Its `Date` and cookie must not be replayed.
 fn router(db: &TestDb) -> Router {
     let schema = db.schema.clone();
     let handler = async move |mut tx: OnceTx, body: String| {
@@ -140,7 +140,7 @@ async fn a_body_of_unknown_length_is_read_to_the_limit_and_no_further() {
         let mut wire = Wire::connect(server.addr).await;
         let chunk = "x".repeat(length);
         wire.send(format!("{}transfer-encoding: chunked\r\n\r\n{length:x}\r\n", head("k"))).await;
-        wire.send(format!("{chunk}\r\n")).await; // and no end
+        wire.send(format!("{chunk}\r\n")).await; // without an end
         assert_eq!(wire.answer().await.code(), "request_too_large");
     }
     let mut http2 = Http2::connect(server.addr).await;
@@ -204,7 +204,7 @@ async fn an_answer_without_a_body_is_an_answer() {
     let router = Router::new().route("/", on_post(handler).layer(layer(&db)));
     let server = Server::start(router).await;
     for (at, status) in ["204", "205", "304"].into_iter().enumerate() {
-        // One connection: a body that is not announced would be taken for the next answer.
+        // One connection: an unannounced body would be read as the next response.
         let mut wire = Wire::connect(server.addr).await;
         for replayed in [false, true, true] {
             let got = wire.post(status, status).await;

@@ -1,4 +1,4 @@
-//! Where the layer can be put, and what it asks of the service inside.
+//! Where the layer can be placed, and what it needs of the inner service.
 
 use std::convert::Infallible;
 use std::future::Ready;
@@ -19,7 +19,7 @@ use super::wire::Count;
 use super::{layer, lease, post, send};
 use crate::support::db::{PATIENCE, TestDb, effect};
 
-/// Panics when it is called without having been asked whether it is ready, as a service may.
+/// Panics if called without a check of its readiness, as a service may.
 #[derive(Default)]
 struct Strict {
     ready: bool,
@@ -71,7 +71,7 @@ async fn the_service_that_is_called_is_the_one_that_was_ready() {
 
 #[tokio::test]
 async fn limits_and_buffers_inside_are_asked_first() {
-    // Both panic when they are called without being ready.
+    // Both panic if they are called when not ready.
     let db = TestDb::with_connections(4).await;
     for (key, idempotency) in modes(&db) {
         let strict = Strict::default();
@@ -171,11 +171,11 @@ async fn a_layer_around_a_router_covers_what_is_not_there_and_a_route_layer_does
             send(router, unkeyed).await.status.as_u16(),
         ]
     };
-    // With a key the router's own answer; without one the layer's comes first.
+    // With a key, the router's response; without a key, the layer's refusal comes first.
     assert_eq!(told(&whole, "/nowhere").await, [404, 400]);
     assert_eq!(told(&whole, "/read").await, [405, 400]);
     assert_eq!(told(&routed, "/nowhere").await, [404, 404]);
-    // None of these was the end of its key.
+    // None of these finished its key.
     assert_eq!(db.ask::<i64>("select count(*) from {}.idempotency_keys").await, 1);
 }
 
@@ -190,6 +190,6 @@ async fn a_key_is_bound_to_the_whole_path_of_a_nested_route() {
     assert_eq!(&*send(&inside, to("/accounts/1/deposit", "k")).await.body, b"1");
     let other = send(&inside, to("/accounts/2/deposit", "k")).await;
     assert_eq!(other.status, StatusCode::UNPROCESSABLE_ENTITY, "{other:?}");
-    // Wherever the layer is put: moving it is no new request.
+    // At any place of the layer: moving it does not change the request.
     assert!(send(&outside, to("/accounts/1/deposit", "k")).await.is_replay());
 }

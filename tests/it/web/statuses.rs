@@ -1,4 +1,4 @@
-//! Which answers of a handler are kept, and whose word counts.
+//! Which responses of a handler are stored, and what decides.
 
 use axum::Json;
 use axum::body::Body;
@@ -13,7 +13,6 @@ use super::kit::{App, MODES, Mode, app, handled, keys, tx_of};
 use super::{Got, post, send};
 use crate::support::db::{TestDb, effect, on_lapse, tried};
 
-/// What a handler's answer came to, and what its retry got.
 struct Ended {
     first: Got,
     retry: Got,
@@ -31,7 +30,7 @@ async fn twice(db: &TestDb, app: &App) -> Ended {
 }
 
 impl Ended {
-    /// Kept: the retry is a replay, and so many writes have stayed.
+    /// Stored: the retry is a replay, and this many writes have stayed.
     fn is_kept(&self, effects: i64) {
         assert_eq!(self.first.answer, Some(Answer::Performed));
         assert!(!self.first.is_replay() && self.retry.is_replay(), "{:?}", self.retry);
@@ -39,7 +38,7 @@ impl Ended {
         assert_eq!((self.effects, self.calls), (effects, 1), "{}", self.first.status);
     }
 
-    /// Not kept: the retry ran the handler again, and neither has written anything.
+    /// Not stored: the retry ran the handler again, and neither run has written.
     fn is_released(&self) {
         let answers = [self.first.answer, self.retry.answer];
         assert_eq!(answers, [Some(Answer::Released); 2], "{}", self.first.status);
@@ -48,7 +47,7 @@ impl Ended {
     }
 }
 
-/// Every status there is, and a few there are not.
+/// Every status, and some that do not exist.
 fn statuses(range: std::ops::Range<u16>) -> impl Iterator<Item = StatusCode> {
     range.map(|code| StatusCode::from_u16(code).unwrap())
 }
@@ -57,13 +56,13 @@ fn is_momentary(status: StatusCode) -> bool {
     matches!(status.as_u16(), 401 | 403 | 405 | 408 | 413 | 415 | 429)
 }
 
-// Trap 42. 4xx are a handler's own here: it has written before it refuses.
+// Trap 42. The 4xx are the handler's own here: it has written before it refuses.
 #[tokio::test]
 async fn successes_and_final_refusals_are_kept_and_nothing_else() {
     for mode in MODES {
         let db = TestDb::new().await;
         for status in statuses(200..208).chain(statuses(300..309)) {
-            // Those are told about in replays.rs.
+            // These are tested in omitted.rs.
             if !matches!(status.as_u16(), 206 | 304) {
                 twice(&db, &app(&db, mode.layer(&db), move |_| status)).await.is_kept(1);
             }
@@ -78,7 +77,7 @@ async fn successes_and_final_refusals_are_kept_and_nothing_else() {
     }
 }
 
-// Trap 57. The answer to a request is never an interim one.
+// Trap 57. An interim response is never the answer to a request.
 #[tokio::test]
 async fn an_interim_status_is_not_an_outcome() {
     for mode in MODES {
@@ -89,7 +88,7 @@ async fn an_interim_status_is_not_an_outcome() {
     }
 }
 
-// Trap 42. Stripe's first version keeps a 500 too.
+// Trap 42. Stripe's first version stores a 500 too.
 #[tokio::test]
 async fn a_route_may_keep_server_errors() {
     for mode in MODES {
@@ -119,7 +118,7 @@ async fn a_route_may_have_its_own_rule() {
     }
 }
 
-// Trap 43. The same statuses, before the handler has begun to act: an extractor's.
+// Trap 43. The same statuses before the handler acts, as from an extractor.
 #[tokio::test]
 async fn a_refusal_before_the_handler_acts_leaves_the_key_free() {
     for mode in MODES {
@@ -127,7 +126,7 @@ async fn a_refusal_before_the_handler_acts_leaves_the_key_free() {
         for status in [400, 402, 404, 409, 422] {
             let status = StatusCode::from_u16(status).unwrap();
             let refuses = handled(mode.layer(&db), move |_, request: Request| async move {
-                // Taken, and not yet used.
+                // Taken, but not used yet.
                 let _tx = OnceTx::of(request.extensions());
                 let _claim = OnceClaim::of(request.extensions());
                 status.into_response()
@@ -138,12 +137,11 @@ async fn a_refusal_before_the_handler_acts_leaves_the_key_free() {
     }
 }
 
-/// How many keys have a live claim.
 async fn keys_in_progress(db: &TestDb) -> i64 {
     db.ask("select count(*) from {}.keys where claim = 'live'").await
 }
 
-// Trap 43. axum's own: a body that is no JSON, no JSON of this kind, or of another type.
+// Trap 43. axum's extractor: a body that is no JSON, JSON of another shape, or another content type.
 #[tokio::test]
 async fn what_an_extractor_rejects_leaves_the_key_free() {
     #[derive(serde::Deserialize)]
@@ -152,7 +150,7 @@ async fn what_an_extractor_rejects_leaves_the_key_free() {
     }
     let db = TestDb::new().await;
     let schema = db.schema.clone();
-    // The transaction comes first, so that it is there when the body is rejected.
+    // The transaction comes first, so it exists when the body is rejected.
     let pay = async move |mut tx: OnceTx, Json(payment): Json<Payment>| {
         effect(&mut tx, &schema, &payment.amount.to_string()).await.unwrap();
         StatusCode::CREATED
@@ -180,14 +178,14 @@ async fn what_an_extractor_rejects_leaves_the_key_free() {
             let got = send(&router, request(content_type, body)).await;
             assert_eq!((got.status.as_u16(), got.answer), (status, Some(Answer::Released)));
         }
-        // Corrected, under the same key: nothing of the rejected requests is held against it.
+        // Corrected, with the same key: the rejected requests do not matter.
         let got = send(&router, request("application/json", r#"{"amount":1}"#)).await;
         assert_eq!((got.status, got.answer), (StatusCode::CREATED, Some(Answer::Performed)));
     }
     assert_eq!(db.effects().await, 1);
 }
 
-/// The same answer of an acting handler, with its own word about the key.
+/// The same response from a handler that acts, with its own `Settle`.
 fn says(db: &TestDb, idempotency: IdempotencyLayer, status: u16, settle: Settle) -> App {
     let status = StatusCode::from_u16(status).unwrap();
     app(db, idempotency, move |call| (status, settle, format!("call {call}")))
@@ -211,7 +209,7 @@ async fn the_handlers_own_word_counts_for_any_status() {
     }
 }
 
-// Trap 44. Even without having acted.
+// Trap 44. Even if the handler has not acted.
 #[tokio::test]
 async fn the_handlers_own_word_counts_before_it_acts() {
     for mode in MODES {
@@ -233,7 +231,7 @@ async fn no_store_of_the_handler_does_not_free_the_key() {
     }
 }
 
-// Trap 45. It is not known whether the remote has acted.
+// Trap 45. It is unknown whether the remote has acted.
 #[tokio::test]
 async fn an_unknown_outcome_waits_for_an_operator_where_the_route_says_so() {
     let db = TestDb::new().await;
@@ -265,7 +263,7 @@ async fn an_unknown_outcome_is_tried_again_after_the_lease_by_default() {
         assert_eq!((got.answer, app.calls()), (Some(Answer::Unknown), attempt));
         db.advance(super::kit::LEASE).await;
     }
-    // Not for ever.
+    // But not without end.
     let held = send(&app.router, post("k", "")).await;
     assert_eq!((held.answer, app.calls()), (Some(Answer::Held), 2));
 }
@@ -296,7 +294,7 @@ async fn an_answer_without_a_body_is_an_answer() {
     }
 }
 
-// Traps 37, 38. However a handler leaves early, its writes and its claim go with it.
+// Traps 37, 38. However early a handler returns, its writes and its claim go with it.
 #[tokio::test]
 async fn an_early_return_gives_the_key_back() {
     for mode in MODES {
@@ -319,7 +317,7 @@ async fn an_early_return_gives_the_key_back() {
     }
 }
 
-// Traps 44, 61. Both are said about one response: the client gets it, and the table does not.
+// Traps 44, 61. Both apply to one response: the client gets it, the table does not.
 #[tokio::test]
 async fn a_secret_failure_is_kept_without_its_words() {
     for mode in MODES {

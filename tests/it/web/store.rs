@@ -1,4 +1,4 @@
-//! A database that is not there, or not as it should be.
+//! A database that is missing, or not as it should be.
 
 use std::time::Duration;
 
@@ -15,7 +15,6 @@ use crate::support::db::{TestDb, lasting, started};
 
 const SOON: Duration = Duration::from_millis(100);
 
-/// The database as seen over this pool.
 fn over(mut db: TestDb, pool: PgPool) -> TestDb {
     db.pool = pool;
     db
@@ -34,7 +33,6 @@ fn is_refused(got: &Got) {
     assert_eq!((got.header("retry-after"), &got.json()["retryable"]), (None, &false.into()));
 }
 
-/// A pool whose connections say this at their start.
 fn pool_with(db: &TestDb, options: PgConnectOptions) -> PgPool {
     let pool = pool(db, |pool| pool.acquire_timeout(SOON));
     pool.set_connect_options(options);
@@ -60,7 +58,7 @@ async fn without_a_database_nothing_runs() {
     }
 }
 
-// Trap 39. Also when it goes while the service runs.
+// Trap 39. Also if it goes away while the service runs.
 #[tokio::test]
 async fn when_the_server_stops_nothing_runs() {
     let server = Throwaway::start(&Options::new().fast()).await.expect("a PostgreSQL");
@@ -95,7 +93,7 @@ async fn a_database_that_takes_no_writes_is_as_good_as_none() {
         let replica = over(db, read_only);
         let replica = super::kit::app(&replica, mode.layer(&replica), numbered);
         is_unavailable(&send(&replica.router, post("new", "")).await);
-        // What is done can be told all the same.
+        // A finished key can be replayed all the same.
         let replay = send(&replica.router, post("old", "")).await;
         assert_eq!((replay.is_replay(), replay.body), (true, stored.body));
         assert_eq!(replica.calls(), 0);
@@ -114,7 +112,7 @@ async fn without_the_schema_nothing_runs() {
     }
 }
 
-// Trap 39. Chosen, and then counted and told apart.
+// Trap 39. By choice, and then counted and distinguishable.
 #[tokio::test]
 async fn a_route_that_fails_open_runs_unprotected() {
     for mode in MODES {
@@ -125,14 +123,14 @@ async fn a_route_that_fails_open_runs_unprotected() {
         for call in 1..=2 {
             let got = send(&app.router, post("k", "")).await;
             assert_eq!((got.status, got.answer), (StatusCode::CREATED, Some(Answer::Unprotected)));
-            // The handler's transaction is there, and what it wrote stays.
+            // The handler has its transaction, and its writes stay.
             assert_eq!(db.effects().await, call);
         }
         assert_eq!(idempotency.counters().get(Answer::Unprotected), 2);
         let pool = closed_pool(&db).await;
         let db = over(db, pool);
         let elsewhere = handled(mode.layer(&db).fail_open(), |call, request| async move {
-            // None without a key, and in all other ways as usual.
+            // No attempt, as without a key; otherwise as usual.
             assert_eq!(OnceClaim::of(request.extensions()).unwrap().attempt(), 0);
             numbered(call).into_response()
         });
@@ -142,7 +140,7 @@ async fn a_route_that_fails_open_runs_unprotected() {
     }
 }
 
-// Trap 39. It is the answer that is missing, not the handler: one that needs its transaction says so.
+// Trap 39. The layer fails open; a handler that needs its transaction reports that it has none.
 #[tokio::test]
 async fn an_unprotected_handler_that_needs_its_transaction_answers_503() {
     let db = TestDb::new().await;
@@ -157,7 +155,7 @@ async fn an_unprotected_handler_that_needs_its_transaction_answers_503() {
     );
 }
 
-// Traps 39, 59. The database could be asked, and it said no.
+// Traps 39, 59. The database answered, and refused.
 #[tokio::test]
 async fn failing_open_is_for_a_database_that_cannot_be_asked_only() {
     for mode in MODES {
@@ -183,7 +181,7 @@ async fn planted(mode: Mode, finish: &str) -> (TestDb, App) {
     (db, app)
 }
 
-// Trap 59. Neither replayed by half nor run again, and not "in progress" for ever.
+// Trap 59. Neither replayed in part nor run again, and not "in progress" without end.
 #[tokio::test]
 async fn a_corrupt_stored_response_is_an_error_every_time() {
     for mode in MODES {
@@ -217,7 +215,7 @@ async fn a_corrupt_stored_response_is_an_error_every_time() {
     }
 }
 
-// Trap 60. Done by code that knows nothing of HTTP: a worker, or plain SQL.
+// Trap 60. Completed by code without HTTP: a worker, or plain SQL.
 #[tokio::test]
 async fn a_key_that_was_completed_elsewhere_is_a_success() {
     for mode in MODES {

@@ -1,4 +1,4 @@
-//! Responses that come in pieces: the first caller gets them as they come, a retry is told.
+//! Streamed responses: the first caller gets the parts as they come, a retry gets *omitted*.
 
 use std::convert::Infallible;
 
@@ -19,7 +19,7 @@ use crate::support::db::{PATIENCE, TestDb, effect};
 
 type Pen = Sender<Bytes, Infallible>;
 
-/// Answers with an event stream, whose writing end comes out of the channel.
+/// Answers with an event stream, whose writing end comes through the channel.
 fn router(db: &TestDb, leased: bool) -> (Router, mpsc::UnboundedReceiver<Pen>) {
     let (give, pens) = mpsc::unbounded_channel();
     let stream = move || {
@@ -58,7 +58,7 @@ async fn a_stream_is_sent_as_it_comes_and_a_retry_learns_that_it_was() {
         let mut pen = pens.recv().await.unwrap();
         pen.send_data("data: 1\n\n".into()).await.unwrap();
         assert_eq!(&*wire.exactly(14).await, b"9\r\ndata: 1\n\n\r\n");
-        // Committed before the first byte: the retry need not wait for the end, which may never come.
+        // Committed before the first byte: the retry does not wait for an end that may never come.
         for _ in 0..2 {
             let retry = server.post("k", "").await;
             assert_eq!((retry.status, retry.code()), (StatusCode::OK, "omitted".into()));

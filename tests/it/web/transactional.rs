@@ -8,7 +8,6 @@ use pgonce::web::{Answer, OnceTx};
 use super::{layer, post, send};
 use crate::support::db::{TestDb, effect};
 
-/// Writes an effect, and answers with its number and this status.
 fn router(db: &TestDb, status: StatusCode) -> Router {
     let schema = db.schema.clone();
     let handler = async move |mut tx: OnceTx| {

@@ -1,4 +1,4 @@
-//! The layer around itself: on a router, and on a route of it.
+//! The layer around itself: on a router and on a route in it.
 
 use axum::Router;
 use axum::routing::post as on_post;
@@ -9,7 +9,7 @@ use super::kit::MODES;
 use super::{post, send};
 use crate::support::db::{TestDb, effect};
 
-/// A route with one layer in a router with another.
+/// A route with one layer, in a router with another.
 fn nested(db: &TestDb, outer: IdempotencyLayer, inner: IdempotencyLayer) -> Router {
     let schema = db.schema.clone();
     let handler = async move |claim: OnceClaim| {
@@ -19,7 +19,7 @@ fn nested(db: &TestDb, outer: IdempotencyLayer, inner: IdempotencyLayer) -> Rout
     Router::new().route("/", on_post(handler).layer(inner)).layer(outer)
 }
 
-// Whatever the inner one would do (keep a secret, ask whether a replay is allowed), the outer one would not.
+// The outer layer would not do what the inner one promises: keep a secret, or ask whether a replay is allowed.
 #[tokio::test]
 async fn a_layer_inside_of_another_is_an_error_that_says_so() {
     for outer in MODES {
@@ -51,7 +51,7 @@ async fn an_observing_layer_inside_of_another_stands_aside() {
     }
 }
 
-// The outer one has begun no key, so the inner one's rules hold.
+// The outer layer has begun no key, so the inner layer's rules apply.
 #[tokio::test]
 async fn a_layer_inside_of_one_that_ignores_keys_protects_its_route() {
     for outer in MODES {

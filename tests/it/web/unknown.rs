@@ -1,4 +1,4 @@
-//! Connections that break while a handler's work is committed or its response stored.
+//! Connections that break while a handler's work is committed or its response is stored.
 
 use axum::response::IntoResponse;
 use http::StatusCode;
@@ -9,12 +9,11 @@ use super::{layer, post, send};
 use crate::support::db::TestDb;
 use crate::support::proxy::{Cut, Proxy};
 
-/// The same schema through a proxy, with one connection.
 async fn through(db: &TestDb, proxy: &Proxy) -> TestDb {
     TestDb::open(&db.schema, proxy.options(), 1).await
 }
 
-/// What this application asks of the database when it gets one request over HTTP.
+/// What this application asks of the database for one HTTP request.
 async fn requests(db: &TestDb, make: impl Fn(&TestDb) -> App) -> Vec<String> {
     let proxy = Proxy::start(db, None);
     let app = make(&through(db, &proxy).await);
@@ -23,15 +22,14 @@ async fn requests(db: &TestDb, make: impl Fn(&TestDb) -> App) -> Vec<String> {
     proxy.requests()
 }
 
-/// Which request on its connection is the first of this text.
+/// The position of the first request with this text on its connection.
 async fn place(db: &TestDb, make: impl Fn(&TestDb) -> App, text: &str) -> usize {
     let requests = requests(db, make).await;
     let sent = |request: &String| request == text || request.ends_with("commit and chain");
     requests.iter().position(sent).expect("it is sent") + 1
 }
 
-// Trap 41. Cut before COMMIT arrives, and after it is done: the client is told the same, and the retry
-// finds out.
+// Trap 41. Cut before COMMIT arrives, and after it is done: the client gets the same answer, and the retry finds out.
 #[tokio::test]
 async fn an_unknown_commit_is_a_503_and_the_retry_finds_out() {
     for mode in MODES {
@@ -54,7 +52,7 @@ async fn an_unknown_commit_is_a_503_and_the_retry_finds_out() {
                 (got.header("retry-after"), &got.json()["retryable"]),
                 (Some("1"), &true.into())
             );
-            // Before the cut the server may still be rolling back; its end frees the key.
+            // If cut before COMMIT, the server may still be rolling back; the end of the rollback frees the key.
             db.until(
                 "select count(*) = 0 from pg_stat_activity
                        where application_name = '{}' and state like 'idle in transaction%'",
@@ -69,8 +67,8 @@ async fn an_unknown_commit_is_a_503_and_the_retry_finds_out() {
     }
 }
 
-/// A leased handler that leaves the database alone while it works, but for a few requests that tell its
-/// connection from the one that comes after the cut.
+/// A leased handler that does not use the database while it works, except for a few requests. They distinguish its
+/// connection from the one after the cut.
 fn outside(db: &TestDb) -> App {
     let pool = db.pool.clone();
     handled(Mode::Leased.layer(db), move |call, _| {
@@ -86,7 +84,7 @@ fn outside(db: &TestDb) -> App {
     })
 }
 
-// Traps 40, 41. The work is done, so storing its response is tried again on another connection.
+// Traps 40, 41. The work is done, so storing its response is retried on another connection.
 #[tokio::test]
 async fn a_response_is_stored_though_the_connection_breaks() {
     let db = TestDb::new().await;
@@ -109,7 +107,7 @@ async fn a_response_is_stored_though_the_connection_breaks() {
     }
 }
 
-// Trap 40. It cannot be stored at all: the client still gets what was done, and the claim stays.
+// Trap 40. It cannot be stored at all: the client still gets the response, and the claim stays.
 #[tokio::test]
 async fn a_response_that_cannot_be_stored_is_sent_all_the_same() {
     let db = TestDb::new().await;
@@ -127,7 +125,7 @@ async fn a_response_that_cannot_be_stored_is_sent_all_the_same() {
     assert!(send(&app.router, post("k", "")).await.is_replay());
 }
 
-// Trap 39. Broken before the handler had begun: nothing ran.
+// Trap 39. Broken before the handler began: nothing ran.
 #[tokio::test]
 async fn a_connection_that_breaks_during_begin_runs_nothing() {
     for mode in MODES {

@@ -13,7 +13,7 @@ use super::{layer, post, send};
 use crate::secrets::Log;
 use crate::support::db::{TestDb, effect, lasting, started};
 
-/// A handler that takes its transaction and writes through the pool all the same.
+/// A handler that takes its transaction but writes through the pool.
 fn forgets(db: &TestDb, idempotency: IdempotencyLayer, status: StatusCode) -> App {
     let (pool, schema) = (db.pool.clone(), db.schema.clone());
     handled(idempotency, move |_, request: Request| {
@@ -73,7 +73,7 @@ async fn a_strict_route_refuses_a_success_without_the_transaction() {
     }
     assert_eq!((keys(&db).await, forgets.calls()), (0, 2));
     assert_eq!(idempotency.counters().get(Answer::TransactionUnused), 2);
-    // Reading through it is using it, too.
+    // Reading through it counts as use.
     let reads = handled(idempotency, |call, request: Request| async move {
         OnceTx::of(request.extensions()).unwrap().execute("select 1").await.unwrap();
         numbered(call).into_response()
@@ -90,7 +90,7 @@ async fn an_observing_route_only_counts_it() {
     assert_eq!(idempotency.counters().observed(Answer::TransactionUnused), 1);
 }
 
-// It happens every day.
+// Such failures are normal.
 #[tokio::test]
 async fn a_failure_of_the_business_is_not_worth_a_warning() {
     let db = TestDb::new().await;
@@ -114,7 +114,7 @@ async fn a_failure_of_the_business_is_not_worth_a_warning() {
     assert!(matches!(db.once.begin(&mut conn, &op).await.unwrap(), Begin::InProgress(_)));
 }
 
-// What was written before is committed, without its key or with a key that stays in progress.
+// Earlier writes are committed, without their key or with a key that stays in progress.
 #[tokio::test]
 async fn a_handler_that_commits_and_fails_is_an_error_in_the_log() {
     for status in [StatusCode::CONFLICT, StatusCode::BAD_GATEWAY] {

@@ -1,4 +1,4 @@
-//! The walk-through of the page http does what it shows.
+//! The walk-through on the HTTP page does what it shows.
 
 use std::process::Stdio;
 
@@ -7,12 +7,11 @@ use tokio::process::Command;
 use super::example::Example;
 use crate::support::db::TestDb;
 
-/// What the page leaves out of every answer.
+/// What the page omits from every response.
 const NOT_SHOWN: [&str; 2] = ["date: ", "content-length: "];
-/// Printed between two commands, so that their outputs can be told apart.
+/// Printed between two commands, to separate their outputs.
 const MARK: &str = "--8<--";
 
-/// A command, and the lines shown below it.
 struct Step {
     command: String,
     shown: Vec<String>,
@@ -39,7 +38,7 @@ fn steps() -> Vec<Step> {
     steps
 }
 
-/// Runs the commands in one shell, as somebody would in one terminal, and returns what each printed.
+/// Runs the commands in one shell, as a reader does in one terminal. Returns what each printed.
 async fn run(steps: &[Step], address: &str) -> Vec<String> {
     let mut script = "exec 2>&1\n".to_owned();
     for Step { command, .. } in steps {
@@ -53,7 +52,7 @@ async fn run(steps: &[Step], address: &str) -> Vec<String> {
     printed
 }
 
-/// Whether a line is the one shown, in which `…` stands for any text.
+/// Whether a line is the one shown, where `…` stands for any text.
 fn is_shown(line: &str, shown: &str) -> bool {
     let mut parts = shown.split('…');
     let Some(mut rest) = line.strip_prefix(parts.next().unwrap()) else { return false };

@@ -1,4 +1,4 @@
-//! A server on a TCP port, and clients that decide what they send, byte by byte.
+//! A server on a TCP port, and clients that choose every byte they send.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::Got;
 use crate::support::db::PATIENCE;
 
-/// Something that happens several times and can be waited for.
+/// An event that can occur several times and be waited for.
 #[derive(Debug, Clone)]
 pub struct Count(Arc<watch::Sender<usize>>);
 
@@ -44,7 +44,7 @@ impl Count {
     }
 }
 
-/// Counts when it is dropped: at the end of a future, or when it is given up.
+/// Counts when dropped: at the end of a future, or when it is cancelled.
 pub struct CountDrop(pub Count);
 
 impl Drop for CountDrop {
@@ -53,12 +53,11 @@ impl Drop for CountDrop {
     }
 }
 
-/// A router that is served as `axum::serve` does it: HTTP/1.1, and HTTP/2 for those who begin with it.
+/// A router served like `axum::serve`: HTTP/1.1, or HTTP/2 if the client begins with it.
 pub struct Server {
     pub addr: SocketAddr,
-    /// Requests whose head has arrived.
     pub entered: Count,
-    /// Requests that the server has done with: answered, or given up because the client has gone.
+    /// Requests that the server has ended: answered, or dropped because the client has gone.
     pub left: Count,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<io::Result<()>>,
@@ -86,18 +85,17 @@ impl Server {
         Self { addr, entered, left, stop: Some(stop), serving }
     }
 
-    /// Takes no more requests, and waits for those that are there.
+    /// Accepts no more requests, and waits for those in progress.
     pub async fn shut_down(mut self) {
         let _ = self.stop.take().unwrap().send(());
         timeout(PATIENCE, self.serving).await.expect("a shutdown").unwrap().unwrap();
     }
 
-    /// A POST on a connection of its own.
     pub async fn post(&self, key: &str, body: &str) -> Got {
         Wire::connect(self.addr).await.post(key, body).await
     }
 
-    /// Retries a POST until it is told something other than "in progress".
+    /// Repeats a POST until the answer is not "in progress".
     pub async fn post_until_told(&self, key: &str, body: &str) -> Got {
         let asking = async {
             loop {
@@ -112,17 +110,15 @@ impl Server {
     }
 }
 
-/// The head of a POST with a key, up to where the body's length is told.
+/// The head of a POST with a key, without the header for the body's length.
 pub fn head(key: &str) -> String {
     format!("POST / HTTP/1.1\r\nhost: test\r\nx-tenant: acme\r\nidempotency-key: {key}\r\n")
 }
 
-/// A whole POST.
 pub fn whole(key: &str, body: &str) -> String {
     format!("{}content-length: {}\r\n\r\n{body}", head(key), body.len())
 }
 
-/// An HTTP/1.1 connection.
 pub struct Wire {
     pub stream: TcpStream,
     read: Vec<u8>,
@@ -144,7 +140,7 @@ impl Wire {
         self.answer().await
     }
 
-    /// The next answer in full; its length must be told or nothing.
+    /// The next response in full. It must announce its length, or be empty.
     pub async fn answer(&mut self) -> Got {
         let (status, headers) = self.head().await;
         let length = headers.get("content-length").map_or("0", |length| length.to_str().unwrap());
@@ -152,7 +148,6 @@ impl Wire {
         Got { status, headers, body, answer: None }
     }
 
-    /// The next answer's head.
     pub async fn head(&mut self) -> (StatusCode, HeaderMap) {
         let end = loop {
             if let Some(at) = self.read.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -184,7 +179,7 @@ impl Wire {
     }
 }
 
-/// An HTTP/2 connection, spoken from the first byte (no TLS, no upgrade).
+/// An HTTP/2 connection from the first byte (no TLS, no upgrade).
 pub struct Http2 {
     requests: SendRequest<Bytes>,
     connection: JoinHandle<()>,
@@ -208,7 +203,6 @@ impl Http2 {
         Self { requests, connection }
     }
 
-    /// Sends a POST's head and opens its body.
     pub async fn begin(&mut self, key: &str) -> Stream {
         let request = http::Request::post("http://test/")
             .header("x-tenant", "acme")
@@ -225,13 +219,13 @@ impl Http2 {
         answer(response).await.0
     }
 
-    /// Closes the connection without a word.
+    /// Closes the connection without a goodbye.
     pub fn close(self) {
         self.connection.abort();
     }
 }
 
-/// An HTTP/2 answer in full, and its trailers.
+/// An HTTP/2 response in full, and its trailers.
 pub async fn answer(response: ResponseFuture) -> (Got, Option<HeaderMap>) {
     let reading = async {
         let (parts, mut body) = response.await.unwrap().into_parts();
@@ -248,7 +242,7 @@ pub async fn answer(response: ResponseFuture) -> (Got, Option<HeaderMap>) {
     timeout(PATIENCE, reading).await.expect("an answer in time")
 }
 
-/// Resets a stream, as a client does that gives up one request of many.
+/// Resets a stream, like a client that cancels one request of many.
 pub fn reset(stream: Stream) {
     let (_, mut body) = stream;
     body.send_reset(Reason::CANCEL);
