@@ -15,7 +15,7 @@ use crate::operation::key::{Key, Scope};
 use crate::operation::limits::{check_lease, check_pauses};
 use crate::operation::response::Response;
 use crate::operation::{Operation, Policy, attempts, millis};
-use crate::protocol::inspection::Record;
+use crate::protocol::record::Record;
 
 pub use handle::{Handled, Message, Verdict};
 

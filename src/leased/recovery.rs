@@ -14,8 +14,8 @@ use crate::leased::before::before;
 use crate::operation::key::{checked, log_hash};
 use crate::operation::limits::{SHORTEST, check_pause, check_pauses, outside, spelled};
 use crate::operation::millis;
-use crate::protocol::inspection::{Listed, listed};
 use crate::protocol::procedure;
+use crate::protocol::record::{Listed, listed};
 use crate::transactional::OwnedTransaction;
 use crate::transactional::{BoxError, jitter};
 

@@ -4,12 +4,14 @@ pub(crate) mod answer;
 pub(crate) mod claim;
 pub(crate) mod inspection;
 pub(crate) mod procedure;
+pub(crate) mod record;
 pub(crate) mod schema;
 pub(crate) mod statements;
 pub(crate) mod status;
 
 pub use answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
 pub use claim::Claim;
-pub use inspection::{ClaimState, Filter, Inspected, Listed, Record, Stats, Status};
+pub use inspection::{Filter, Inspected, Stats};
+pub use record::{ClaimState, Listed, Record, Status};
 pub use schema::SchemaName;
 pub use status::Progress;

@@ -6,13 +6,11 @@ use serde::de::DeserializeOwned;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use serde_json::Value;
 use sqlx::PgConnection;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::client::{PgOnce, get};
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::operation::key::{Key, Scope};
-use crate::protocol::inspection::{ClaimState, Record, record};
+use crate::protocol::record::{ClaimState, Record, record, rfc3339};
 
 /// How far an operation is.
 ///
@@ -110,11 +108,6 @@ impl Serialize for Progress {
         shown.serialize_field("response_omitted", &record.response_omitted)?;
         shown.end()
     }
-}
-
-/// `None` beyond the year 9999, which has no such form.
-fn rfc3339(time: OffsetDateTime) -> Option<String> {
-    time.format(&Rfc3339).ok()
 }
 
 // By hand: what was said is between the work and those who poll.
