@@ -93,9 +93,9 @@ impl Policy {
         Ok(self)
     }
 
-    /// How long a failure that is kept is remembered, counted from when it is kept: 1 ms to ten years, and no longer than
-    /// the key's retention. Unless set, as long as the key. Then the same key runs again, so that a customer whose card
-    /// was declined can pay under the same order later.
+    /// How long a kept failure is remembered: 1 ms to ten years from when it is kept, but not beyond the key's retention.
+    /// By default as long as the key. After this time the same key runs again: a customer whose card was declined can
+    /// pay for the same order.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside these limits.
