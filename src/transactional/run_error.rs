@@ -35,6 +35,12 @@ use crate::protocol::answer::{Held, InProgress, Mismatch};
 ///         error.into_work().unwrap_or_else(Self::Once)
 ///     }
 /// }
+///
+/// impl From<pgonce::Error> for PaymentError {
+///     fn from(error: pgonce::Error) -> Self {
+///         Self::Once(error.into())
+///     }
+/// }
 /// ```
 #[non_exhaustive]
 pub enum RunError<E> {

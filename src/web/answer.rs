@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde_json::json;
 
 use crate::error::{Error, ErrorKind};
@@ -230,6 +230,17 @@ impl Refusal {
     pub(crate) fn retry_after(mut self, pause: Duration) -> Self {
         self.retry_after = Some(pause);
         self
+    }
+
+    pub(crate) fn key_malformed(detail: &str) -> Self {
+        Self::new(Answer::KeyMalformed, format!("{detail}."))
+    }
+
+    pub(crate) fn key_missing(header: &HeaderName) -> Self {
+        let detail = format!(
+            "Send the header {header} with a key of your own for this request, such as a UUID."
+        );
+        Self::new(Answer::KeyMissing, detail)
     }
 
     pub(crate) fn in_progress(pause: Duration) -> Self {

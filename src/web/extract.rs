@@ -1,12 +1,46 @@
 //! axum: extractors, and parts of a response.
 
+use axum_core::body::Body;
 use axum_core::extract::FromRequestParts;
 use axum_core::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
 use http::StatusCode;
 use http::request::Parts;
 
+use super::answer::{Refusal, takes_json};
 use super::handle::{OnceClaim, OnceRejection, OnceTx};
+use super::key::KeyRules;
+use super::layer::DOCS;
 use super::settle::{Secret, Settle};
+use crate::operation::key::Key;
+
+/// The key in a request's `Idempotency-Key` header, for a handler without the layer that calls
+/// [`run`](crate::PgOnce::run) itself. It is read as the layer reads it: `"abc"` and `abc` are one key. A request without
+/// a key, or with a malformed one, gets the layer's answer (400).
+///
+/// ```
+/// use pgonce::web::IdempotencyKey;
+///
+/// async fn pay(IdempotencyKey(key): IdempotencyKey) -> String {
+///     format!("a key of {} bytes", key.as_str().len())
+/// }
+/// # axum::Router::<()>::new().route("/", axum::routing::post(pay));
+/// ```
+#[derive(Debug, Clone)]
+pub struct IdempotencyKey(pub Key);
+
+impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Response> {
+        let rules = KeyRules::default();
+        let refusal = match rules.key_in(&parts.headers) {
+            Ok(Some(key)) => return Ok(Self(key)),
+            Ok(None) => Refusal::key_missing(&rules.header),
+            Err(detail) => Refusal::key_malformed(&detail),
+        };
+        Err(refusal.into_response(DOCS, takes_json(&parts.headers)).map(Body::from))
+    }
+}
 
 impl<S: Sync> FromRequestParts<S> for OnceTx {
     type Rejection = OnceRejection;

@@ -14,6 +14,13 @@ pub(crate) struct KeyRules {
     pub(crate) entropy_min: f64,
 }
 
+impl Default for KeyRules {
+    fn default() -> Self {
+        let header = HeaderName::from_static("idempotency-key");
+        Self { header, strict: false, entropy_min: 0.0 }
+    }
+}
+
 impl KeyRules {
     /// The key in these headers, `None` if there is none, or what is wrong with it. Nothing malformed
     /// is passed over: a client that sent a key believes itself protected.

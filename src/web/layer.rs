@@ -90,7 +90,6 @@ pub struct IdempotencyLayer {
 const RENEWED_FOR_DEFAULT: Duration = Duration::from_secs(600);
 const REQUEST_BYTES_MAX_DEFAULT: usize = 1024 * 1024;
 const WAITERS_MAX_DEFAULT: usize = 16;
-const KEY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
 pub(crate) const REPLAY_MARKER: HeaderName = HeaderName::from_static("idempotent-replayed");
 pub(crate) const DOCS: &str = "https://docs.rs/pgonce/latest/pgonce/_docs/http/index.html";
 
@@ -117,7 +116,7 @@ impl IdempotencyLayer {
             presence: Presence::Required,
             observe: false,
             fail_open: false,
-            key_rules: KeyRules { header: KEY_HEADER, strict: false, entropy_min: 0.0 },
+            key_rules: KeyRules::default(),
             methods: vec![Method::POST, Method::PATCH],
             waiters: Arc::new(Semaphore::new(WAITERS_MAX_DEFAULT)),
             lock_replay: false,

@@ -56,6 +56,8 @@ pub use accepted::accepted;
 pub use answer::Answer;
 pub use body::Buffered;
 pub use counters::Counters;
+#[cfg(feature = "axum")]
+pub use extract::IdempotencyKey;
 pub use fingerprint::RequestFingerprint;
 pub use handle::{OnceClaim, OnceRejection, OnceTx};
 pub use handler_test::HandlerTest;

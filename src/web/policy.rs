@@ -21,7 +21,7 @@ use crate::transactional::Waiting;
 
 /// The shortest and the longest pause that a duplicate of a request in progress is told.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -120,16 +120,11 @@ impl IdempotencyLayer {
             let named = key.ok().flatten().zip((self.scope)(request));
             return Ok(named.map(|(key, scope)| self.operation(scope, key)));
         }
-        let key = key.map_err(|detail| Refusal::new(Answer::KeyMalformed, format!("{detail}.")))?;
-        let Some(key) = key else {
+        let Some(key) = key.map_err(|detail| Refusal::key_malformed(&detail))? else {
             if self.presence == Presence::Optional {
                 return Ok(None);
             }
-            let header = &self.key_rules.header;
-            let detail = format!(
-                "Send the header {header} with a key of your own for this request, such as a UUID."
-            );
-            return Err(Refusal::new(Answer::KeyMissing, detail));
+            return Err(Refusal::key_missing(&self.key_rules.header));
         };
         let Some(scope) = (self.scope)(request) else {
             tracing::error!("no idempotency scope in a request: does authentication come first?");

@@ -4,19 +4,22 @@ use axum_core::body::Body;
 use axum_core::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, HeaderValue};
 
-use super::answer::{Answer, Refusal};
+use super::answer::Refusal;
 use super::layer::{DOCS, REPLAY_MARKER};
+use super::policy::PAUSE_MAX;
 use super::replay;
 use crate::error::{Error, ErrorKind};
 use crate::operation::response::Response as Stored;
 use crate::transactional::RunError;
 
-/// The work's own error as its own response; the rest with the statuses and problem documents of the
-/// [layer](crate::web::IdempotencyLayer). A kept failure is sent as it is stored: with its code as the status (422 without
-/// one), and as JSON if it is JSON.
-///
-/// A key that breaks the limits of a [`Key`](crate::Key) is the client's fault (400). Whatever else is wrong with an
-/// operation is the program's (500).
+/// - The work's own error makes its own response.
+/// - A kept failure is sent as it is stored: its code is the status (422 without a code), and its content type is JSON if
+///   the body is JSON.
+/// - Anything else has the status and the problem document (always JSON) of the
+///   [layer](crate::web::IdempotencyLayer). For *in progress*, `Retry-After` is the rest of the lease, up to five
+///   seconds.
+/// - A key that breaks the limits of a [`Key`](crate::Key) is the client's fault (400). Any other invalid operation is
+///   the program's (500).
 ///
 /// ```
 /// use axum::{Json, response::IntoResponse, http::StatusCode};
@@ -43,7 +46,7 @@ impl<E: IntoResponse> IntoResponse for RunError<E> {
                 Ok(status) => Refusal::omitted(status),
                 Err(error) => Refusal::unasked(&error),
             },
-            Self::InProgress(wait) => Refusal::in_progress(wait.retry_after()),
+            Self::InProgress(wait) => Refusal::in_progress(wait.retry_after().min(PAUSE_MAX)),
             Self::Mismatch(_) => Refusal::mismatch(),
             Self::Held(_) => Refusal::held(),
             Self::Protocol(error) => of_protocol(&error),
@@ -55,7 +58,7 @@ impl<E: IntoResponse> IntoResponse for RunError<E> {
 fn of_protocol(error: &Error) -> Refusal {
     tracing::warn!(%error, sqlstate = error.sqlstate(), "an operation could not be protected");
     if error.is_of_key() {
-        return Refusal::new(Answer::KeyMalformed, format!("{error}."));
+        return Refusal::key_malformed(&error.to_string());
     }
     match error.kind() {
         ErrorKind::InvalidInput | ErrorKind::Corrupt => Refusal::unasked(error),

@@ -58,7 +58,7 @@ async fn each_answer_has_the_layers_status_and_problem_document() {
     drop(db.lease(&op("leased"), MINUTE).await);
     let told = refused(&db, &op("leased")).await;
     assert_eq!((told.status, told.problem()), (409, "in_progress"));
-    assert_eq!(told.headers[RETRY_AFTER], "60");
+    assert_eq!(told.headers[RETRY_AFTER], "5");
     db.advance(MINUTE).await;
     let told = refused(&db, &op("leased").policy(on_lapse(OnLapse::Hold))).await;
     assert_eq!((told.status, told.problem()), (409, "held"));
@@ -111,4 +111,34 @@ async fn a_kept_failure_is_sent_as_it_is_stored() {
     let told = answer(db.once.run(&db.pool, &op("text"), work).await.unwrap_err()).await;
     assert_eq!(told.status, 402);
     assert!(!told.headers.contains_key(CONTENT_TYPE), "it is not JSON");
+}
+
+#[tokio::test]
+async fn the_extractor_reads_the_key_as_the_layer_does() {
+    use axum::extract::FromRequestParts;
+    use axum::http::Request;
+    use pgonce::web::IdempotencyKey;
+
+    let ask = async |values: &[&str]| {
+        let mut request = Request::post("/");
+        for value in values {
+            request = request.header("idempotency-key", *value);
+        }
+        let (mut parts, ()) = request.body(()).unwrap().into_parts();
+        IdempotencyKey::from_request_parts(&mut parts, &()).await
+    };
+    for value in ["abc", "\"abc\"", " abc "] {
+        assert_eq!(ask(&[value]).await.unwrap().0.as_str(), "abc");
+    }
+    for (values, code) in [
+        (&[][..], "key_missing"),
+        (&["a", "b"], "key_malformed"),
+        (&["a, b"], "key_malformed"),
+        (&[""], "key_malformed"),
+    ] {
+        let refusal = ask(values).await.unwrap_err();
+        assert_eq!(refusal.status(), 400);
+        let body = to_bytes(refusal.into_body(), usize::MAX).await.unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["code"], code);
+    }
 }
