@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 
 use super::outcome::Ending;
 use super::run_error::RunError;
+use crate::operation::response::Response;
 
 /// An error that work may fail with. pgonce looks in it for the database's error, to start again after a serialization
 /// failure or a deadlock, and returns it as [`RunError::Work`](crate::RunError::Work).
@@ -28,7 +29,8 @@ use super::run_error::RunError;
 /// }
 /// ```
 ///
-/// `Kind` tells these families apart. It is inferred.
+/// A type cannot be both a `std::error::Error` and implement this trait itself. `Kind` tells these families apart; it is
+/// inferred.
 #[diagnostic::on_unimplemented(
     message = "pgonce cannot look for the database's error in `{Self}`",
     label = "the work fails with `{Self}`",
@@ -41,9 +43,43 @@ pub trait WorkError<Kind = kind::Explicit>: Sized {
     /// count, too.
     fn cause(&self) -> Option<&(dyn StdError + 'static)>;
 
+    /// The response of a failure that is final: the work's writes are undone, the response is stored, and every retry
+    /// gets it as [`RunError::Failed`](crate::RunError::Failed). `None`, the default: nothing is remembered.
+    ///
+    /// ```
+    /// use pgonce::Response;
+    ///
+    /// enum ApiError {
+    ///     Declined,
+    ///     Database(sqlx::Error),
+    /// }
+    ///
+    /// impl pgonce::WorkError for ApiError {
+    ///     fn cause(&self) -> Option<&(dyn std::error::Error + 'static)> {
+    ///         match self {
+    ///             Self::Database(error) => Some(error),
+    ///             Self::Declined => None,
+    ///         }
+    ///     }
+    ///
+    ///     fn keep(&self) -> Option<Response> {
+    ///         match self {
+    ///             Self::Declined => Some(Response::bytes("card declined").with_code(402)),
+    ///             Self::Database(_) => None,
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    fn keep(&self) -> Option<Response> {
+        None
+    }
+
     #[doc(hidden)]
     fn into_ending(self) -> Ending<Self> {
-        Ending::Undo(RunError::work(self))
+        match self.keep() {
+            Some(response) => Ending::Keep(response),
+            None => Ending::Undo(RunError::work(self)),
+        }
     }
 }
 

@@ -170,6 +170,7 @@ mod response {
 
     enum ApiError {
         Declined,
+        Blocked,
         Database(sqlx::Error),
     }
 
@@ -183,7 +184,9 @@ mod response {
         fn into_response(self) -> Response {
             match self {
                 Self::Declined => StatusCode::PAYMENT_REQUIRED.into_response(),
-                Self::Database(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+                Self::Blocked | Self::Database(_) => {
+                    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+                }
             }
         }
     }
@@ -192,8 +195,13 @@ mod response {
         fn cause(&self) -> Option<&(dyn StdError + 'static)> {
             match self {
                 Self::Database(error) => Some(error),
-                Self::Declined => None,
+                Self::Declined | Self::Blocked => None,
             }
+        }
+
+        fn keep(&self) -> Option<pgonce::Response> {
+            let blocked = || pgonce::Response::bytes("the card is blocked").with_code(403);
+            matches!(self, Self::Blocked).then(blocked)
         }
     }
 
@@ -215,5 +223,22 @@ mod response {
         let error = check(pay).await;
         assert_eq!(error.to_string(), "nothing was kept: the work returned an error");
         assert_eq!(error.into_response().status(), StatusCode::PAYMENT_REQUIRED);
+    }
+
+    #[tokio::test]
+    async fn an_error_that_is_final_is_kept_and_replayed() {
+        let db = TestDb::new().await;
+        for again in [false, true] {
+            let op = op("k");
+            let run = db.once.run(&db.pool, &op, async |tx| {
+                effect(tx, &db.schema, "undone").await?;
+                Err::<(), _>(ApiError::Blocked)
+            });
+            let Err(RunError::Failed { response, replayed, .. }) = run.await else {
+                panic!("it is kept")
+            };
+            assert_eq!((response.code(), replayed), (Some(403), again));
+        }
+        assert_eq!(db.effects().await, 0);
     }
 }
