@@ -117,6 +117,7 @@ impl From<Error> for CliError {
             ErrorKind::Environment => (1, "environment"),
             ErrorKind::Corrupt => (1, "corrupt"),
             ErrorKind::Encoding => (1, "encoding"),
+            ErrorKind::ReplayUnreadable => (1, "replay_unreadable"),
             _ => (1, "database"),
         };
         let message = match (error.kind(), error.source()) {

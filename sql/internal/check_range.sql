@@ -5,8 +5,8 @@ returns void
 language plpgsql immutable parallel safe
 as $pgonce$
 begin
-  if p_value is null or p_value < p_lowest or p_value > p_highest then
-    raise exception '% is %; it takes % to %', p_field, coalesce(p_value::text, 'null'), p_lowest, p_highest
+  if p_value is null or p_value operator(pg_catalog.<) p_lowest or p_value operator(pg_catalog.>) p_highest then
+    raise exception '% is %; it takes % to %', p_field, coalesce(p_value::pg_catalog.text, 'null'), p_lowest, p_highest
       using errcode = 'IK001';
   end if;
 end

@@ -3,7 +3,8 @@
 -- changed the row, and a pooler may have run another client's statement.
 --
 -- $1 scope, $2 key, $3 fingerprint, $4 retention in ms, $5 status, $6 to $8 the response, $9 whether it is omitted, $10
--- whether the call is optimistic: it has not looked, and waits at most 250 ms for a row in the way. No row: another
+-- whether the call is optimistic: it has not looked, and waits at most 250 ms for a row in the way. $11 for a failure:
+-- retention in ms from now, if it is shorter; else null. No row: another
 -- transaction has written one. Raises IK008 if the work ended the transaction (BEGIN sets DEFERRABLE, which means
 -- nothing else here), IK004 if another transaction has the key's lock.
 insert into :"schema".idempotency_keys
@@ -19,7 +20,8 @@ values
           then :"schema"._refuse('IK004')
         else $5 end,
    :"schema"._transaction_start(),
-   :"schema"._transaction_start() operator(pg_catalog.+) ($4 operator(pg_catalog.*) interval '1 millisecond'),
+   least(:"schema"._transaction_start() operator(pg_catalog.+) ($4 operator(pg_catalog.*) interval '1 millisecond'),
+         :"schema"._clock() operator(pg_catalog.+) ($11 operator(pg_catalog.*) interval '1 millisecond')),
    $3, $6, $7, $8, $9)
 on conflict (scope, key) do nothing
 returning scope, key

@@ -14,7 +14,7 @@ pub(crate) use classify::{
     causes, commit, database, is_retryable, of_claim, of_claims_call, sqlstate_in,
 };
 pub(crate) use encoding::cannot_hold;
-pub(crate) use redacted::{OPAQUE, redacted};
+pub(crate) use redacted::{Decided, OPAQUE, redacted};
 
 /// The result of a pgonce call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -77,8 +77,10 @@ pub enum ErrorKind {
     /// A step of leased work does not fit the records: it is new but comes before recorded steps that this attempt has
     /// not reached (was one renamed or left out?), repeats a name, or its input or type has changed. It did not run.
     StepChanged,
-    /// A value could not be written as JSON, or a stored response is not of the wanted type.
+    /// A value could not be written as JSON or read back from it, or something stored is not of the wanted type.
     Encoding,
+    /// The operation is done, but its stored response is not of the type that `run` or `run_leased` should return.
+    ReplayUnreadable,
     /// The work ignored a database error and went on. PostgreSQL then accepts only a rollback: nothing was committed.
     /// Not retryable: fix the work, or set a savepoint before a statement that may fail.
     TransactionAborted,
@@ -105,6 +107,10 @@ impl Error {
             self.message.push_str(&format!("; pgonce's schema here is {}", schema.as_str()));
         }
         self
+    }
+
+    pub(crate) fn of_kind(self, kind: ErrorKind) -> Self {
+        Self { kind, ..self }
     }
 
     /// Adds how the work had failed before.

@@ -16,7 +16,8 @@ pub(crate) fn redacted(error: &(dyn StdError + 'static)) -> String {
         return format!("a database error (SQLSTATE {code})");
     }
     if is_disconnection(error) {
-        return UNREACHED.to_owned();
+        let is_databases = causes(error).any(|error| error.is::<sqlx::Error>());
+        return if is_databases { UNREACHED } else { "a connection failed" }.to_owned();
     }
     let says = |error: &(dyn StdError + 'static)| {
         let ours = error.downcast_ref::<Error>().map(Error::to_string);
@@ -24,6 +25,19 @@ pub(crate) fn redacted(error: &(dyn StdError + 'static)) -> String {
         ours.or_else(|| of(error.downcast_ref::<InProgress>().map(|answer| answer as _)))
             .or_else(|| of(error.downcast_ref::<Mismatch>().map(|answer| answer as _)))
             .or_else(|| of(error.downcast_ref::<Held>().map(|answer| answer as _)))
+            .or_else(|| of(error.downcast_ref::<Decided>().map(|answer| answer as _)))
     };
     causes(error).filter_map(says).last().unwrap_or_else(|| OPAQUE.to_owned())
 }
+
+/// The source of an error that only says how an operation ended.
+#[derive(Debug)]
+pub(crate) struct Decided(pub(crate) &'static str);
+
+impl std::fmt::Display for Decided {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl StdError for Decided {}

@@ -148,8 +148,8 @@ impl Inbox {
             };
             self.once.perform_leased(pool, &op, self.lease, work).await
         };
-        let began = began.load(Ordering::Relaxed);
-        let verdict = self.verdict(pool, &op, Attempt { counted: !first, began }, &result).await;
+        let ended = End::of(&result, began.load(Ordering::Relaxed));
+        let verdict = self.verdict(pool, &op, ended, !first).await;
         Handled { verdict, result }
     }
 
@@ -168,34 +168,20 @@ impl Inbox {
         self.after(&row)
     }
 
-    async fn verdict<T, E>(
-        &self,
-        pool: &PgPool,
-        op: &Operation,
-        attempt: Attempt,
-        result: &Result<Done<T>, RunError<E>>,
-    ) -> Verdict {
-        let problem = match result {
-            Ok(_) | Err(RunError::Omitted(_)) => return Verdict::Ack,
-            Err(RunError::InProgress(wait)) => return Verdict::Retry(wait.retry_after()),
-            Err(RunError::Failed { .. }) => return Verdict::DeadLetter(FAILED.to_owned()),
-            Err(RunError::Protocol(error)) if error.kind() == ErrorKind::Corrupt => {
-                return Verdict::DeadLetter(error.to_string());
-            }
-            Err(RunError::Protocol(error)) if error.is_untranslatable() => {
+    async fn verdict(&self, pool: &PgPool, op: &Operation, ended: End, counted: bool) -> Verdict {
+        let problem = match ended {
+            End::Done => return Verdict::Ack,
+            End::Elsewhere => return self.retry(1),
+            End::Later(pause) => return Verdict::Retry(pause),
+            End::Dead(reason) => return Verdict::DeadLetter(reason),
+            End::Untranslatable => {
                 let told = self.untranslatable(pool, op).await;
                 return told.ok().flatten().map_or_else(|| self.retry(1), Verdict::DeadLetter);
             }
-            Err(RunError::Protocol(error)) if is_elsewhere(error, attempt) => return self.retry(1),
-            Err(error @ RunError::Work { .. }) => match error.retry_after() {
-                Some(pause) => return Verdict::Retry(pause),
-                None => error.redacted(),
-            },
-            Err(RunError::Protocol(error)) => error.to_string(),
-            Err(answer) => answer.to_string(),
+            End::Failed(problem) => problem,
         };
         let told = async {
-            let row = match attempt.counted {
+            let row = match counted {
                 false => self.count(pool, op, &problem).await?,
                 true => self.status(pool, op).await?,
             };
@@ -251,24 +237,55 @@ impl Inbox {
     }
 }
 
-/// What is known of an attempt, beside its result.
-#[derive(Clone, Copy)]
-struct Attempt {
-    /// Whether it was counted before the work began.
-    counted: bool,
-    /// Whether the work began. From then on the message may be the cause, even of a failure that looks like the
-    /// server's: a broken connection, a server-side timeout, a COMMIT without an answer.
-    began: bool,
+/// What a result says about its message.
+enum End {
+    Done,
+    /// The failure has nothing to do with this message, and must not count against it.
+    Elsewhere,
+    /// The work was put off.
+    Later(Duration),
+    Dead(String),
+    /// The database's encoding cannot hold a text of ours; the message's id may be to blame.
+    Untranslatable,
+    /// Why the attempt failed.
+    Failed(String),
 }
 
-/// Whether the failure has nothing to do with this message, and must not count against it.
-fn is_elsewhere(error: &Error, attempt: Attempt) -> bool {
-    let deployment = matches!(
+impl End {
+    /// `began`: whether the work began. From then on the message may be the cause, even of a failure that looks like the
+    /// server's: a broken connection, a server-side timeout, a COMMIT without an answer.
+    fn of<T, E>(result: &Result<Done<T>, RunError<E>>, began: bool) -> Self {
+        let error = match result {
+            Ok(_) | Err(RunError::Omitted(_)) => return Self::Done,
+            Err(error) => error,
+        };
+        match error {
+            RunError::InProgress(wait) => Self::Later(wait.retry_after()),
+            RunError::Failed { .. } => Self::Dead(FAILED.to_owned()),
+            RunError::Protocol(error) if !began && error.kind() == ErrorKind::Corrupt => {
+                Self::Dead(error.to_string())
+            }
+            RunError::Protocol(error) if !began && error.is_untranslatable() => {
+                Self::Untranslatable
+            }
+            RunError::Protocol(error) if !began && is_of_deployment(error) => Self::Elsewhere,
+            RunError::Protocol(error) => Self::Failed(error.to_string()),
+            RunError::Work { .. } => match error.retry_after() {
+                Some(pause) => Self::Later(pause),
+                None => Self::Failed(error.redacted()),
+            },
+            answer => Self::Failed(answer.to_string()),
+        }
+    }
+}
+
+fn is_of_deployment(error: &Error) -> bool {
+    let kind = matches!(
         error.kind(),
         ErrorKind::SchemaOutdated
             | ErrorKind::SchemaTooNew
             | ErrorKind::InvalidInput
             | ErrorKind::ReadOnly
     );
-    deployment || (!attempt.began && error.is_retryable())
+    kind || error.is_retryable()
 }

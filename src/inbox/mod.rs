@@ -111,17 +111,19 @@ impl Inbox {
         Ok(self)
     }
 
-    /// Refuses a retention shorter than `horizon`: the longest time until the broker, or a person with a dead-letter
+    /// Refuses a retention (or [one for failures](Policy::failed_retention)) shorter than `horizon`: the longest time until the broker, or a person with a dead-letter
     /// queue, may deliver a message again.
     ///
     /// # Errors
     /// [`InvalidInput`](ErrorKind::InvalidInput).
     pub fn outlasts(self, horizon: Duration) -> Result<Self> {
-        if self.policy.retention < horizon {
+        let failed = self.policy.failed_retention.unwrap_or(self.policy.retention);
+        let remembers = failed.min(self.policy.retention);
+        if remembers < horizon {
             return Err(Error::invalid(format!(
                 "the inbox forgets after {} s what the broker may deliver again for {} s: a message could \
                  take effect twice",
-                self.policy.retention.as_secs(),
+                remembers.as_secs(),
                 horizon.as_secs()
             )));
         }

@@ -74,8 +74,8 @@ impl Fingerprint {
     /// ```
     ///
     /// # Errors
-    /// [`Encoding`](crate::ErrorKind::Encoding) when the value cannot be written as JSON: a map whose keys are not text,
-    /// or an integer beyond 64 bits.
+    /// [`Encoding`](crate::ErrorKind::Encoding) when the value cannot be written as JSON, or has a number beyond 2^53 - 1
+    /// that is not a 64-bit integer: it may have been rounded.
     pub fn of_json<T: Serialize + ?Sized>(value: &T) -> Result<Self> {
         Ok(Self::of_bytes(canonical(value)?))
     }
@@ -161,26 +161,35 @@ pub(crate) fn canonical<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
         Error::with_source(ErrorKind::Encoding, "the request cannot be written as JSON", error)
     };
     let mut value = serde_json::to_value(value).map_err(refused)?;
-    spell_large_integers(&mut value);
+    spell_large_integers(&mut value)?;
     serde_json_canonicalizer::to_vec(&value).map_err(refused)
 }
 
-/// Above it two integers may share a double.
-pub(crate) const INTEGER_MAX: u64 = (1 << 53) - 1;
-
-/// RFC 8785 writes every number as a double. An integer that a double cannot hold becomes a string, as I-JSON (RFC 7493,
-/// section 2.2) advises.
-fn spell_large_integers(value: &mut Value) {
+/// RFC 8785 writes every number as a double. An integer that a double may not hold becomes a string, as I-JSON (RFC 7493,
+/// section 2.2) advises. Any other number beyond 2^53 - 1 may have been rounded when it was parsed, and two requests
+/// would share a fingerprint: it is refused.
+fn spell_large_integers(value: &mut Value) -> Result<()> {
+    const INTEGER_MAX: u64 = (1 << 53) - 1;
     match value {
         Value::Number(number) => {
             let size = number.as_u64().or_else(|| number.as_i64().map(i64::unsigned_abs));
-            if size.is_some_and(|size| size > INTEGER_MAX) {
-                *value = Value::String(number.to_string());
+            match size {
+                Some(size) if size <= INTEGER_MAX => {}
+                Some(_) => *value = Value::String(number.to_string()),
+                None if number.as_f64().is_some_and(|n| n.abs() <= INTEGER_MAX as f64) => {}
+                None => {
+                    return Err(Error::new(
+                        ErrorKind::Encoding,
+                        "the request has a number beyond 2^53 - 1 that is not a 64-bit integer, and may have been \
+                         rounded; send it as a string, or fingerprint the bytes",
+                    ));
+                }
             }
+            Ok(())
         }
-        Value::Array(items) => items.iter_mut().for_each(spell_large_integers),
-        Value::Object(fields) => fields.values_mut().for_each(spell_large_integers),
-        Value::Null | Value::Bool(_) | Value::String(_) => {}
+        Value::Array(items) => items.iter_mut().try_for_each(spell_large_integers),
+        Value::Object(fields) => fields.values_mut().try_for_each(spell_large_integers),
+        Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
     }
 }
 
@@ -217,6 +226,11 @@ mod tests {
             let is_small = id == json!(9_007_199_254_740_991_u64);
             assert_eq!(of(id.clone()) == of(json!(id.to_string())), !is_small, "{id}");
         }
-        assert_ne!(of(json!(1e300)), of(json!(1.1e300)));
+        // Parsed, they are one double.
+        for rounded in ["18446744073709551616", "18446744073709551617", "1e300", "-1e17"] {
+            let parsed: Value = serde_json::from_str(rounded).unwrap();
+            let error = Fingerprint::of_json(&json!([{"n": parsed}])).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Encoding, "{rounded}");
+        }
     }
 }

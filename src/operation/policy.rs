@@ -97,6 +97,10 @@ impl Policy {
     /// By default as long as the key. After this time the same key runs again: a customer whose card was declined can
     /// pay for the same order.
     ///
+    /// Leased work that has recorded [steps](crate::Work::step) keeps the key's retention, because it would repeat them.
+    /// A remote gets the same [derived key](crate::Operation::derived_key) again: set this above the time for which the
+    /// remote remembers keys.
+    ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside these limits.
     pub fn failed_retention(mut self, retention: Duration) -> Result<Self> {

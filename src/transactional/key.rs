@@ -129,21 +129,22 @@ impl PgOnce {
     ) -> Result<Inserted> {
         let response = response.omitted_over(i64::from(self.response_bytes_max));
         let policy = self.policy_of(op);
-        let retention = match (finished, policy.failed_retention) {
-            (Finished::Failed, Some(shorter)) => policy.retention.min(shorter),
-            _ => policy.retention,
+        let failed_retention = match finished {
+            Finished::Completed => None,
+            Finished::Failed => policy.failed_retention.map(millis),
         };
         let rows = sqlx::query(self.statements.insert_finished.clone())
             .bind(op.scope.as_str())
             .bind(op.key.as_str())
             .bind(op.fingerprint.as_ref().map(Fingerprint::as_bytes))
-            .bind(millis(retention))
+            .bind(millis(policy.retention))
             .bind(finished.code())
             .bind(response.code)
             .bind(response.headers)
             .bind(response.body)
             .bind(response.omitted)
             .bind(optimistic)
+            .bind(failed_retention)
             .fetch_all(conn)
             .await
             .map_err(|error| database(error).in_schema(&self.schema).naming(op));

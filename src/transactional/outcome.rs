@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::run_error::RunError;
 use super::work_error::WorkError;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::operation::response::Response;
 use crate::protocol::answer::{Begin, Finished, Replay};
 
@@ -64,7 +64,11 @@ fn replayed<T: DeserializeOwned, E>(replay: Replay) -> Result<Done<T>, RunError<
         Finished::Completed if replay.response.is_omitted() => {
             Err(RunError::Omitted(replay.response))
         }
-        Finished::Completed => Ok(Done { value: replay.parse_json()?, replayed: true }),
+        Finished::Completed => {
+            let value = replay.parse_json();
+            let value = value.map_err(|error| error.of_kind(ErrorKind::ReplayUnreadable))?;
+            Ok(Done { value, replayed: true })
+        }
     }
 }
 

@@ -101,15 +101,13 @@ impl PgOnce {
                 Begun::Started(tx) => tx,
                 Begun::Answered(answer) => return answered(answer),
             };
-            let (outcome, ended) = match work.clone()(&mut tx).await.map_err(E::into_ending) {
-                Ok(value) => {
-                    let (value, response) = match Response::of_value(value, op.secret) {
-                        Ok(stored) => stored,
-                        Err(error) => {
-                            tx.tx.rollback().await;
-                            return Err(error.into());
-                        }
-                    };
+            // A value that no retry could read is a failure of the work.
+            let storable = |value| {
+                Response::of_value(value, op.secret).map_err(|error| Ending::Undo(error.into()))
+            };
+            let worked = work.clone()(&mut tx).await.map_err(E::into_ending).and_then(storable);
+            let (outcome, ended) = match worked {
+                Ok((value, response)) => {
                     let ended = call.finish(tx, Finished::Completed, response).await;
                     (Ok(Done::new(value)), ended)
                 }

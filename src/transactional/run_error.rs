@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::later::Later;
 use super::restarts::is_contention;
 use super::work_error::WorkError;
-use crate::error::{Error, ErrorKind, OPAQUE, causes, is_retryable, redacted, sqlstate_in};
+use crate::error::{
+    Decided, Error, ErrorKind, OPAQUE, causes, is_retryable, redacted, sqlstate_in,
+};
 use crate::operation::response::Response;
 use crate::protocol::answer::{Held, InProgress, Mismatch};
 
@@ -202,6 +204,9 @@ impl<E> fmt::Debug for RunError<E> {
     }
 }
 
+const FAILED: Decided = Decided("a final failure is stored");
+const OMITTED: Decided = Decided("the stored response is omitted");
+
 impl<E> StdError for RunError<E> {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
@@ -210,7 +215,8 @@ impl<E> StdError for RunError<E> {
             Self::Mismatch(mismatch) => Some(mismatch),
             Self::Held(held) => Some(held),
             Self::Protocol(error) => Some(error),
-            Self::Failed { .. } | Self::Omitted(_) => None,
+            Self::Failed { .. } => Some(&FAILED),
+            Self::Omitted(_) => Some(&OMITTED),
         }
     }
 }

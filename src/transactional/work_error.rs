@@ -29,8 +29,8 @@ use crate::operation::response::Response;
 /// }
 /// ```
 ///
-/// A type cannot be both a `std::error::Error` and implement this trait itself. `Kind` tells these families apart; it is
-/// inferred.
+/// `Kind` tells these families apart; it is inferred. So a type must belong to one of them only: do not implement this
+/// trait for a `std::error::Error`, and wrap an `Arc<dyn std::error::Error + Send + Sync>` in a type of your own.
 #[diagnostic::on_unimplemented(
     message = "pgonce cannot look for the database's error in `{Self}`",
     label = "the work fails with `{Self}`",
@@ -105,6 +105,12 @@ impl<E: AsRef<dyn StdError + Send + Sync>> WorkError<kind::AsStdError> for E {
 }
 
 impl WorkError for String {
+    fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        None
+    }
+}
+
+impl WorkError for std::borrow::Cow<'static, str> {
     fn cause(&self) -> Option<&(dyn StdError + 'static)> {
         None
     }

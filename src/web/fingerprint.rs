@@ -10,7 +10,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, Uri};
 use serde_json::Value;
 
-use crate::operation::fingerprint::{self, Fingerprint, FingerprintSecret, INTEGER_MAX};
+use crate::operation::fingerprint::{self, Fingerprint, FingerprintSecret};
 
 type ByteParts<'a> = Vec<Cow<'a, [u8]>>;
 type Custom = Arc<dyn Fn(&Parts, &Bytes) -> Fingerprint + Send + Sync>;
@@ -187,9 +187,6 @@ fn take<'a>(parts: &mut ByteParts<'a>, headers: &'a HeaderMap, name: &HeaderName
 /// The body's canonical form without the named fields, if it has one.
 fn canonical(body: &[u8], without: &[String]) -> Option<Vec<u8>> {
     let mut value: Value = serde_json::from_slice(body).ok()?;
-    if has_rounded(&value) {
-        return None;
-    }
     for pointer in without {
         // A name without a slash is one at the top.
         let (parent, field) = pointer.rsplit_once('/').unwrap_or(("", pointer));
@@ -198,19 +195,6 @@ fn canonical(body: &[u8], without: &[String]) -> Option<Vec<u8>> {
         }
     }
     fingerprint::canonical(&value).ok()
-}
-
-/// Whether a number may have been rounded when the body was parsed. The handler may parse it into a larger type.
-fn has_rounded(value: &Value) -> bool {
-    match value {
-        Value::Number(number) => {
-            number.is_f64()
-                && number.as_f64().is_none_or(|number| number.abs() > INTEGER_MAX as f64)
-        }
-        Value::Array(items) => items.iter().any(has_rounded),
-        Value::Object(fields) => fields.values().any(has_rounded),
-        Value::Null | Value::Bool(_) | Value::String(_) => false,
-    }
 }
 
 impl fmt::Debug for RequestFingerprint {

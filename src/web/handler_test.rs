@@ -74,7 +74,11 @@ impl HandlerTest {
     pub async fn commit(self) -> Result<()> {
         let left = self.0.finish();
         match left.checkout {
-            Some(tx) => tx.commit().await,
+            Some(mut tx) => {
+                let is_ours = tx.check_mark().await;
+                let (tx, ()) = tx.unless_failed(is_ours).await?;
+                tx.commit_probed().await
+            }
             None if left.kept => Err(Error::new(
                 ErrorKind::TransactionLost,
                 "the handler kept its transaction; nothing was committed",

@@ -20,7 +20,7 @@ use crate::protocol::answer::InProgress;
 use crate::transactional::Waiting;
 
 /// The shortest and the longest pause that a duplicate of a request in progress is told.
-const PAUSE_MIN: Duration = Duration::from_secs(1);
+pub(crate) const PAUSE_MIN: Duration = Duration::from_secs(1);
 pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,6 +194,7 @@ impl IdempotencyLayer {
             "key_bytes_max": 255,
             "methods": self.methods.iter().map(http::Method::as_str).collect::<Vec<_>>(),
             "retention_seconds": self.policy.retention.as_secs(),
+            "failed_retention_seconds": self.policy.failed_retention.map(|retention| retention.as_secs()),
             "fingerprint": self.fingerprint.recipe(),
             "request_bytes_max": self.request_bytes_max,
             "replay_marker": self.replay_marker.as_str(),

@@ -2,17 +2,19 @@
 
 use axum_core::body::Body;
 use axum_core::response::{IntoResponse, Response};
+use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderValue};
 
 use super::answer::Refusal;
 use super::layer::{DOCS, REPLAY_MARKER};
-use super::policy::PAUSE_MAX;
+use super::policy::{PAUSE_MAX, PAUSE_MIN};
 use super::replay;
 use crate::error::{Error, ErrorKind};
 use crate::operation::response::Response as Stored;
 use crate::transactional::RunError;
 
-/// - The work's own error makes its own response.
+/// - The work's own error makes its own response. (axum sends text with 200: with text as the error, a failure would look
+///   like a success. Use a type of your own.)
 /// - A kept failure is sent as it is stored: its code is the status (422 without a code), and its content type is JSON if
 ///   the body is JSON.
 /// - Anything else has the status and the problem document (always JSON) of the
@@ -61,13 +63,20 @@ fn of_protocol(error: &Error) -> Refusal {
         return Refusal::key_malformed(&error.to_string());
     }
     match error.kind() {
-        ErrorKind::InvalidInput | ErrorKind::Corrupt => Refusal::unasked(error),
+        ErrorKind::Corrupt => Refusal::unasked(error),
+        // Another caller has the key now.
+        ErrorKind::ClaimLost => Refusal::in_progress(PAUSE_MIN),
+        ErrorKind::ReplayUnreadable => Refusal::omitted(StatusCode::OK),
         _ => Refusal::uncommitted(error),
     }
 }
 
 /// A failure that was kept.
 fn kept(stored: Stored, replayed: bool) -> Response {
+    if stored.is_omitted() {
+        let status = replay::status(&stored).unwrap_or(StatusCode::UNPROCESSABLE_ENTITY);
+        return Refusal::omitted(status).into_response(DOCS, true).map(Body::from);
+    }
     let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(stored.body()).is_ok();
     let stored = match stored.code() {
         None => stored.with_code(422),
@@ -88,4 +97,43 @@ fn kept(stored: Stored, replayed: bool) -> Response {
         headers.insert(REPLAY_MARKER, HeaderValue::from_static("true"));
     }
     response
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::BodyExt;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_response_says_retryable_where_the_error_does() {
+        use ErrorKind as K;
+        for kind in [
+            K::InvalidInput,
+            K::ClaimLost,
+            K::Contention,
+            K::CommitUnknown,
+            K::CommitRefused,
+            K::TransactionLost,
+            K::Connection,
+            K::ReadOnly,
+            K::SchemaOutdated,
+            K::SchemaTooNew,
+            K::Corrupt,
+            K::StepChanged,
+            K::Encoding,
+            K::ReplayUnreadable,
+            K::TransactionAborted,
+            K::Database,
+        ] {
+            let error = || RunError::<Infallible>::from(Error::new(kind, "x"));
+            let body = error().into_response().into_body().collect().await.unwrap().to_bytes();
+            let problem: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(problem["retryable"], error().is_retryable(), "{kind:?}: {problem}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgonce::{Begin, Failure, Operation, Policy, Response, RunError, Work};
+use pgonce::{Begin, Failure, Inbox, Message, Operation, Policy, Response, RunError, Work};
 use sqlx::PgConnection;
 
 use crate::support::db::{TestDb, effect, lasting, op, started};
@@ -121,4 +121,61 @@ async fn sql_takes_it_within_its_limits() {
         assert!(error.message().starts_with(&format!("retention_ms is {bad}; it takes 1 to")));
     }
     claim.fail(&mut conn, declined()).await.unwrap();
+}
+
+// A begin after that would repeat them.
+#[tokio::test]
+async fn a_key_with_steps_keeps_its_retention() {
+    let db = TestDb::new().await;
+    db.stop_clock().await;
+    for again in [false, true] {
+        let op = brief("k");
+        let run = db.once.run_leased(&db.pool, &op, lasting(MINUTE), async |work: &mut Work| {
+            work.step_tx("reserve", async |tx| effect(tx, &db.schema, "k").await).await?;
+            Err::<(), _>(Failure::keep(declined()))
+        });
+        let error = run.await.unwrap_err();
+        let RunError::Failed { replayed, .. } = error else { panic!("{error:?}") };
+        assert_eq!(replayed, again);
+        db.advance(2 * MINUTE).await;
+    }
+    assert_eq!(db.effects().await, 1);
+}
+
+// There the failure is kept by the work's own transaction, which began before the work.
+#[tokio::test]
+async fn it_counts_from_when_the_failure_is_kept_at_serializable_too() {
+    let db = TestDb::new().await;
+    let serializable = [("default_transaction_isolation", "serializable")];
+    let pool = sqlx::PgPool::connect_with(db.options.clone().options(serializable)).await.unwrap();
+    let op = brief("k");
+    let run = db.once.run(&pool, &op, async |tx| {
+        sqlx::query("select pg_sleep(0.2)").execute(tx).await?;
+        Err::<(), _>(Failure::keep(declined()))
+    });
+    assert!(matches!(run.await, Err(RunError::Failed { replayed: false, .. })));
+    let counted =
+        "select expires_at - created_at between interval '1 min 200 ms' and interval '2 min'
+                   from {}.idempotency_keys";
+    assert!(db.ask::<bool>(counted).await);
+}
+
+#[tokio::test]
+async fn an_inbox_is_judged_by_what_it_has_done() {
+    let db = TestDb::new().await;
+    let policy = Policy::inbox().failed_retention(MINUTE).unwrap();
+    let inbox = Inbox::new(&db.once, "orders").unwrap().policy(policy).unwrap();
+    let week = Duration::from_secs(7 * 86_400);
+    for (id, fails) in [("one", false), ("two", true)] {
+        let message = Message::new(id).redelivered(false);
+        let handled = inbox.handle(&db.pool, &message, async |_| match fails {
+            true => Err(Failure::keep(declined())),
+            false => Ok(()),
+        });
+        handled.await;
+        let remembers = inbox.remembers(&mut db.conn().await).await.unwrap();
+        assert_eq!(remembers, Some(week), "{id}");
+    }
+    assert!(inbox.clone().outlasts(MINUTE).is_ok());
+    assert!(inbox.outlasts(HOUR).is_err(), "a dead message would run again");
 }

@@ -178,28 +178,61 @@ async fn an_error_that_wraps_one_of_ours_is_told_in_words() {
     }
 }
 
+// A step that was done must not be done again for its output.
 #[tokio::test]
-async fn an_output_that_no_later_attempt_could_read_is_refused_at_once() {
+async fn an_output_that_cannot_be_read_back_is_refused_and_its_step_is_not_repeated() {
     let db = TestDb::new().await;
     let op = op("k");
-    for in_transaction in [false, true] {
-        let run = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
-            if in_transaction {
-                let write = async |tx: &mut sqlx::PgConnection| {
-                    effect(tx, &db.schema, "k").await.map(|_| f64::NAN)
+    let asked = AtomicU32::new(0);
+    let ask = async || {
+        db.once
+            .run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
+                let ask = async || {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    Ok::<_, Failure>(f64::NAN)
                 };
-                work.step_tx("write", write).await.map(drop)
-            } else {
-                work.step("ask", async || Ok::<_, Failure>(f64::NAN)).await.map(drop)
-            }
-        });
-        let RunError::Protocol(error) = run.await.unwrap_err() else { panic!("it is refused") };
-        assert_eq!(error.kind(), ErrorKind::Encoding);
+                work.step("ask", ask).await.map(drop)
+            })
+            .await
+    };
+    for kind in [ErrorKind::Encoding, ErrorKind::StepChanged, ErrorKind::StepChanged] {
+        let Err(RunError::Protocol(error)) = ask().await else { panic!("it is refused") };
+        assert_eq!(error.kind(), kind);
     }
-    let steps: i64 = db.ask("select count(*) from {}.steps").await;
-    assert_eq!((steps, db.effects().await), (0, 0));
-    let run =
-        db.once.run_leased(&db.pool, &op, lease(), async |_: &mut Work| Ok::<_, Failure>(f64::NAN));
+    assert_eq!(asked.load(Ordering::Relaxed), 1, "the remote was asked once");
+}
+
+// What is in one transaction with its record is undone instead.
+#[tokio::test]
+async fn a_value_that_cannot_be_read_back_undoes_what_it_can() {
+    let db = TestDb::new().await;
+    let op = op("k");
+    let run = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
+        let write =
+            async |tx: &mut sqlx::PgConnection| effect(tx, &db.schema, "k").await.map(|_| f64::NAN);
+        work.step_tx("write", write).await.map(drop)
+    });
     let RunError::Protocol(error) = run.await.unwrap_err() else { panic!("it is refused") };
     assert_eq!(error.kind(), ErrorKind::Encoding);
+    let run = db.once.run_leased(&db.pool, &op, lease(), async |work: &mut Work| {
+        effect(work.last_tx().await?, &db.schema, "k").await?;
+        Ok::<_, Failure>(f64::NAN)
+    });
+    let RunError::Protocol(error) = run.await.unwrap_err() else { panic!("it is refused") };
+    assert_eq!(error.kind(), ErrorKind::Encoding);
+    let steps: i64 = db.ask("select count(*) from {}.steps").await;
+    assert_eq!((steps, db.effects().await), (0, 0));
+}
+
+#[tokio::test]
+async fn a_remote_that_cannot_be_reached_is_not_called_the_database() {
+    let db = TestDb::new().await;
+    let refused = || std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+    let op = op("k");
+    let run =
+        db.once.run_leased(&db.pool, &op, lease(), async |_: &mut Work| Err::<(), _>(refused()));
+    let error = run.await.unwrap_err();
+    assert_eq!(error.to_string(), "nothing was kept: a connection failed");
+    let told = "select last_error from {}.operation_status('test/scope', 'k')";
+    assert_eq!(db.ask::<String>(told).await, "a connection failed");
 }

@@ -363,3 +363,21 @@ async fn only_messages_are_redriven() {
     let refused = inbox.redrive(&mut db.conn().await, "order-17", &seen).await.unwrap_err();
     assert_eq!(refused.to_string(), "the key is not a message");
 }
+
+// Its own error is pgonce's, and looks like the deployment's.
+#[tokio::test]
+async fn work_that_names_a_bad_key_is_counted() {
+    let db = TestDb::new().await;
+    for redelivered in [false, true] {
+        let (inbox, id) = (inbox(&db, 2), format!("{redelivered}"));
+        let message = Message::new(&id).redelivered(redelivered);
+        let work = async |_: &mut PgConnection| {
+            pgonce::Key::new("")?;
+            Ok::<_, Failure>(())
+        };
+        let first = inbox.handle(&db.pool, &message, work).await.verdict;
+        assert!(matches!(first, Verdict::Retry(_)), "{id}: {first:?}");
+        let second = inbox.handle(&db.pool, &message, work).await.verdict;
+        assert!(matches!(second, Verdict::DeadLetter(_)), "{id}: {second:?}");
+    }
+}

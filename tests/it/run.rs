@@ -253,6 +253,17 @@ async fn a_value_that_no_retry_could_read_is_refused_at_once() {
     let again = db.once.run(&db.pool, &op("k"), async |tx| read(tx, 20.5).await).await.unwrap();
     assert_eq!(*first, Reading { celsius: 20.5, sensor: 0 });
     assert_eq!(*first, *again);
+    // A retry that no longer can still gets what is stored, and work that committed by itself is told so.
+    let late = op("k").optimistic();
+    let run = db.once.run(&db.pool, &late, async |tx| read(tx, f64::NAN).await).await;
+    assert!(run.unwrap().is_replay());
+    let ended = op("ended");
+    let run = db.once.run(&db.pool, &ended, async |tx| {
+        sqlx::query("commit").execute(&mut *tx).await?;
+        read(tx, f64::NAN).await
+    });
+    let RunError::Protocol(error) = run.await.unwrap_err() else { panic!("it is refused") };
+    assert_eq!(error.kind(), ErrorKind::TransactionLost);
     // Of a secret there is nothing to read.
     let secret = op("secret").secret();
     let run = db.once.run(&db.pool, &secret, async |tx| read(tx, f64::NAN).await);
@@ -269,7 +280,7 @@ async fn a_replay_that_does_not_fit_the_type_runs_nothing() {
         .await
         .unwrap_err();
     let RunError::Protocol(error) = error else { panic!("{error:?}") };
-    assert_eq!(error.kind(), ErrorKind::Encoding);
+    assert_eq!(error.kind(), ErrorKind::ReplayUnreadable);
     assert_eq!(db.effects().await, 0);
 }
 

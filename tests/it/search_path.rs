@@ -30,6 +30,9 @@ const EVIL: &str = "
     create operator {}_evil.* (leftarg = bigint, rightarg = interval, function = {}_evil.gone);
     create function {}_evil.no(bigint, integer) returns boolean language sql immutable as 'select false';
     create operator {}_evil.> (leftarg = bigint, rightarg = integer, function = {}_evil.no);
+    create function {}_evil.yes(bigint, bigint) returns boolean language sql immutable as 'select true';
+    create operator {}_evil.< (leftarg = bigint, rightarg = bigint, function = {}_evil.yes);
+    create operator {}_evil.> (leftarg = bigint, rightarg = bigint, function = {}_evil.yes);
     create function {}_evil.pg_try_advisory_xact_lock(bigint) returns boolean language sql as 'select true';
     create function {}_evil.max(integer) returns integer language sql immutable as 'select 0';
     create domain {}_evil.timestamptz as varchar check (value = 'hostile');
@@ -196,4 +199,24 @@ async fn the_verbs_write_the_same() {
     let error = sqlx::query(misled.sql(again)).execute(&mut conn).await.unwrap_err();
     assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some("IK002"));
     assert_eq!(word(&misled.once.begin(&mut conn, &op("k")).await.unwrap()), "replay");
+}
+
+#[tokio::test]
+async fn a_failure_is_forgotten_in_time_the_same() {
+    let db = TestDb::new().await;
+    let misled = misled(&db).await;
+    let minute = std::time::Duration::from_secs(60);
+    let brief = pgonce::Policy::new().failed_retention(minute).unwrap();
+    let mut conn = misled.conn().await;
+    let begin = misled.once.begin(&mut conn, &op("verb").policy(brief)).await.unwrap();
+    started(begin).fail(&mut conn, Response::empty()).await.unwrap();
+    let by_run = op("run").policy(brief);
+    let run = misled
+        .once
+        .run(&misled.pool, &by_run, async |_| Err::<(), _>(Failure::keep(Response::empty())));
+    assert!(matches!(run.await, Err(RunError::Failed { .. })));
+    let kept = "select count(*) from {}.idempotency_keys
+                 where expires_at - completed_at = interval '1 min'
+                    or expires_at - created_at between interval '1 min' and interval '2 min'";
+    assert_eq!(db.ask::<i64>(kept).await, 2);
 }

@@ -41,3 +41,18 @@ async fn a_handler_that_keeps_its_transaction_commits_nothing() {
     drop(kept);
     assert_eq!(db.effects().await, 0);
 }
+
+// As on a route, where these are answered with 500.
+#[tokio::test]
+async fn what_a_route_would_refuse_is_refused() {
+    let db = TestDb::new().await;
+    for (statement, kind) in
+        [("select 1/0", ErrorKind::TransactionAborted), ("commit", ErrorKind::TransactionLost)]
+    {
+        let test = HandlerTest::transactional(&db.pool, op("k")).await.unwrap();
+        let mut tx = test.tx().unwrap();
+        let _ignored = sqlx::query(statement).execute(&mut *tx).await;
+        drop(tx);
+        assert_eq!(test.commit().await.unwrap_err().kind(), kind, "{statement}");
+    }
+}

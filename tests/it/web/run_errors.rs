@@ -86,7 +86,7 @@ async fn a_bad_key_is_the_clients_fault_and_a_bad_scope_the_programs() {
     assert!(told.body["detail"].as_str().unwrap().starts_with("key is empty; it takes"));
     let scope = RunError::<Infallible>::from(Operation::new("", "k").unwrap_err());
     let told = answer(scope).await;
-    assert_eq!((told.status, told.problem()), (500, "store_refused"));
+    assert_eq!((told.status, told.problem()), (500, "commit_refused"));
 }
 
 #[tokio::test]
