@@ -33,7 +33,7 @@ const WAYS: [(&str, Way, u16); 6] = [
 const AT_ONCE: u16 = 16;
 const WAIT: Duration = Duration::from_secs(20);
 /// The key whose claim is live all the time.
-const HELD: &str = "held";
+const TAKEN: &str = "taken";
 /// The pause between an "in progress" answer and the next request, like an impatient client.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// The size of each variant's range of keys. The range of the other keys is the last.
@@ -69,7 +69,7 @@ struct Loser {
 
 impl Work for Loser {
     async fn perform(&self, _: u64) -> Result<(), Fault> {
-        let op = Operation::new(SCOPE, HELD)?;
+        let op = Operation::new(SCOPE, TAKEN)?;
         match self.once.run(&self.pool, &op, async |_| Ok::<_, Fault>(())).await {
             Err(RunError::InProgress(_)) => Ok(()),
             Err(error) => Err(error.into()),
@@ -106,8 +106,8 @@ pub(crate) async fn run(bench: &mut Bench<'_>) -> anyhow::Result<()> {
 async fn refused(bench: &Bench<'_>, stage: &Stage, outcome: &mut Outcome) -> anyhow::Result<()> {
     let mut conn = stage.conn().await?;
     let mut holder = conn.begin().await?;
-    let held = stage.once.begin(&mut holder, &Operation::new(SCOPE, HELD)?).await?;
-    if !matches!(held, Begin::Started(_)) {
+    let claimed = stage.once.begin(&mut holder, &Operation::new(SCOPE, TAKEN)?).await?;
+    if !matches!(claimed, Begin::Started(_)) {
         anyhow::bail!("the key to claim is already in use");
     }
     let once = stage.once.clone();
