@@ -84,7 +84,10 @@ async fn a_claim_that_was_taken_over_after_the_retention_was_raised_is_extended_
     assert_eq!(claim.attempt(), 2);
     for _ in 0..3 {
         db.advance(HOUR).await;
-        claim.extend(&db.pool, 2 * HOUR).await.expect("its lease may outlast the row's retention");
+        claim
+            .extend(&db.pool, lasting(2 * HOUR))
+            .await
+            .expect("its lease may outlast the row's retention");
         let begin = db.once.begin_leased(&db.pool, &raised, lasting(MINUTE)).await.unwrap();
         assert_eq!(word(&begin), "in progress", "a live claim is never forgotten");
         let mut conn = db.conn().await;
@@ -98,6 +101,6 @@ async fn a_claim_that_was_taken_over_after_the_retention_was_raised_is_extended_
     else {
         panic!()
     };
-    let error = claim.extend(&db.pool, Duration::ZERO).await.unwrap_err();
+    let error = claim.extend(&db.pool, lasting(Duration::MAX)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }

@@ -278,7 +278,7 @@ async fn every_call_works_on_a_pool_of_one_connection() {
     }
     let op = op("leased");
     let mut claim = started(once.begin_leased(&pool, &op, lasting(LEASE)).await.unwrap());
-    claim.extend(&pool, LEASE).await.unwrap();
+    claim.extend(&pool, lasting(LEASE)).await.unwrap();
     claim.release_leased(&pool).await.unwrap();
     let claim = started(once.begin_leased(&pool, &op, lasting(LEASE)).await.unwrap());
     let seen = db.seen(&op).await;
@@ -352,7 +352,7 @@ async fn every_future_can_be_spawned() {
 
         let op = op("leased");
         let mut claim = started(once.begin_leased(&pool, &op, lasting(LEASE)).await.unwrap());
-        claim.extend(&pool, LEASE).await.unwrap();
+        claim.extend(&pool, lasting(LEASE)).await.unwrap();
         claim.release_leased(&pool).await.unwrap();
         let claim = started(once.begin_leased(&pool, &op, lasting(LEASE)).await.unwrap());
         let conn = &mut *pool.acquire().await.unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pgonce::{Begin, Claim, Error, ErrorKind, Response};
 use sqlx::{Connection, PgConnection, PgPool};
 
-use crate::support::db::{TestDb, op, started, word};
+use crate::support::db::{TestDb, lasting, op, started, word};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -21,7 +21,7 @@ async fn finish(
         "complete" => claim.complete(conn, Response::bytes("stale")).await,
         "fail" => claim.fail(conn, Response::bytes("stale")).await,
         "release" => claim.release(conn).await,
-        _ => claim.extend(pool, MINUTE).await,
+        _ => claim.extend(pool, lasting(MINUTE)).await,
     }
 }
 
@@ -131,9 +131,9 @@ async fn extend_pushes_the_lease_and_never_pulls_it_in() {
     db.stop_clock().await;
     let mut conn = db.conn().await;
     let mut claim = db.lease(&op("k"), MINUTE).await;
-    claim.extend(&db.pool, Duration::from_secs(1)).await.unwrap();
+    claim.extend(&db.pool, lasting(Duration::from_secs(1))).await.unwrap();
     assert_eq!(remaining(&db, &mut conn).await, MINUTE);
-    claim.extend(&db.pool, 5 * MINUTE).await.unwrap();
+    claim.extend(&db.pool, lasting(5 * MINUTE)).await.unwrap();
     assert_eq!(remaining(&db, &mut conn).await, 5 * MINUTE);
     claim.release(&mut conn).await.unwrap();
 }
@@ -156,13 +156,13 @@ async fn extending_does_not_wait_for_a_row_that_is_locked() {
         .execute(&mut *tx)
         .await
         .unwrap();
-    let error = locked.extend(&db.pool, 10 * MINUTE).await.unwrap_err();
+    let error = locked.extend(&db.pool, lasting(10 * MINUTE)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Contention);
     assert!(error.is_retryable());
-    free.extend(&db.pool, 10 * MINUTE).await.unwrap();
+    free.extend(&db.pool, lasting(10 * MINUTE)).await.unwrap();
     tx.rollback().await.unwrap();
     db.advance(5 * MINUTE).await;
-    locked.extend(&db.pool, 10 * MINUTE).await.unwrap();
+    locked.extend(&db.pool, lasting(10 * MINUTE)).await.unwrap();
     assert_eq!(remaining(&db, &mut db.conn().await).await, 10 * MINUTE, "from now");
     locked.release_leased(&db.pool).await.unwrap();
     free.release_leased(&db.pool).await.unwrap();

@@ -9,7 +9,7 @@ use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::support::db::{PATIENCE, TestDb, op, started};
+use crate::support::db::{PATIENCE, TestDb, lasting, op, started};
 use crate::support::proxy::Proxy;
 
 #[tokio::test]
@@ -124,7 +124,7 @@ async fn a_heartbeat_that_comes_late_does_not_revive_a_claim_that_was_given_up()
     let mut claim = db.lease(&op("k"), minute).await;
     let lapse = format!("call {{}}.lapse_leased('test/scope', 'k', '{}')", claim.token());
     db.execute(&lapse).await;
-    let late = claim.extend(&db.pool, minute).await.unwrap_err();
+    let late = claim.extend(&db.pool, lasting(minute)).await.unwrap_err();
     assert_eq!(late.kind(), pgonce::ErrorKind::ClaimLost);
     assert_eq!(db.ask::<String>("select claim from {}.keys").await, "lapsed");
 }

@@ -225,7 +225,7 @@ async fn late_verb(pool: PgPool, mut claim: Claim, verb: &'static str, gate: Gat
     gate.pass().await;
     let mut conn = pool.acquire().await.unwrap();
     let outcome: Result<(), Error> = match verb {
-        "extend" => claim.extend(&pool, LONG).await,
+        "extend" => claim.extend(&pool, lasting(LONG)).await,
         "complete" => claim.complete(&mut conn, Response::bytes("late")).await,
         "fail" => claim.fail(&mut conn, Response::bytes("late")).await,
         _ => claim.release(&mut conn).await,

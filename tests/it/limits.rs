@@ -135,10 +135,8 @@ async fn an_extension_outside_its_range_is_refused() {
     let mut conn = db.conn().await;
     let minute = 60 * SECOND;
     let mut claim = db.lease(&op("k").policy(kept_for(minute)), SECOND).await;
-    for lease in [Duration::ZERO, Duration::MAX] {
-        let error = claim.extend(&db.pool, lease).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::InvalidInput);
-    }
+    let error = claim.extend(&db.pool, lasting(Duration::MAX)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
     claim.release(&mut conn).await.unwrap();
 }
 

@@ -4,7 +4,7 @@ use pgonce::{Error, ErrorKind, Lease, PgOnce, Response, RunError, SchemaName};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::crash::pool_of_one;
-use crate::support::db::{PATIENCE, TestDb, effect, op};
+use crate::support::db::{PATIENCE, TestDb, effect, lasting, op};
 
 #[tokio::test]
 async fn a_right_that_is_missing_names_the_object_and_the_schema() {
@@ -60,7 +60,7 @@ async fn a_claim_in_another_database_is_not_an_outdated_schema() {
     let pool = pool_of_one(db.options.clone().database(&other));
     let mut claim = db.lease(&op("extend"), PATIENCE).await;
     let lost = [
-        claim.extend(&pool, PATIENCE).await.unwrap_err(),
+        claim.extend(&pool, lasting(PATIENCE)).await.unwrap_err(),
         db.lease(&op("leased"), PATIENCE)
             .await
             .complete_leased(&pool, Response::empty())

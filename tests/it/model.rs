@@ -244,7 +244,7 @@ impl History<'_> {
             row.lease_expires = row.lease_expires.max(now + lease);
         }
         let mut conn = self.db.conn().await;
-        let result = claim.extend(&self.db.pool, Duration::from_secs(lease)).await;
+        let result = claim.extend(&self.db.pool, lasting(Duration::from_secs(lease))).await;
         check(result, expected, &mut conn).await;
     }
 

@@ -78,7 +78,7 @@ async fn every_transaction_of_a_procedure_begins_at_read_committed() {
 /// All calls of a caller with its own key, without competition: none may fail in favor of another transaction.
 async fn calls(db: &TestDb, pool: &sqlx::PgPool, key: &str) -> Result<(), pgonce::Error> {
     let mut claim = started(db.once.begin_leased(pool, &op(key), lasting(MINUTE)).await?);
-    claim.extend(pool, MINUTE).await?;
+    claim.extend(pool, lasting(MINUTE)).await?;
     claim.complete_leased(pool, Response::bytes(key)).await?;
     let released =
         started(db.once.begin_leased(pool, &op(&format!("{key} r")), lasting(MINUTE)).await?);

@@ -49,7 +49,7 @@ async fn the_app_can_do_what_a_service_does() {
     let minute = Duration::from_secs(60);
     let mut claim =
         started(db.once.begin_leased(&pool, &op("leased"), lasting(minute)).await.unwrap());
-    claim.extend(&pool, minute * 2).await.unwrap();
+    claim.extend(&pool, lasting(minute * 2)).await.unwrap();
     claim.release(&mut conn).await.unwrap();
     assert!(!step_and_fail(&db, &pool, &op("half done")).await);
     let status = db.once.status(&mut conn, op("k").scope(), &Key::new("half done").unwrap()).await;

@@ -202,7 +202,7 @@ pub async fn exercise_the_rest(db: &TestDb) -> String {
             db.once.begin_leased(&db.pool, &op(key), lasting(Duration::from_secs(60))).await;
         let mut claim = started(begun.unwrap());
         show(&claim);
-        claim.extend(&db.pool, Duration::from_secs(90)).await.unwrap();
+        claim.extend(&db.pool, lasting(Duration::from_secs(90))).await.unwrap();
         let response = Response::bytes(CANARY).with_headers(CANARY);
         match end {
             0 => claim.complete_leased(&db.pool, response).await,

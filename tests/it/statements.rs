@@ -12,7 +12,7 @@ use pgonce_testing::Throwaway;
 use sqlx::PgConnection;
 
 use crate::server_log::{logged, logging};
-use crate::support::db::{PATIENCE, TestDb, effect, on_lapse, op, started};
+use crate::support::db::{PATIENCE, TestDb, effect, lasting, on_lapse, op, started};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -274,7 +274,7 @@ async fn everything(db: &TestDb) {
     }
     for end in ["complete leased", "fail leased", "release leased"] {
         let mut claim = db.lease(&op(end), MINUTE).await;
-        claim.extend(pool, MINUTE).await.unwrap();
+        claim.extend(pool, lasting(MINUTE)).await.unwrap();
         match end {
             "complete leased" => claim.complete_leased(pool, Response::empty()).await.unwrap(),
             "fail leased" => claim.fail_leased(pool, Response::empty()).await.unwrap(),

@@ -3,7 +3,7 @@
 use pgonce::{Failure, Inbox, Received, Response};
 use sqlx::{Connection, Row};
 
-use crate::support::db::{TestDb, effect, op, started, word};
+use crate::support::db::{TestDb, effect, lasting, op, started, word};
 
 /// Inserted, updated, HOT-updated and dead tuples of the keys table so far.
 #[derive(Debug, PartialEq)]
@@ -59,7 +59,7 @@ async fn extending_a_lease_is_a_hot_update() {
     let mut claim = db.lease(&op("k"), minute).await;
     let mut conn = db.conn().await;
     for n in 2..20 {
-        claim.extend(&db.pool, n * minute).await.unwrap();
+        claim.extend(&db.pool, lasting(n * minute)).await.unwrap();
     }
     claim.complete(&mut conn, Response::empty()).await.unwrap();
     conn.close().await.unwrap();

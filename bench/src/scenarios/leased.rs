@@ -91,7 +91,7 @@ impl Parts {
             anyhow::bail!("a new key is not new");
         };
         for _ in NAMES {
-            claim.extend(&self.pool, LEASE).await?;
+            claim.extend(&self.pool, Lease::new(LEASE)?).await?;
         }
         claim.complete_leased(&self.pool, Response::json(&value(460))?).await?;
         Ok(())

@@ -211,7 +211,7 @@ async fn an_operator_who_saw_another_attempt_decides_nothing() {
     db.advance(MINUTE).await;
     let lapsed = seen().await;
     // The holder was alive after all. Same token, but an operator must not decide.
-    claim.extend(&db.pool, MINUTE).await.unwrap();
+    claim.extend(&db.pool, Lease::new(MINUTE).unwrap()).await.unwrap();
     refused(&lapsed, "the claim is live: its holder may be at work").await;
     claim.release(&mut db.conn().await).await.unwrap();
     let released = seen().await;

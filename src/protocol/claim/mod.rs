@@ -9,6 +9,7 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::error::{Result, of_claim};
+use crate::leased::lease::Lease;
 use crate::operation::key::{Key, Scope, log_hash};
 use crate::operation::millis;
 use crate::operation::response::Response;
@@ -182,18 +183,18 @@ impl Claim {
         self.id().release(pool).await
     }
 
-    /// Pushes the lease to `lease` from now, on the database's clock, and commits that. Never shortens it. Takes a
-    /// connection of the pool for a moment.
+    /// Pushes the end of the lease to the [length](Lease::new) of `lease` from now, on the database's clock, and commits
+    /// that. Never shortens it. Takes a connection of the pool for a moment.
     ///
     /// # Errors
     /// [`ClaimLost`](crate::ErrorKind::ClaimLost) when the claim was taken over;
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a lease of zero or above ten years;
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a lease above ten years;
     /// [`Contention`](crate::ErrorKind::Contention) while another transaction has the key's row locked.
     ///
     /// # Cancel safety
     /// Dropped before it returns, the lease may or may not be longer; call it again.
-    pub async fn extend(&mut self, pool: &PgPool, lease: Duration) -> Result<()> {
-        self.id().extend(pool, lease).await
+    pub async fn extend(&mut self, pool: &PgPool, lease: Lease) -> Result<()> {
+        self.id().extend(pool, lease.length).await
     }
 
     pub(crate) fn id(&self) -> ClaimId {

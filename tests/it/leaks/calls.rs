@@ -28,7 +28,7 @@ async fn leased_calls(db: &TestDb, pool: &PgPool, leave: impl AsyncFn(), how: &s
         let mut claim = started(begun.unwrap_or_else(|error| panic!("{key}: {error:?}")));
         assert_eq!(state(db, key).await, "live", "{key}");
         leave().await;
-        claim.extend(pool, 2 * LEASE).await.unwrap();
+        claim.extend(pool, lasting(2 * LEASE)).await.unwrap();
         let longer = "select count(*) from {}.keys where lease_expires_at > created_at + '61 s'";
         let longer = format!("{longer} and key = '{key}'");
         assert_eq!(db.ask::<i64>(&longer).await, 1, "{key}");

@@ -29,7 +29,7 @@ async fn procedures_go_on_with_another_connection() {
             let mut claim =
                 started(db.once.begin_leased(&pool, &op(&key), lasting(LEASE)).await.expect(&key));
             leave().await;
-            claim.extend(&pool, LEASE).await.expect(&key);
+            claim.extend(&pool, lasting(LEASE)).await.expect(&key);
             leave().await;
             match end {
                 "completed" => claim.complete_leased(&pool, Response::empty()).await,
