@@ -103,7 +103,8 @@ impl Client {
             .bind(None::<Vec<u8>>)
             .bind(self.body().into_bytes())
             .bind(false)
-            .bind(optimistic);
+            .bind(optimistic)
+            .bind(None::<i64>);
         let rows = match self.ask("INSERT", Reach::Shared, query).await {
             Err(code) if code == "IK004" || code == "55P03" => {
                 self.refused(&code);
