@@ -64,7 +64,17 @@ fn is_volatile(text: &str) -> bool {
 type Rule = (&'static str, fn(&str) -> bool, &'static [&'static str]);
 
 /// What no statement may do, and the files that may. Citus replaces three of them: see sql/ops/citus.sql.
-const RULES: [Rule; 10] = [
+const RULES: [Rule; 11] = [
+    (
+        "reckons with times in a CASE of a SET, which Citus refuses under a generic plan",
+        |s| {
+            let set = s.contains("update ").then(|| between(s, " set ", &[" where ", " from "]));
+            let mut cases = set.flatten().unwrap_or_default().split("case ").skip(1);
+            cases
+                .any(|case| case.split(" end").next().is_some_and(|case| case.contains("interval")))
+        },
+        &[],
+    ),
     (
         "names a constraint, whose name Citus changes",
         |s| s.contains("on conflict on constraint"),
