@@ -83,6 +83,16 @@ async fn duplicates(db: &TestDb, pool: &PgPool, name: &str) {
     calls.join_all().await;
 }
 
+/// A call waits for another one for long enough to be logged.
+async fn a_wait(db: &TestDb) {
+    let mut holder = db.pool.begin().await.unwrap();
+    drop(db.once.begin(&mut holder, &operation("waited for")).await.unwrap());
+    let patient = operation("waited for").policy(waits(Duration::from_millis(200)));
+    let work = async |tx: &mut PgConnection| effect(tx, &db.schema, CANARY).await;
+    drop(db.once.run(&db.pool, &patient, work).await.unwrap_err());
+    holder.rollback().await.unwrap();
+}
+
 /// What the functions refuse when called without the library's checks.
 async fn refused(db: &TestDb) {
     let (long, control) = (CANARY.repeat(30), format!("{CANARY}\n"));
@@ -120,6 +130,7 @@ async fn no_value_is_in_any_text_that_the_server_logs() {
         duplicates(&db, &pool, isolation).await;
         pool.close().await;
     }
+    a_wait(&db).await;
     refused(&db).await;
     db.execute("select 'a literal is seen'").await;
     let log = logged(&db, &server).await;
