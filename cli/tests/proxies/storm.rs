@@ -76,10 +76,11 @@ async fn work(conn: &mut PgConnection, key: &str, client: usize) -> sqlx::Result
         let like_the_insert = sqlx::query(
             "select 'another scope', 'another key'
                from (values ($1::text, $2::text, $3::bytea, $4::int8, $5::int2, $6::int4,
-                             $7::bytea, $8::bytea, $9::bool, $10::bool)) v",
+                             $7::bytea, $8::bytea, $9::bool, $10::bool, $11::int8)) v",
         );
         let query = like_the_insert.bind(text).bind(text).bind(bytes).bind(0_i64).bind(0_i16);
-        let query = query.bind(0_i32).bind(bytes).bind(bytes).bind(true).bind(true);
+        let query =
+            query.bind(0_i32).bind(bytes).bind(bytes).bind(true).bind(true).bind(None::<i64>);
         query.execute(conn).await?;
     }
     Ok(done)
