@@ -1,4 +1,4 @@
-//! The layer: a route's policy, put together by a builder.
+//! The layer: a route's settings, put together by a builder.
 
 use std::fmt;
 use std::pin::Pin;
@@ -14,8 +14,8 @@ use tokio_util::task::TaskTracker;
 use super::counters::Counters;
 use super::fingerprint::RequestFingerprint;
 use super::key::KeyRules;
-use super::policy::{Mode, Presence};
 use super::replay::KeptHeaders;
+use super::route::{Mode, Presence};
 use super::settle::{Classify, FinalStatuses};
 use crate::client::PgOnce;
 use crate::error::Result;
@@ -176,7 +176,7 @@ impl IdempotencyLayer {
     }
 
     /// Never refuses and never replays: keys are begun and completed, and what would have been
-    /// answered is counted ([`Counters::observed`]). For trying a policy on live traffic.
+    /// answered is counted ([`Counters::observed`]). For trying settings on live traffic.
     #[must_use]
     pub fn observe(mut self) -> Self {
         self.observe = true;

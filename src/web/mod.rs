@@ -43,8 +43,8 @@ mod key;
 mod layer;
 mod leased;
 mod perform;
-mod policy;
 mod replay;
+mod route;
 #[cfg(feature = "axum")]
 mod run_error;
 mod service;

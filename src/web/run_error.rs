@@ -7,8 +7,8 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 
 use super::answer::Refusal;
 use super::layer::{DOCS, REPLAY_MARKER};
-use super::policy::{PAUSE_MAX, PAUSE_MIN};
 use super::replay;
+use super::route::{PAUSE_MAX, PAUSE_MIN};
 use crate::error::{Error, ErrorKind};
 use crate::operation::response::Response as Stored;
 use crate::transactional::RunError;

@@ -16,7 +16,7 @@ use super::answer::{Answer, Refusal, takes_json};
 use super::body::{BoxError, Buffered, Read, read};
 use super::layer::IdempotencyLayer;
 use super::perform::Panic;
-use super::policy::{Course, Mode, Presence};
+use super::route::{Course, Mode, Presence};
 use super::unkeyed::{Unkeyed, unkeyed};
 use super::{leased, replay, transactional};
 use crate::operation::key::log_hash;

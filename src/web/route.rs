@@ -1,4 +1,4 @@
-//! What a policy says about a request, and to the world.
+//! What a route's settings say about a request, and to the world.
 
 use std::time::Duration;
 
@@ -172,7 +172,7 @@ impl IdempotencyLayer {
         vec![self.replay_marker.clone(), http::header::RETRY_AFTER]
     }
 
-    /// The route's idempotency policy as JSON, to be published: the IETF draft wants a resource to say
+    /// The route's settings as JSON, to be published: the IETF draft wants a resource to say
     /// which keys it takes and for how long it remembers them. Serve it, or put it into an OpenAPI document.
     ///
     /// ```
