@@ -160,7 +160,12 @@ async fn an_error_that_wraps_one_of_ours_is_told_in_words() {
         db.once.run_leased(&db.pool, &op("live"), lease(), run).await.unwrap_err()
     };
     let asked = sqlx::query("select 1/0").execute(&db.pool).await.unwrap_err();
-    let wrapped: [(anyhow::Error, &str); 3] = [
+    let kept = async || {
+        let work = async |_: &mut Work| Err::<(), _>(Failure::keep(Response::empty()));
+        db.once.run_leased(&db.pool, &op("kept"), lease(), work).await.unwrap_err()
+    };
+    let wrapped: [(anyhow::Error, &str); 4] = [
+        (anyhow::Error::new(kept().await), "a final failure is stored"),
         (anyhow::Error::new(inner().await).context("order 4242"), "another claim is live"),
         (anyhow::Error::new(asked).context("order 4242"), "a database error (SQLSTATE 22012)"),
         (anyhow::anyhow!("order 4242"), "the work returned an error"),

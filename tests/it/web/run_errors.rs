@@ -71,6 +71,11 @@ async fn each_answer_has_the_layers_status_and_problem_document() {
     let told = refused(&db, &secret).await;
     assert_eq!((told.status, told.problem()), (200, "omitted"));
 
+    // It is done, and must not be sent under another key.
+    db.complete(&op("text"), "\"text\"").await;
+    let told = refused(&db, &op("text")).await;
+    assert_eq!((told.status, told.problem()), (200, "omitted"));
+
     db.execute("alter table {}.idempotency_keys rename to gone").await;
     let told = refused(&db, &op("new")).await;
     assert_eq!((told.status, told.problem()), (500, "commit_refused"));
@@ -111,6 +116,18 @@ async fn a_kept_failure_is_sent_as_it_is_stored() {
     let told = answer(db.once.run(&db.pool, &op("text"), work).await.unwrap_err()).await;
     assert_eq!(told.status, 402);
     assert!(!told.headers.contains_key(CONTENT_TYPE), "it is not JSON");
+}
+
+#[tokio::test]
+async fn a_kept_failure_whose_response_is_omitted_says_so() {
+    let db = TestDb::new().await;
+    let tiny = db.once.clone().response_bytes_max(1);
+    let work = async |_: &mut PgConnection| {
+        Err::<(), _>(Failure::keep(Response::bytes("declined").with_code(402)))
+    };
+    tiny.run(&db.pool, &op("k"), work).await.unwrap_err();
+    let told = answer(tiny.run(&db.pool, &op("k"), work).await.unwrap_err()).await;
+    assert_eq!((told.status, told.problem()), (402, "omitted"));
 }
 
 #[tokio::test]
