@@ -19,15 +19,19 @@ pub(crate) fn redacted(error: &(dyn StdError + 'static)) -> String {
         let is_databases = causes(error).any(|error| error.is::<sqlx::Error>());
         return if is_databases { UNREACHED } else { "a connection failed" }.to_owned();
     }
-    let says = |error: &(dyn StdError + 'static)| {
-        let ours = error.downcast_ref::<Error>().map(Error::to_string);
-        let of = |answer: Option<&dyn std::fmt::Display>| answer.map(ToString::to_string);
-        ours.or_else(|| of(error.downcast_ref::<InProgress>().map(|answer| answer as _)))
-            .or_else(|| of(error.downcast_ref::<Mismatch>().map(|answer| answer as _)))
-            .or_else(|| of(error.downcast_ref::<Held>().map(|answer| answer as _)))
-            .or_else(|| of(error.downcast_ref::<Decided>().map(|answer| answer as _)))
+    let says = |error| {
+        text::<Error>(error)
+            .or_else(|| text::<InProgress>(error))
+            .or_else(|| text::<Mismatch>(error))
+            .or_else(|| text::<Held>(error))
+            .or_else(|| text::<Decided>(error))
     };
     causes(error).filter_map(says).last().unwrap_or_else(|| OPAQUE.to_owned())
+}
+
+/// The text of an error, if it is of this type.
+fn text<T: StdError + 'static>(error: &(dyn StdError + 'static)) -> Option<String> {
+    error.downcast_ref::<T>().map(ToString::to_string)
 }
 
 /// The source of an error that only says how an operation ended.

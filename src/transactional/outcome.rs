@@ -146,6 +146,13 @@ impl WorkError for Failure {
         self.error().map(|error| error as _)
     }
 
+    fn keep(&self) -> Option<Response> {
+        match &self.0 {
+            Kind::Keep(response) => Some(response.clone()),
+            Kind::Undo(_) => None,
+        }
+    }
+
     fn into_ending(self) -> Ending<Self> {
         match self.0 {
             Kind::Keep(response) => Ending::Keep(response),
