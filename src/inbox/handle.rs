@@ -127,17 +127,17 @@ impl Inbox {
             self.once.run(pool, &op, work).await
         } else {
             // The message may have killed its consumer: a claim that is committed first counts this attempt.
-            let work = async |held: &mut Work| {
+            let work = async |given: &mut Work| {
                 // After a serialization failure or deadlock, as in `run`.
                 let mut restarts = Restarts::default();
                 loop {
-                    let tx = match held.last_tx().await {
+                    let tx = match given.last_tx().await {
                         Ok(tx) => tx,
                         Err(error) => return Err(Ending::Undo(error.into())),
                     };
                     match work.clone()(tx).await.map_err(E::into_ending) {
                         Err(Ending::Undo(error)) if error.is_contention() => {
-                            held.undo_last_tx().await;
+                            given.undo_last_tx().await;
                             if !restarts.pause().await {
                                 return Err(Ending::Undo(error));
                             }

@@ -78,7 +78,7 @@ impl PgOnce {
         E: WorkError<Kind>,
         F: AsyncFnOnce(&mut Work) -> Result<T, E>,
     {
-        let work = async |held: &mut Work| work(held).await.map_err(E::into_ending);
+        let work = async |given: &mut Work| work(given).await.map_err(E::into_ending);
         self.perform_leased(pool, op, lease, work).await
     }
 
@@ -101,13 +101,13 @@ impl PgOnce {
         claim.settled = true; // no log line on drop: its end or lapse is reported
         let mut heartbeat = Heartbeat::start(&self.beside, pool, &claim, lease);
         claim.answer_within = heartbeat.loans.answer_within();
-        let mut held = Work::new(pool, op, claim.id(), claim.attempt(), &heartbeat.loans);
+        let mut given = Work::new(pool, op, claim.id(), claim.attempt(), &heartbeat.loans);
         let mut why = Stopped::Lost;
         let ended = {
             let mut stopped = pin!(async { why = heartbeat.stopped().await });
-            before(&mut stopped, work(&mut held)).await
+            before(&mut stopped, work(&mut given)).await
         };
-        let tx = held.tx.take();
+        let tx = given.tx.take();
         let Some(ending) = ended else {
             drop((tx, heartbeat)); // the connection of `tx` is closed
             return Err(stopped(pool, on_lapse, &claim.id(), why).await.into());

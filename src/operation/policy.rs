@@ -1,4 +1,4 @@
-//! The rules that a key is under.
+//! How long a key is remembered, waited for and tried again.
 
 use std::time::Duration;
 
@@ -112,8 +112,9 @@ impl Policy {
     /// How long to wait when another caller works on the same key: zero (answer *in progress* at once) to one hour.
     ///
     /// The verbs wait for another open transaction, on the caller's connection. `run` and HTTP routes also wait out a
-    /// leased claim, without holding a connection; of their calls that wait for the same key, through clones of one
-    /// [`PgOnce`](crate::PgOnce) and on one pool, at most one holds a connection. An inbox holds one.
+    /// leased claim, without holding a connection. Of their calls that wait with the same request, through clones of one
+    /// [`PgOnce`](crate::PgOnce) and on one pool, at most one waits in the database; the others connect only to look. An
+    /// inbox holds a connection while it waits.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) above the limit.
