@@ -213,7 +213,9 @@ async fn answers(
             tokio::time::sleep(shared.delay).await;
         }
         shared.carries(number).await;
-        if answered < cut {
+        // What is not counted must not wait behind the request to cut at.
+        let is_uncounted = counted.lock().unwrap().front() == Some(&false);
+        if answered < cut || is_uncounted {
             client.write_all(&message).await?;
         }
         if kind == b'Z' && (answered == 0 || counted.lock().unwrap().pop_front().unwrap_or(true)) {
@@ -259,4 +261,13 @@ async fn the_proxy_counts_requests_and_cuts_where_it_should() {
         assert_eq!(proxy.requests(), queries[..2]);
         assert_eq!(db.effects().await, effects, "{cut:?}");
     }
+
+    let proxy = Proxy::start(&db, Some(Cut::After(2)));
+    let mut conn = proxy.options().connect().await.unwrap();
+    conn.execute("select 1").await.unwrap();
+    // Answered, although the next request is the one to cut at.
+    let answered = conn.execute("discard plans");
+    tokio::time::timeout(super::db::PATIENCE, answered).await.expect("an answer").unwrap();
+    conn.execute("select 2").await.unwrap_err();
+    assert_eq!(proxy.requests(), ["select 1", "select 2"]);
 }
