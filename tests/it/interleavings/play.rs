@@ -98,13 +98,21 @@ impl Play {
             self.places[next] = Place::Runs;
             self.turns[next].send(()).map_err(|_| "a program is gone".to_owned())?;
             self.settle(next, control).await?;
-            for program in 0..self.places.len() {
-                if self.places[program] == Place::Blocked && !self.waits(program, control).await {
-                    self.places[program] = Place::Runs;
-                    self.settle(program, control).await?;
-                }
+            while self.wake(control).await? {}
+        }
+    }
+
+    /// Lets the blocked programs run on that wait no more. Returns whether there was one: others may have waited for it.
+    async fn wake(&mut self, control: &mut PgConnection) -> Result<bool, String> {
+        let mut woken = false;
+        for program in 0..self.places.len() {
+            if self.places[program] == Place::Blocked && !self.waits(program, control).await {
+                self.places[program] = Place::Runs;
+                self.settle(program, control).await?;
+                woken = true;
             }
         }
+        Ok(woken)
     }
 
     fn next(&self, choices: &mut usize, orders: &mut Orders) -> Option<usize> {
