@@ -12,12 +12,14 @@ use crate::error::{Error, ErrorKind, Result, database};
 use crate::leased::heartbeat::Beside;
 use crate::operation::key::{Key, Scope};
 use crate::operation::response::Response;
-use crate::operation::{Operation, Policy, attempts, millis};
+use crate::operation::{Class, Operation, Policy, attempts, millis};
 use crate::protocol::answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
 use crate::protocol::claim::Claim;
 use crate::protocol::procedure::ANSWER_MAX;
 use crate::protocol::schema::SchemaName;
 use crate::protocol::statements::Statements;
+use crate::telemetry::spans::span;
+use crate::telemetry::{Counts, Telemetry};
 #[cfg(feature = "tower")]
 use crate::transactional::OwnedTransaction;
 use crate::transactional::{Lines, Plans};
@@ -44,6 +46,8 @@ pub struct PgOnce {
     pub(crate) plans: Plans,
     pub(crate) policy: Policy,
     pub(crate) response_bytes_max: u32,
+    pub(crate) class: Class,
+    pub(crate) telemetry: Arc<Telemetry>,
 }
 
 const RESPONSE_BYTES_MAX_DEFAULT: u32 = 1024 * 1024;
@@ -67,6 +71,8 @@ impl PgOnce {
             schema,
             policy: Policy::new(),
             response_bytes_max: RESPONSE_BYTES_MAX_DEFAULT,
+            class: Class::default(),
+            telemetry: Arc::default(),
         }
     }
 
@@ -133,7 +139,13 @@ impl PgOnce {
     /// # Cancel safety
     /// If dropped, the claim may be in the transaction: roll back.
     pub async fn begin(&self, conn: &mut PgConnection, op: &Operation) -> Result<Begin> {
-        self.ask(conn, op, self.policy_of(op).wait).await
+        let counts = self.counts(op);
+        let span = span!("pgonce.begin", "begin_operation");
+        counts.begun(&span, op);
+        let ask = self.ask(conn, op, self.policy_of(op).wait);
+        let begin = counts.traced(&span, &op.scope, &op.key, ask).await?;
+        begin.count(&counts, op, &span);
+        Ok(begin)
     }
 
     pub(crate) async fn ask(
@@ -178,7 +190,7 @@ impl PgOnce {
         Ok(match get::<&str>(row, "answer")? {
             "started" => {
                 let token = token.map_or_else(|| get(row, "token"), Ok)?;
-                let mut claim = self.claim(&op.scope, &op.key, token, attempt()?);
+                let mut claim = self.claim(&op.scope, &op.key, token, attempt()?, self.counts(op));
                 claim.failed_retention = self.policy_of(op).failed_retention;
                 claim.recovered = get::<Option<bool>>(row, "recovered")?.unwrap_or_default();
                 Begin::Started(claim)
@@ -200,8 +212,16 @@ impl PgOnce {
         })
     }
 
-    pub(crate) fn claim(&self, scope: &Scope, key: &Key, token: Uuid, attempt: u32) -> Claim {
+    pub(crate) fn claim(
+        &self,
+        scope: &Scope,
+        key: &Key,
+        token: Uuid,
+        attempt: u32,
+        counts: Arc<Counts>,
+    ) -> Claim {
         Claim {
+            counts,
             scope: scope.clone(),
             key: key.clone(),
             token,

@@ -10,9 +10,14 @@ mod leased;
 mod maintenance;
 mod operation;
 mod protocol;
+mod telemetry;
 mod transactional;
 #[cfg(feature = "tower")]
 pub mod web;
+
+#[cfg(feature = "metrics")]
+#[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+pub use telemetry::names as metrics;
 
 pub use client::PgOnce;
 pub use error::{Error, ErrorKind, Result};
@@ -20,7 +25,7 @@ pub use inbox::{Handled, Inbox, Message, Receipt, Received, Verdict};
 pub use leased::{Lease, Recovery, Step, Work};
 pub use maintenance::{Migrated, Reaped, Reaper};
 pub use operation::{
-    Fingerprint, FingerprintSecret, Key, OnLapse, Operation, Policy, Response, Scope,
+    Class, Fingerprint, FingerprintSecret, Key, OnLapse, Operation, Policy, Response, Scope,
 };
 pub use protocol::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
 pub use protocol::{
@@ -50,6 +55,10 @@ pub mod _docs {
     pub mod failure_modes {}
     #[doc = include_str!("docs/operations.md")]
     pub mod operations {}
+    // Links to constants and methods of the features.
+    #[cfg(all(feature = "metrics", feature = "tower"))]
+    #[doc = include_str!("docs/observability.md")]
+    pub mod observability {}
     #[doc = include_str!("docs/upgrading.md")]
     pub mod upgrading {}
     #[doc = include_str!("docs/compile-errors.md")]

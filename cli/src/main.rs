@@ -6,6 +6,7 @@ mod derived_key;
 mod doctor;
 mod exit;
 mod get;
+mod hash;
 mod inbox;
 mod interrupt;
 mod list;
@@ -46,6 +47,7 @@ enum Command {
     List(list::Args),
     Get(get::Args),
     DerivedKey(derived_key::Args),
+    Hash(hash::Args),
     Release(release::Args),
     Resolve(resolve::Args),
     Inbox(inbox::Args),
@@ -78,8 +80,9 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
     let Cli { global, command } = cli;
     match command {
         Command::Demo(args) => demo::run(&global, &args).await,
-        // `derived-key` and `migrate --print` need no database.
+        // `derived-key`, `hash` and `migrate --print` need no database.
         Command::DerivedKey(args) => derived_key::run(&global, &args),
+        Command::Hash(args) => hash::run(&global, &args),
         Command::Migrate(args) if args.print => migrate::print(&global),
         Command::Migrate(_) => migrate::run(&mut global.session().await?).await,
         Command::Check(_) => check::run(&global).await,

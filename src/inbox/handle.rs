@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::leased::work::Work;
 use crate::operation::{Operation, millis};
 use crate::protocol::procedure;
+use crate::telemetry::Event;
 use crate::transactional::OwnedTransaction;
 use crate::transactional::{Done, Ending, Restarts, RunError, WorkError, jitter};
 
@@ -113,7 +114,7 @@ impl Inbox {
         let op = match self.operation(&message.id) {
             Ok(op) => op,
             Err(error) => {
-                let verdict = Verdict::DeadLetter(error.to_string());
+                let verdict = self.counted(&message.id, Verdict::DeadLetter(error.to_string()));
                 return Handled { verdict, result: Err(error.into()) };
             }
         };
@@ -138,6 +139,7 @@ impl Inbox {
                     match work.clone()(tx).await.map_err(E::into_ending) {
                         Err(Ending::Undo(error)) if error.is_contention() => {
                             given.undo_last_tx().await;
+                            self.counts().count(&self.consumer, Event::Restarted);
                             if !restarts.pause().await {
                                 return Err(Ending::Undo(error));
                             }
@@ -150,7 +152,7 @@ impl Inbox {
         };
         let ended = End::of(&result, began.load(Ordering::Relaxed));
         let verdict = self.verdict(pool, &op, ended, !first).await;
-        Handled { verdict, result }
+        Handled { verdict: self.counted(&message.id, verdict), result }
     }
 
     /// Counts a failed attempt at a [received](Inbox::receive) message, after its transaction was rolled back. Takes a
@@ -164,8 +166,23 @@ impl Inbox {
     /// If dropped, the attempt may or may not be counted.
     pub async fn failed(&self, pool: &PgPool, id: &str, error: &str) -> Result<Verdict> {
         let op = self.operation(id)?;
-        let row = self.count(pool, &op, error).await?;
-        self.after(&row)
+        let row = self.count_attempt(pool, &op, error).await?;
+        Ok(self.counted(id, self.after(&row)?))
+    }
+
+    /// Counts a verdict. Logs a dead message, without its reason: that may quote the message.
+    fn counted(&self, id: &str, verdict: Verdict) -> Verdict {
+        let event = match verdict {
+            Verdict::Ack => Event::Acknowledged,
+            Verdict::Retry(_) => Event::Retried,
+            Verdict::DeadLetter(_) => Event::DeadLettered,
+        };
+        let counts = self.counts();
+        counts.count(&self.consumer, event);
+        if event == Event::DeadLettered {
+            tracing::warn!(key = counts.hash(self.consumer.as_str(), id), "a message is dead");
+        }
+        verdict
     }
 
     async fn verdict(&self, pool: &PgPool, op: &Operation, ended: End, counted: bool) -> Verdict {
@@ -182,7 +199,7 @@ impl Inbox {
         };
         let told = async {
             let row = match counted {
-                false => self.count(pool, op, &problem).await?,
+                false => self.count_attempt(pool, op, &problem).await?,
                 true => self.status(pool, op).await?,
             };
             self.after(&row)
@@ -190,7 +207,7 @@ impl Inbox {
         told.await.unwrap_or_else(|_| self.retry(1))
     }
 
-    async fn count(&self, pool: &PgPool, op: &Operation, error: &str) -> Result<PgRow> {
+    async fn count_attempt(&self, pool: &PgPool, op: &Operation, error: &str) -> Result<PgRow> {
         let count = |text: Option<String>| async move {
             procedure::ask(pool, self.policy.wait + procedure::ANSWER_MAX, || {
                 sqlx::query(self.once.statements.count_attempt.clone())

@@ -3,10 +3,12 @@
 mod encoding;
 mod handle;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgConnection;
 use sqlx::postgres::PgRow;
+use tracing::Instrument;
 
 use crate::client::{PgOnce, get, response};
 use crate::error::{Error, ErrorKind, Result, database};
@@ -14,8 +16,10 @@ use crate::leased::lease::Lease;
 use crate::operation::key::{Key, Scope};
 use crate::operation::limits::{check_lease, check_pauses};
 use crate::operation::response::Response;
-use crate::operation::{Operation, Policy, attempts, millis};
+use crate::operation::{Class, Operation, Policy, attempts, millis};
 use crate::protocol::record::Record;
+use crate::telemetry::spans::span;
+use crate::telemetry::{Counts, Event};
 
 pub use handle::{Handled, Message, Verdict};
 
@@ -39,6 +43,7 @@ pub struct Inbox {
     first_pause: Duration,
     longest_pause: Duration,
     lease: Lease,
+    class: Option<Class>,
 }
 
 const LEASE_DEFAULT: Duration = Duration::from_secs(10);
@@ -96,6 +101,7 @@ impl Inbox {
             first_pause: FIRST_PAUSE_DEFAULT,
             longest_pause: LONGEST_PAUSE_DEFAULT,
             lease: Lease::new(LEASE_DEFAULT)?,
+            class: None,
         })
     }
 
@@ -128,6 +134,13 @@ impl Inbox {
             )));
         }
         Ok(self)
+    }
+
+    /// What messages are counted under; see [`Class`]. By default the client's class.
+    #[must_use]
+    pub fn class(mut self, class: Class) -> Self {
+        self.class = Some(class);
+        self
     }
 
     /// The lease that [`handle`](Inbox::handle) takes on a redelivered message, and renews while the work runs.
@@ -210,12 +223,14 @@ impl Inbox {
             .bind(millis(self.policy.wait))
             .bind(self.cap())
             .fetch_all(conn)
+            .instrument(span!("pgonce.receive", "receive"))
             .await
             .map_err(database)?;
         let mut rows = rows.iter();
+        let counts = self.counts();
         let received = |op: Result<Operation>| match op.map(|op| (op, rows.next())) {
             Err(error) => Ok(Received::Refused(error)),
-            Ok((op, Some(row))) => received(op, row),
+            Ok((op, Some(row))) => received(op, row, &counts),
             Ok((_, None)) => {
                 Err(Error::new(ErrorKind::SchemaTooNew, "receive gave too few answers"))
             }
@@ -271,7 +286,13 @@ impl Inbox {
     }
 
     fn operation(&self, id: &str) -> Result<Operation> {
-        Ok(Operation::new(&self.consumer, id)?.policy(self.policy))
+        let mut op = Operation::new(&self.consumer, id)?.policy(self.policy);
+        op.class.clone_from(&self.class);
+        Ok(op)
+    }
+
+    fn counts(&self) -> Arc<Counts> {
+        self.once.telemetry.of(self.class.as_ref().unwrap_or(&self.once.class))
     }
 
     fn cap(&self) -> i32 {
@@ -279,15 +300,27 @@ impl Inbox {
     }
 }
 
-fn received(op: Operation, row: &PgRow) -> Result<Received> {
+fn received(op: Operation, row: &PgRow, counts: &Counts) -> Result<Received> {
+    let count = |event| counts.count(&op.scope, event);
+    count(Event::Begun);
     Ok(match get::<&str>(row, "answer")? {
         "new" => {
+            count(Event::Started);
+            count(Event::Completed);
             let attempt: i32 = get(row, "attempt")?;
             Received::New(Receipt { op, attempt: attempt.unsigned_abs() })
         }
-        "seen" => Received::Seen(response(row)?),
-        "in_progress" => Received::InProgress,
+        "seen" => {
+            count(Event::Replayed);
+            counts.duplicate(&op.scope, op.value);
+            Received::Seen(response(row)?)
+        }
+        "in_progress" => {
+            count(Event::InProgress);
+            Received::InProgress
+        }
         "dead" => {
+            count(Event::Held);
             let or = if get::<&str>(row, "status")? == "failed" { FAILED } else { USED_UP };
             Received::Dead(reason(get(row, "last_error")?, or))
         }

@@ -12,6 +12,7 @@ use crate::operation::limits::check_lease;
 use crate::operation::{Operation, attempts, millis};
 use crate::protocol::answer::Begin;
 use crate::protocol::procedure;
+use crate::telemetry::spans::span;
 
 impl PgOnce {
     /// Begins with a lease, for work that also acts outside the database. The claim is committed when this returns.
@@ -42,7 +43,13 @@ impl PgOnce {
     /// # Cancel safety
     /// If dropped, the claim may be committed; it then lapses with its lease.
     pub async fn begin_leased(&self, pool: &PgPool, op: &Operation, lease: Lease) -> Result<Begin> {
-        self.ask_leased(pool, op, lease, self.policy_of(op).wait).await
+        let counts = self.counts(op);
+        let span = span!("pgonce.begin_leased", "begin_leased");
+        counts.begun(&span, op);
+        let ask = self.ask_leased(pool, op, lease, self.policy_of(op).wait);
+        let begin = counts.traced(&span, &op.scope, &op.key, ask).await?;
+        begin.count(&counts, op, &span);
+        Ok(begin)
     }
 
     pub(crate) async fn ask_leased(

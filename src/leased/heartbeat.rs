@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::leased::lease::Lease;
 use crate::leased::loans::Loans;
 use crate::protocol::claim::{Claim, ClaimId, Extended};
+use crate::telemetry::Event;
 
 /// Heartbeat connections beside each pool. The second one is used if the first gives no answer.
 const CONNECTIONS_MAX: u32 = 2;
@@ -242,7 +243,12 @@ impl Beats {
         let mut held = self.held();
         for (at, due) in due.iter().enumerate() {
             let Some(claim) = held.claims.get_mut(&due.number) else { continue }; // its work has ended
-            match answers.get(at) {
+            let answer = answers.get(at);
+            claim.id.count(match answer {
+                Some(Extended::Pushed) => Event::LeaseRenewed,
+                _ => Event::LeaseNotRenewed,
+            });
+            match answer {
                 Some(Extended::Lost) => {
                     claim.stop(Stopped::Lost);
                     held.claims.remove(&due.number);

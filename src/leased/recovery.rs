@@ -11,11 +11,12 @@ use tokio::task::{Id, JoinSet};
 use crate::client::{PgOnce, get};
 use crate::error::{Error, ErrorKind, Result, database, redacted};
 use crate::leased::before::before;
-use crate::operation::key::{checked, log_hash};
+use crate::operation::key::checked;
 use crate::operation::limits::{SHORTEST, check_pause, check_pauses, outside, spelled};
 use crate::operation::millis;
 use crate::protocol::procedure;
 use crate::protocol::record::{Listed, listed};
+use crate::telemetry::recovered;
 use crate::transactional::OwnedTransaction;
 use crate::transactional::{BoxError, jitter};
 
@@ -204,7 +205,7 @@ impl Recovery {
                 Ok(picked) => {
                     failures = 0;
                     for found in picked {
-                        let key = log_hash(&found.scope, &found.key);
+                        let key = self.once.telemetry.hash(&found.scope, &found.key);
                         // The call of the handler may panic too, not only its future.
                         match catch_unwind(AssertUnwindSafe(|| handler(found))) {
                             Ok(work) => {
@@ -311,6 +312,7 @@ impl Running {
         match problem {
             None => {
                 self.well += 1;
+                recovered("done");
                 tracing::info!(key, "abandoned work was run again");
             }
             Some(problem) => warn(&key, &problem),
@@ -321,5 +323,6 @@ impl Running {
 const PANICKED: &str = "its handler panicked";
 
 fn warn(key: &str, problem: &str) {
+    recovered("failed");
     tracing::warn!(key, problem, "abandoned work was not run to its end");
 }

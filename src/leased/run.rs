@@ -1,11 +1,13 @@
 //! The closure form for work that also acts outside the database.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::PgPool;
+use tracing::{Instrument, Span};
 
 use crate::client::PgOnce;
 use crate::error::{Error, ErrorKind, Result, of_claims_call, redacted};
@@ -18,8 +20,10 @@ use crate::operation::{OnLapse, Operation};
 use crate::protocol::answer::{Begin, Finished};
 use crate::protocol::claim::{Claim, ClaimId};
 use crate::protocol::procedure;
+use crate::telemetry::spans::span;
+use crate::telemetry::{Counts, Event};
 use crate::transactional::OwnedTransaction;
-use crate::transactional::{Done, Ending, Next, RunError, WorkError, answered};
+use crate::transactional::{Done, Ending, Next, RunError, WorkError, answered, say};
 
 /// How long to try to give up a claim whose work got no answer.
 const GIVE_UP_MAX: Duration = Duration::from_secs(5);
@@ -93,10 +97,33 @@ impl PgOnce {
         T: Serialize + DeserializeOwned,
         F: AsyncFnOnce(&mut Work) -> Result<T, Ending<E>>,
     {
-        let mut claim = match self.begin_patiently(pool, op, lease).await? {
-            Begin::Started(claim) => claim,
-            answer => return answered(answer),
+        let counts = self.counts(op);
+        let span = span!("pgonce.run_leased");
+        counts.begun(&span, op);
+        let performed = async {
+            match self.begin_patiently(pool, op, lease, &counts).await? {
+                Begin::Started(claim) => self.perform_claimed(pool, op, lease, claim, work).await,
+                answer => answered(answer),
+            }
         };
+        let ended = performed.instrument(span.clone()).await;
+        say(&ended, &span);
+        ended
+    }
+
+    /// Does the work of a claim, and ends it.
+    async fn perform_claimed<T, E, F>(
+        &self,
+        pool: &PgPool,
+        op: &Operation,
+        lease: Lease,
+        mut claim: Claim,
+        work: F,
+    ) -> Result<Done<T>, RunError<E>>
+    where
+        T: Serialize + DeserializeOwned,
+        F: AsyncFnOnce(&mut Work) -> Result<T, Ending<E>>,
+    {
         let on_lapse = self.policy_of(op).on_lapse;
         claim.settled = true; // no log line on drop: its end or lapse is reported
         let mut heartbeat = Heartbeat::start(&self.beside, pool, &claim, lease);
@@ -117,7 +144,10 @@ impl PgOnce {
             Ok(value) => match self.end_leased(pool, op, claim, tx, value).await {
                 Ok(value) => return Ok(Done::new(value)),
                 // The operation may be completed: keep the claim.
-                Err(error) if error.kind() == ErrorKind::CommitUnknown => return Err(error.into()),
+                Err(error) if error.kind() == ErrorKind::CommitUnknown => {
+                    id.note(&error);
+                    return Err(error.into());
+                }
                 Err(error) => error.into(),
             },
             Err(Ending::Keep(response)) => {
@@ -169,23 +199,31 @@ impl PgOnce {
     }
 
     /// Begins. Waits for another caller's leased claim without a connection.
-    async fn begin_patiently(&self, pool: &PgPool, op: &Operation, lease: Lease) -> Result<Begin> {
-        let mut waiting = self.lines.wait(pool, self.policy_of(op).wait);
-        loop {
+    async fn begin_patiently(
+        &self,
+        pool: &PgPool,
+        op: &Operation,
+        lease: Lease,
+        counts: &Arc<Counts>,
+    ) -> Result<Begin> {
+        let mut waiting = self.lines.wait(pool, self.policy_of(op).wait, Arc::clone(counts));
+        let answer = loop {
             let begin = self.ask_leased(pool, op, lease, waiting.in_database()).await?;
             match &begin {
                 Begin::InProgress(wait) => match waiting.again(op, wait).await {
                     Next::Look => {}
-                    Next::Replay(replay) => return Ok(Begin::Replay(replay)),
-                    Next::GiveUp => return Ok(begin),
+                    Next::Replay(replay) => break Begin::Replay(replay),
+                    Next::GiveUp => break begin,
                 },
-                Begin::Started(_) => return Ok(begin),
+                Begin::Started(_) => break begin,
                 _ => {
                     waiting.end(Some(&begin));
-                    return Ok(begin);
+                    break begin;
                 }
             }
-        }
+        };
+        answer.count(counts, op, &Span::none());
+        Ok(answer)
     }
 }
 
@@ -195,10 +233,12 @@ pub(crate) async fn give_up(pool: &PgPool, on_lapse: OnLapse, id: &ClaimId, told
     // Not released: a remote may have been called, so the key stays bound to this request.
     let at_once = on_lapse == OnLapse::Retry;
     let given_up = id.lapse(pool, told, at_once).await;
-    if let Err(error) = given_up
-        && error.kind() != ErrorKind::ClaimLost
-    {
-        tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given up; it lapses");
+    match given_up {
+        Ok(()) => id.count(Event::Released),
+        Err(error) if error.kind() == ErrorKind::ClaimLost => {}
+        Err(error) => {
+            tracing::warn!(%error, sqlstate = error.sqlstate(), "a claim was not given up; it lapses");
+        }
     }
 }
 
@@ -241,6 +281,7 @@ pub(crate) async fn stopped(pool: &PgPool, on_lapse: OnLapse, id: &ClaimId, why:
         ),
     };
     let error = Error::new(kind, message);
+    id.note(&error);
     if why == Stopped::Silent {
         // If every connection is silent, the claim lapses by itself.
         let told = redacted(&error);

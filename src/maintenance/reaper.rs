@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
 use crate::leased::before::before;
 use crate::operation::limits::{check_pause, outside};
 use crate::protocol::procedure::{Unfit, is_unfit};
+use crate::telemetry;
 
 /// What a reaper has done, and what is left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -131,13 +132,20 @@ impl PgOnce {
             .map_err(database)?;
         let backlog: i64 = get(&row, "backlog")?;
         let oldest_ms: Option<i64> = get(&row, "oldest_ms")?;
-        Ok(Reaped {
+        let reaped = Reaped {
             deleted: pass.deleted,
             took,
             cut_short: pass.more,
             backlog: backlog.unsigned_abs(),
             oldest_overdue: oldest_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-        })
+        };
+        telemetry::reaped(
+            self.schema.as_str(),
+            reaped.deleted,
+            reaped.backlog,
+            reaped.oldest_overdue.unwrap_or_default(),
+        );
+        Ok(reaped)
     }
 }
 

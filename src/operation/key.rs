@@ -1,8 +1,6 @@
 //! Keys: what names an operation in its scope.
 
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -138,13 +136,6 @@ pub(crate) fn digest_of_parts<P: AsRef<[u8]>>(
         digest.update(part);
     }
     digest.finalize().into()
-}
-
-/// What logs may show of a key: a hash under a secret that this process made up and forgets.
-pub(crate) fn log_hash(scope: &str, key: &str) -> String {
-    static SECRET: OnceLock<RandomState> = OnceLock::new();
-    let hash = SECRET.get_or_init(RandomState::new).hash_one((scope, key));
-    format!("{hash:016x}")
 }
 
 impl fmt::Debug for Key {

@@ -1,5 +1,6 @@
 //! Operations: what shall happen once.
 
+pub(crate) mod class;
 pub(crate) mod fingerprint;
 pub(crate) mod key;
 pub(crate) mod limits;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use crate::error::Result;
 
+pub use class::Class;
 pub use fingerprint::{Fingerprint, FingerprintSecret};
 pub use key::Key;
 pub use policy::{OnLapse, Policy};
@@ -38,6 +40,10 @@ pub struct Operation {
     pub(crate) lock_replay: bool,
     pub(crate) secret: bool,
     pub(crate) optimistic: bool,
+    pub(crate) class: Option<Class>,
+    pub(crate) value: u64,
+    /// By a route that only observes: its answers are told nobody.
+    pub(crate) observed: bool,
 }
 
 impl Operation {
@@ -58,6 +64,9 @@ impl Operation {
             lock_replay: false,
             secret: false,
             optimistic: false,
+            class: None,
+            value: 0,
+            observed: false,
         })
     }
 
@@ -90,6 +99,34 @@ impl Operation {
     #[must_use]
     pub fn secret(mut self) -> Self {
         self.secret = true;
+        self
+    }
+
+    /// What this operation is counted under; see [`Class`]. Not part of its identity: the same key under another class
+    /// is the same operation.
+    ///
+    /// ```
+    /// # use pgonce::{Class, Operation};
+    /// let op = Operation::new("acme/payments.create", "order-17")?.class(Class::new("payments.create")?);
+    /// # Ok::<(), pgonce::Error>(())
+    /// ```
+    #[must_use]
+    pub fn class(mut self, class: Class) -> Self {
+        self.class = Some(class);
+        self
+    }
+
+    /// What a second run of this operation would cost, in the unit of [`PgOnce::value_unit`](crate::PgOnce::value_unit):
+    /// counted for each duplicate that is prevented.
+    ///
+    /// ```
+    /// # use pgonce::Operation;
+    /// let op = Operation::new("acme/payments.create", "order-17")?.value(1999);
+    /// # Ok::<(), pgonce::Error>(())
+    /// ```
+    #[must_use]
+    pub fn value(mut self, value: u64) -> Self {
+        self.value = value;
         self
     }
 

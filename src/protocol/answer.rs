@@ -5,10 +5,13 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use tracing::Span;
 
 use crate::error::Result;
+use crate::operation::Operation;
 use crate::operation::response::Response;
 use crate::protocol::claim::Claim;
+use crate::telemetry::{Counts, Event};
 
 /// The answer to a begin: one row of the protocol's decision table.
 ///
@@ -27,6 +30,45 @@ pub enum Begin {
     Mismatch(Mismatch),
     /// The last claim lapsed and an operator must decide.
     Held(Held),
+}
+
+impl Begin {
+    /// Counts the answer that a call got, and says it in the call's span. Not for a route that only observes its keys:
+    /// it has told nobody.
+    pub(crate) fn count(&self, counts: &Counts, op: &Operation, span: &Span) {
+        if op.observed && !matches!(self, Self::Started(_)) {
+            return;
+        }
+        let (answer, event) = match self {
+            Self::Started(claim) => {
+                if claim.recovered {
+                    counts.count(&op.scope, Event::Recovered);
+                }
+                ("started", Event::Started)
+            }
+            Self::Replay(replay) => {
+                if replay.response.is_omitted() {
+                    counts.count(&op.scope, Event::Omitted);
+                }
+                counts.duplicate(&op.scope, op.value);
+                ("replayed", Event::Replayed)
+            }
+            Self::InProgress(_) => ("in_progress", Event::InProgress),
+            Self::Mismatch(_) => ("mismatch", Event::Mismatch),
+            Self::Held(_) => ("held", Event::Held),
+        };
+        counts.count(&op.scope, event);
+        span.record("answer", answer);
+    }
+}
+
+impl From<Finished> for Event {
+    fn from(finished: Finished) -> Self {
+        match finished {
+            Finished::Completed => Self::Completed,
+            Finished::Failed => Self::Failed,
+        }
+    }
 }
 
 /// A stored response and whether it was a success.

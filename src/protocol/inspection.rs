@@ -223,6 +223,7 @@ impl PgOnce {
             .fetch_one(conn)
             .await
             .map_err(database)?;
-        Ok(self.claim(scope, key, token, seen.attempt))
+        let counts = self.telemetry.of(&self.class);
+        Ok(self.claim(scope, key, token, seen.attempt, counts))
     }
 }

@@ -16,6 +16,7 @@ use crate::operation::Operation;
 use crate::operation::response::Response;
 use crate::protocol::answer::{Begin, Finished, InProgress};
 use crate::protocol::procedure::Unfit;
+use crate::telemetry::Event;
 
 /// How many INSERTs without a row, each followed by a look without a row, make a call give up.
 const NO_ROWS_MAX: u32 = 2;
@@ -157,6 +158,9 @@ impl<'a> Call<'a> {
                 match answer {
                     Begin::Started(mut claim) => {
                         claim.settled = true; // it ends with this transaction in any case
+                        if claim.recovered {
+                            self.count(Event::Recovered);
+                        }
                         Right::Claim(claim)
                     }
                     // The replay locked its row, so COMMIT waits for the standby.
@@ -344,7 +348,12 @@ impl<'a> Call<'a> {
     /// The same after a serialization failure or deadlock.
     pub(crate) async fn lost_to_another(&mut self) -> bool {
         self.optimistic = false;
+        self.count(Event::Restarted);
         self.restarts.pause().await
+    }
+
+    fn count(&self, event: Event) {
+        self.once.counts(self.op).count(&self.op.scope, event);
     }
 }
 

@@ -15,7 +15,7 @@ mod work_error;
 #[cfg(feature = "tower")]
 pub(crate) use call::Call;
 pub(crate) use key::Plans;
-pub(crate) use outcome::{BoxError, Ending, answered};
+pub(crate) use outcome::{BoxError, Ending, answered, say};
 pub use outcome::{Done, Failure};
 #[cfg(feature = "tower")]
 pub(crate) use performing::{Begun, Ended, Performing};

@@ -5,12 +5,15 @@ use std::fmt;
 use std::ops::Deref;
 
 use serde::de::DeserializeOwned;
+use tracing::Span;
 
 use super::run_error::RunError;
 use super::work_error::WorkError;
 use crate::error::{Error, ErrorKind};
+use crate::operation::Operation;
 use crate::operation::response::Response;
 use crate::protocol::answer::{Begin, Finished, Replay};
+use crate::telemetry::{Counts, Event, spans};
 
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -70,6 +73,56 @@ fn replayed<T: DeserializeOwned, E>(replay: Replay) -> Result<Done<T>, RunError<
             Ok(Done { value, replayed: true })
         }
     }
+}
+
+/// Counts how a call of `run` ended, and says so in its span.
+pub(crate) fn count<T, E>(
+    ended: &Result<Done<T>, RunError<E>>,
+    op: &Operation,
+    counts: &Counts,
+    span: &Span,
+) {
+    let events = match described(ended) {
+        Ok((answer, events)) => {
+            span.record("answer", answer);
+            events
+        }
+        Err(error) => {
+            spans::record(span, error);
+            return counts.note(&op.scope, &op.key, error);
+        }
+    };
+    for &event in events {
+        counts.count(&op.scope, event);
+        if event == Event::Replayed {
+            counts.duplicate(&op.scope, op.value);
+        }
+    }
+}
+
+/// Says in the span of `run_leased` how it ended. Its claim counts.
+pub(crate) fn say<T, E>(ended: &Result<Done<T>, RunError<E>>, span: &Span) {
+    match described(ended) {
+        Ok((answer, _)) => drop(span.record("answer", answer)),
+        Err(error) => spans::record(span, error),
+    }
+}
+
+fn described<T, E>(
+    ended: &Result<Done<T>, RunError<E>>,
+) -> Result<(&'static str, &'static [Event]), &Error> {
+    use Event as Of;
+    Ok(match ended {
+        Ok(done) if !done.replayed => ("completed", &[Of::Started, Of::Completed]),
+        Ok(_) | Err(RunError::Failed { replayed: true, .. }) => ("replayed", &[Of::Replayed]),
+        Err(RunError::Omitted(_)) => ("replayed", &[Of::Replayed, Of::Omitted]),
+        Err(RunError::Failed { .. }) => ("failed", &[Of::Started, Of::Failed]),
+        Err(RunError::Work { .. }) => ("released", &[Of::Started, Of::Released]),
+        Err(RunError::InProgress(_)) => ("in_progress", &[Of::InProgress]),
+        Err(RunError::Mismatch(_)) => ("mismatch", &[Of::Mismatch]),
+        Err(RunError::Held(_)) => ("held", &[Of::Held]),
+        Err(RunError::Protocol(error)) => return Err(error),
+    })
 }
 
 impl<T> Done<T> {

@@ -19,12 +19,15 @@
 //! SERIALIZABLE it returns to the savepoint instead. After contention a call starts again, 20 starts in all
 //! (`restarts.rs`). `call.rs` has the steps.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::{PgConnection, PgPool};
+use tracing::Instrument;
 
 use super::call::Call;
-use super::outcome::{Done, Ending, answered};
+use super::outcome::{Done, Ending, answered, count};
 use super::performing::{Begun, Ended};
 use super::run_error::RunError;
 use super::work_error::WorkError;
@@ -32,6 +35,7 @@ use crate::client::PgOnce;
 use crate::operation::Operation;
 use crate::operation::response::Response;
 use crate::protocol::answer::Finished;
+use crate::telemetry::spans::span;
 
 impl PgOnce {
     /// Runs `work` once per key, in one transaction with the key and its response.
@@ -94,42 +98,61 @@ impl PgOnce {
         E: WorkError<Kind>,
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
     {
-        let waiting = self.lines.wait(pool, self.policy_of(op).wait);
-        let mut call = Call::new(self, pool, op, waiting);
-        loop {
-            let mut tx = match call.begin().await? {
-                Begun::Started(tx) => tx,
-                Begun::Answered(answer) => return answered(answer),
-            };
-            // A value that no retry could read is a failure of the work.
-            let storable = |value| {
-                Response::of_value(value, op.secret).map_err(|error| Ending::Undo(error.into()))
-            };
-            let worked = work.clone()(&mut tx).await.map_err(E::into_ending).and_then(storable);
-            let (outcome, ended) = match worked {
-                Ok((value, response)) => {
-                    let ended = call.finish(tx, Finished::Completed, response).await;
-                    (Ok(Done::new(value)), ended)
-                }
-                Err(Ending::Keep(response)) => {
-                    let ended = call.keep(tx, response.clone()).await;
-                    (Err(RunError::Failed { response, replayed: false }), ended)
-                }
-                Err(Ending::Undo(error)) => match call.undo(tx).await {
-                    // Never retryable: what the work wrote may be committed.
-                    Err(lost) => return Err(lost.after(&error.redacted()).into()),
-                    Ok(Some(answer)) => return answered(answer),
-                    Ok(None) if error.is_contention() && call.lost_to_another().await => continue,
-                    Ok(None) => return Err(error),
-                },
-            };
-            match ended {
-                Ok(Ended::Committed) => return outcome,
-                Ok(Ended::Answered(answer)) => return answered(answer),
-                Ok(Ended::Lost) => {} // another call got the key: begin again
-                Err(error) if call.starts_again(&error).await => {}
-                Err(error) => return Err(error.into()),
+        let counts = self.counts(op);
+        let span = span!("pgonce.run");
+        counts.begun(&span, op);
+        let waiting = self.lines.wait(pool, self.policy_of(op).wait, Arc::clone(&counts));
+        let call = Call::new(self, pool, op, waiting);
+        let ended = perform(call, op, work).instrument(span.clone()).await;
+        count(&ended, op, &counts, &span);
+        ended
+    }
+}
+
+/// The steps at the head of this file.
+async fn perform<T, E, Kind, F>(
+    mut call: Call<'_>,
+    op: &Operation,
+    work: F,
+) -> Result<Done<T>, RunError<E>>
+where
+    T: Serialize + DeserializeOwned,
+    E: WorkError<Kind>,
+    F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
+{
+    loop {
+        let mut tx = match call.begin().await? {
+            Begun::Started(tx) => tx,
+            Begun::Answered(answer) => return answered(answer),
+        };
+        // A value that no retry could read is a failure of the work.
+        let storable = |value| {
+            Response::of_value(value, op.secret).map_err(|error| Ending::Undo(error.into()))
+        };
+        let worked = work.clone()(&mut tx).await.map_err(E::into_ending).and_then(storable);
+        let (outcome, ended) = match worked {
+            Ok((value, response)) => {
+                let ended = call.finish(tx, Finished::Completed, response).await;
+                (Ok(Done::new(value)), ended)
             }
+            Err(Ending::Keep(response)) => {
+                let ended = call.keep(tx, response.clone()).await;
+                (Err(RunError::Failed { response, replayed: false }), ended)
+            }
+            Err(Ending::Undo(error)) => match call.undo(tx).await {
+                // Never retryable: what the work wrote may be committed.
+                Err(lost) => return Err(lost.after(&error.redacted()).into()),
+                Ok(Some(answer)) => return answered(answer),
+                Ok(None) if error.is_contention() && call.lost_to_another().await => continue,
+                Ok(None) => return Err(error),
+            },
+        };
+        match ended {
+            Ok(Ended::Committed) => return outcome,
+            Ok(Ended::Answered(answer)) => return answered(answer),
+            Ok(Ended::Lost) => {} // another call got the key: begin again
+            Err(error) if call.starts_again(&error).await => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::operation::fingerprint::Fingerprint;
 use crate::operation::key::Key;
 use crate::operation::scope::Scope;
 use crate::protocol::answer::{Begin, InProgress, Replay};
+use crate::telemetry::Counts;
 
 /// The longest pause of a leader that does not wait in the database.
 const LEADER_PAUSE_MAX: Duration = Duration::from_millis(250);
@@ -94,6 +95,9 @@ pub(crate) struct Waiting {
     place: Option<OwnedSemaphorePermit>,
     /// How many leaders may wait in the database: a quarter of the pool's connections.
     in_database_max: u32,
+    counts: Arc<Counts>,
+    /// When the wait began.
+    since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -113,8 +117,10 @@ impl Drop for Slot {
 }
 
 impl Lines {
-    pub(crate) fn wait(&self, pool: &PgPool, bound: Duration) -> Waiting {
+    pub(crate) fn wait(&self, pool: &PgPool, bound: Duration, counts: Arc<Counts>) -> Waiting {
         Waiting {
+            counts,
+            since: None,
             lines: self.clone(),
             options: pool.connect_options(),
             // Longer waits were refused before.
@@ -181,6 +187,7 @@ impl Waiting {
             let Ok(place) = Arc::clone(places).try_acquire_owned() else { return Next::GiveUp };
             self.place = Some(place);
         }
+        self.since.get_or_insert_with(Instant::now);
         self.leased = wait.lease_remaining.is_some();
         self.pauses += 1;
         if let Some(lead) = &mut self.lead {
@@ -214,6 +221,13 @@ impl Waiting {
     /// The call has the key: the next call leads.
     pub(crate) fn leave(&mut self) {
         (self.lead, self.place) = (None, None);
+        self.is_over();
+    }
+
+    fn is_over(&mut self) {
+        if let Some(since) = self.since.take() {
+            self.counts.waited(since.elapsed());
+        }
     }
 
     /// A row decides. The waiting calls get its replay, or look again.
@@ -226,6 +240,7 @@ impl Waiting {
             line.leave(&mut self.lines.locked());
         }
         self.lead = None;
+        self.is_over();
     }
 
     fn join(&mut self, op: &Operation) -> Arc<Line> {
@@ -257,6 +272,7 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.lead = None;
+        self.is_over();
         if let Some(line) = self.line.take() {
             let mut lines = self.lines.locked();
             // Owned by the map and this call only? Checked under the lock: of two calls that drop at once, the second

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::error::{Error, ErrorKind};
 
 /// What the layer did with a request. It is in the extensions of every response that went through
-/// the layer, and [`IdempotencyLayer::counters`](super::IdempotencyLayer::counters) counts it.
+/// the layer, and the metric `pgonce.http.answers` counts it.
 ///
 /// ```
 /// use pgonce::web::Answer;

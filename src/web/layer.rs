@@ -11,7 +11,6 @@ use sqlx::PgPool;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use super::counters::Counters;
 use super::fingerprint::RequestFingerprint;
 use super::key::KeyRules;
 use super::replay::KeptHeaders;
@@ -20,12 +19,13 @@ use super::settle::{Classify, FinalStatuses};
 use crate::client::PgOnce;
 use crate::error::Result;
 use crate::leased::lease::Lease;
-use crate::operation::Policy;
 use crate::operation::key::Scope;
 use crate::operation::limits::check_lease;
+use crate::operation::{Class, Policy};
 
 type ScopeFn = Arc<dyn Fn(&Parts) -> Option<Scope> + Send + Sync>;
 type Authorized = Pin<Box<dyn Future<Output = Result<(), StatusCode>> + Send>>;
+type ValueFn = Arc<dyn Fn(&Parts, &[u8]) -> u64 + Send + Sync>;
 type AuthorizeFn = Arc<dyn Fn(Parts) -> Authorized + Send + Sync>;
 
 /// A [`tower::Layer`](tower_layer::Layer) that makes the handlers under it idempotent: a request with a key that was
@@ -83,7 +83,8 @@ pub struct IdempotencyLayer {
     pub(crate) unused_tx_refused: bool,
     pub(crate) authorize_replay: Option<AuthorizeFn>,
     pub(crate) docs: Arc<str>,
-    pub(crate) counters: Arc<Counters>,
+    pub(crate) class: Option<Class>,
+    pub(crate) value: Option<ValueFn>,
     pub(crate) tasks: TaskTracker,
 }
 
@@ -131,7 +132,8 @@ impl IdempotencyLayer {
             unused_tx_refused: false,
             authorize_replay: None,
             docs: DOCS.into(),
-            counters: Arc::default(),
+            class: None,
+            value: None,
             tasks: TaskTracker::new(),
         }
     }
@@ -331,10 +333,32 @@ impl IdempotencyLayer {
         self
     }
 
-    /// What the layer and all its copies have answered so far.
+    /// What requests are counted under; see [`Class`]. By default their matched path in an axum router, such as
+    /// `/payments/{id}`, or else the client's class.
     #[must_use]
-    pub fn counters(&self) -> &Counters {
-        &self.counters
+    pub fn class(mut self, class: Class) -> Self {
+        self.class = Some(class);
+        self
+    }
+
+    /// What a second run of a request would cost, in the unit of [`PgOnce::value_unit`]: the amount of a payment, say.
+    /// Counted for each duplicate that is prevented. The function gets the request's head and its whole body.
+    ///
+    /// ```no_run
+    /// # fn example(layer: pgonce::web::IdempotencyLayer) {
+    /// let layer = layer.value(|_, body| {
+    ///     let request: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    ///     request.and_then(|request| request["cents"].as_u64()).unwrap_or(0)
+    /// });
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn value<F>(mut self, value: F) -> Self
+    where
+        F: Fn(&Parts, &[u8]) -> u64 + Send + Sync + 'static,
+    {
+        self.value = Some(Arc::new(value));
+        self
     }
 
     /// Waits until no leased handler is at work, in this layer and all its copies. Call it when the

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::answer::{Answer, Refusal};
 use super::body::Buffered;
@@ -28,6 +28,7 @@ use crate::operation::response::Response as Stored;
 use crate::operation::{OnLapse, Operation};
 use crate::protocol::answer::{Begin, Finished, InProgress};
 use crate::protocol::claim::{Claim, ClaimId};
+use crate::telemetry::Event;
 use crate::transactional::{Next, Restarts, Waiting, is_contention};
 
 /// How a task ended: with the request, or before the handler had it.
@@ -41,7 +42,7 @@ pub(crate) async fn respond<S, B, R>(
     config: &Arc<IdempotencyLayer>,
     mut inner: S,
     mut request: Request<Buffered<B>>,
-    op: Operation,
+    op: &Operation,
     lease: Lease,
 ) -> Ended<R, S::Error>
 where
@@ -52,7 +53,7 @@ where
     R: Body + Send + 'static,
     R::Data: Send,
 {
-    let mut waiting = config.waiting();
+    let mut waiting = config.waiting(op);
     let mut restarts = Restarts::default();
     loop {
         // Begun in the task, too: a claim committed by a future that is then dropped would have no
@@ -72,7 +73,7 @@ where
             }
         };
         let begun = match begun {
-            Ok(Begin::InProgress(wait)) => match waiting.again(&op, &wait).await {
+            Ok(Begin::InProgress(wait)) => match waiting.again(op, &wait).await {
                 Next::Look => continue,
                 Next::Replay(replay) => Ok(Begin::Replay(replay)),
                 Next::GiveUp => Ok(Begin::InProgress(wait)),
@@ -81,13 +82,16 @@ where
                 waiting.end(Some(&answer));
                 Ok(answer)
             }
-            Err(error) if is_contention(&error) && restarts.pause().await => continue,
+            Err(error) if is_contention(&error) && restarts.pause().await => {
+                config.once.counts(op).count(&op.scope, Event::Restarted);
+                continue;
+            }
             Err(error) => Err(error),
         };
-        return match not_begun(config, begun) {
+        return match not_begun(config, op, begun) {
             NotBegun::Told(begin) => Ended::Told(begin),
             NotBegun::Refused(refusal) => Ended::Refused(refusal),
-            NotBegun::Run(run) => unkeyed(config, inner, request, Some(op), run).await,
+            NotBegun::Run(run) => unkeyed(config, inner, request, Some(op.clone()), run).await,
         };
     }
 }
@@ -105,7 +109,9 @@ where
     R: Body,
 {
     match config.once.ask_leased(&config.pool, &op, lease, waiting.in_database()).await {
-        Ok(Begin::Started(claim)) => {
+        Ok(begin @ Begin::Started(_)) => {
+            begin.count(&config.once.counts(&op), &op, &Span::none());
+            let Begin::Started(claim) = begin else { unreachable!("BUG: it has started") };
             waiting.leave();
             TaskEnd::Ended(run(&config, inner, request, op, lease, claim).await)
         }
@@ -149,6 +155,7 @@ where
             return Ended::Refused(Refusal::uncommitted(&error));
         }
         // Another request holds the key now, so this handler was stopped.
+        drop(claim.id().lost("another request took the key over"));
         undo(handle.finish().checkout).await;
         return told_by_holder(config, &op).await;
     };
@@ -233,6 +240,7 @@ async fn uncommitted<R, E>(
     if error.kind() == ErrorKind::ClaimLost {
         return told_by_holder(config, op).await;
     }
+    id.note(error);
     tracing::warn!(%error, sqlstate = error.sqlstate(), "a handler's work was not committed");
     // So that the retry need not wait for the lease. Refused if the commit got through after all.
     give_up(&config.pool, config.policy.on_lapse, id, Some(&redacted(error))).await;
@@ -273,7 +281,6 @@ impl GivenUp<'_> {
 /// The answer of a request whose claim another one has taken over: what begin answers now, which is
 /// that one's response, or *in progress*. Never its own, which is not the operation's.
 async fn told_by_holder<R, E>(config: &IdempotencyLayer, op: &Operation) -> Ended<R, E> {
-    tracing::warn!("a handler outlived its lease and another request took its key over");
     match config.once.ask_pool(&config.pool, op).await {
         // Given back and free. It is not begun again here: the client decides.
         Ok(Begin::Started(mut claim)) => {

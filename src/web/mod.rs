@@ -33,7 +33,6 @@
 mod accepted;
 mod answer;
 mod body;
-mod counters;
 #[cfg(feature = "axum")]
 mod extract;
 mod fingerprint;
@@ -55,7 +54,6 @@ mod unkeyed;
 pub use accepted::accepted;
 pub use answer::Answer;
 pub use body::Buffered;
-pub use counters::Counters;
 #[cfg(feature = "axum")]
 pub use extract::IdempotencyKey;
 pub use fingerprint::RequestFingerprint;

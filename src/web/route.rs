@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, Request, StatusCode};
+use http::{Extensions, HeaderMap, HeaderName, Request, StatusCode};
 use serde_json::{Value, json};
 use tower_layer::Layer;
 
@@ -15,7 +15,7 @@ use super::service::Idempotency;
 use super::settle::Settle;
 use crate::leased::lease::Lease;
 use crate::operation::key::{Key, Scope};
-use crate::operation::{OnLapse, Operation};
+use crate::operation::{Class, OnLapse, Operation};
 use crate::protocol::answer::InProgress;
 use crate::transactional::Waiting;
 
@@ -69,7 +69,8 @@ impl IdempotencyLayer {
             return Course::Serve;
         };
         if self.observe {
-            self.counters.observe(refusal.answer);
+            let class = self.class_of(request.extensions());
+            self.once.telemetry.of(&class).http_observed(refusal.answer.code());
             return Course::Pass;
         }
         if refusal.answer == Answer::LayeredTwice {
@@ -118,7 +119,7 @@ impl IdempotencyLayer {
         let key = self.key_rules.key_in(&request.headers);
         if self.presence == Presence::Off {
             let named = key.ok().flatten().zip((self.scope)(request));
-            return Ok(named.map(|(key, scope)| self.operation(scope, key)));
+            return Ok(named.map(|(key, scope)| self.operation(scope, key, &request.extensions)));
         }
         let Some(key) = key.map_err(|detail| Refusal::key_malformed(&detail))? else {
             if self.presence == Presence::Optional {
@@ -132,11 +133,11 @@ impl IdempotencyLayer {
                 "The service could not tell whose request this is; its operators must look.";
             return Err(Refusal::new(Answer::NoScope, detail));
         };
-        Ok(Some(self.operation(scope, key)))
+        Ok(Some(self.operation(scope, key, &request.extensions)))
     }
 
     /// Without a fingerprint: the request has not been read.
-    fn operation(&self, scope: Scope, key: Key) -> Operation {
+    fn operation(&self, scope: Scope, key: Key, extensions: &Extensions) -> Operation {
         Operation {
             scope,
             key,
@@ -145,13 +146,22 @@ impl IdempotencyLayer {
             lock_replay: self.lock_replay,
             secret: self.secret,
             optimistic: self.optimistic && !self.observe,
+            class: Some(self.class_of(extensions)),
+            value: 0,
+            observed: self.observe,
         }
     }
 
+    /// What a request is counted under.
+    pub(crate) fn class_of(&self, extensions: &Extensions) -> Class {
+        let class = self.class.clone().or_else(|| matched_path(extensions));
+        class.unwrap_or_else(|| self.once.class.clone())
+    }
+
     /// A request's wait for others with its key. A layer that only observes does not wait.
-    pub(crate) fn waiting(&self) -> Waiting {
+    pub(crate) fn waiting(&self, op: &Operation) -> Waiting {
         let bound = if self.observe { Duration::ZERO } else { self.policy.wait };
-        self.once.lines.wait(&self.pool, bound).with_places(&self.waiters)
+        self.once.lines.wait(&self.pool, bound, self.once.counts(op)).with_places(&self.waiters)
     }
 
     pub(crate) fn too_large(&self) -> Refusal {
@@ -202,6 +212,16 @@ impl IdempotencyLayer {
             "docs": &*self.docs,
         })
     }
+}
+
+#[cfg(feature = "axum")]
+fn matched_path(extensions: &Extensions) -> Option<Class> {
+    extensions.get::<axum::extract::MatchedPath>().and_then(|path| Class::new(path.as_str()).ok())
+}
+
+#[cfg(not(feature = "axum"))]
+fn matched_path(_: &Extensions) -> Option<Class> {
+    None
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {

@@ -19,9 +19,9 @@ use super::perform::Panic;
 use super::route::{Course, Mode, Presence};
 use super::unkeyed::{Unkeyed, unkeyed};
 use super::{leased, replay, transactional};
-use crate::operation::key::log_hash;
 use crate::operation::response::Response as Stored;
 use crate::protocol::answer::Begin;
+use crate::telemetry::spans::span;
 
 /// The service that [`IdempotencyLayer`] wraps around a handler.
 #[derive(Debug, Clone)]
@@ -106,8 +106,9 @@ where
     let json = takes_json(request.headers());
     let has_key = request.headers().contains_key(&config.key_rules.header);
     let ignored = has_key && config.presence == Presence::Off;
+    let counts = config.once.telemetry.of(&config.class_of(request.extensions()));
     // The handler's own log lines are in it too.
-    let span = tracing::info_span!("idempotency", key = tracing::field::Empty);
+    let span = span!("idempotency");
     let ended = match refusal {
         Some(refusal) => Ended::Refused(refusal),
         None => decide(&config, inner, request).instrument(span.clone()).await,
@@ -130,7 +131,8 @@ where
         Ended::Failed(error) => return Err(error),
         Ended::Panicked(panic) => resume_unwind(panic),
     };
-    config.counters.count(answer);
+    counts.http_answer(answer.code());
+    span.record("answer", answer.code());
     span.in_scope(|| tracing::debug!(answer = answer.code(), "answered"));
     // Run without a claim here, and under one of a layer inside.
     if matches!(answer, Answer::Unkeyed | Answer::Unprotected)
@@ -174,7 +176,8 @@ where
     let mut op = match config.name(&parts) {
         Ok(op) => op,
         Err(refusal) if config.observe => {
-            config.counters.observe(refusal.answer);
+            let class = config.class_of(&parts.extensions);
+            config.once.telemetry.of(&class).http_observed(refusal.answer.code());
             None
         }
         Err(refusal) => return Ended::Refused(refusal),
@@ -189,11 +192,13 @@ where
         Read::Whole(bytes, trailers) => {
             if begins && let Some(op) = &mut op {
                 op.fingerprint = Some(config.fingerprint.of(&parts, &bytes));
+                op.value = config.value.as_ref().map_or(0, |value| value(&parts, &bytes));
             }
             Buffered::whole(bytes, trailers)
         }
         Read::TooLarge(body) if config.observe => {
-            config.counters.observe(Answer::RequestTooLarge);
+            let class = config.class_of(&parts.extensions);
+            config.once.telemetry.of(&class).http_observed(Answer::RequestTooLarge.code());
             begins = false;
             body
         }
@@ -208,25 +213,32 @@ where
             return Ended::Refused(Refusal::new(Answer::RequestUnreadable, detail));
         }
     };
-    if let Some(op) = &op
-        && !Span::current().is_disabled()
-    {
-        Span::current().record("key", log_hash(op.scope().as_str(), op.key().as_str()));
+    let counts = op.as_ref().map(|op| config.once.counts(op));
+    if let (Some(op), Some(counts)) = (&op, &counts) {
+        match begins {
+            true => counts.begun(&Span::current(), op),
+            false => counts.name(&Span::current(), op.scope(), op.key()),
+        }
     }
     // Only who asks for a second look pays for a copy.
     let asked_by = config.authorize_replay.as_ref().map(|_| parts.clone());
     let request = Request::from_parts(parts, body);
-    let ended = match (op, &config.mode) {
+    let ended = match (&op, &config.mode) {
         (Some(op), Mode::Transactional) if begins => {
             transactional::respond(config, inner, request, op).await
         }
         (Some(op), Mode::Leased(lease)) if begins => {
             leased::respond(config, inner, request, op, *lease).await
         }
-        (op, _) => unkeyed(config, inner, request, op, Unkeyed::USUAL).await,
+        _ => unkeyed(config, inner, request, op.clone(), Unkeyed::USUAL).await,
     };
     match ended {
-        Ended::Told(begin) => tell(config, begin, asked_by).await,
+        Ended::Told(begin) => {
+            if let (Some(op), Some(counts)) = (&op, &counts) {
+                begin.count(counts, op, &Span::none());
+            }
+            tell(config, begin, asked_by).await
+        }
         ended => ended,
     }
 }

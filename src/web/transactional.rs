@@ -17,6 +17,7 @@ use super::unkeyed::{NotBegun, not_begun, unkeyed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operation::Operation;
 use crate::protocol::answer::{Begin, Finished, InProgress};
+use crate::telemetry::Event;
 use crate::transactional::{Begun, Call, Ended as TxEnd, OwnedTransaction, Performing};
 
 /// How long a rollback may hold up an answer. A statement that the handler gave up on may still run.
@@ -26,24 +27,24 @@ pub(crate) async fn respond<S, B, R>(
     config: &IdempotencyLayer,
     inner: S,
     request: Request<Buffered<B>>,
-    op: Operation,
+    op: &Operation,
 ) -> Ended<R, S::Error>
 where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
-    let mut call = Call::new(&config.once, &config.pool, &op, config.waiting());
+    let mut call = Call::new(&config.once, &config.pool, op, config.waiting(op));
     let begun = match call.begin().await {
         Ok(Begun::Started(performing)) => {
-            return run(config, inner, request, &op, call, performing).await;
+            return run(config, inner, request, op, call, performing).await;
         }
         Ok(Begun::Answered(begin)) => Ok(begin),
         Err(error) => Err(error),
     };
-    match not_begun(config, begun) {
+    match not_begun(config, op, begun) {
         NotBegun::Told(begin) => Ended::Told(begin),
         NotBegun::Refused(refusal) => Ended::Refused(refusal),
-        NotBegun::Run(run) => unkeyed(config, inner, request, Some(op), run).await,
+        NotBegun::Run(run) => unkeyed(config, inner, request, Some(op.clone()), run).await,
     }
 }
 
@@ -60,6 +61,9 @@ where
     S: Service<Request<Buffered<B>>, Response = Response<R>>,
     R: Body,
 {
+    let counts = config.once.counts(op);
+    let count = |event| counts.count(&op.scope, event);
+    count(Event::Started);
     let attempt = performing.attempt();
     let Performing { tx, right } = performing;
     let handle = Handle::lend(&config.pool, false, op.clone(), attempt, Some(tx), None);
@@ -70,6 +74,7 @@ where
         (Ok(_), None) => unreachable!("BUG: the transaction is here unless it was kept"),
         (Err(ended), None) => return ended,
         (Err(ended), Some(tx)) => {
+            count(Event::Released);
             return match undo_work(&mut call, Performing { tx, right }).await {
                 Ok(Some(begin)) if !config.observe => Ended::Told(begin),
                 _ => ended, // its answer stands
@@ -86,7 +91,7 @@ where
             let detail = "The service's operators must look.";
             return Ended::Refused(Refusal::new(Answer::TransactionUnused, detail));
         }
-        config.counters.observe(Answer::TransactionUnused);
+        counts.http_observed(Answer::TransactionUnused.code());
     }
     let performing = Performing { tx, right };
     let ended = match settle {
@@ -96,6 +101,7 @@ where
         Settle::Complete => call.finish(performing, Finished::Completed, stored).await,
         Settle::Fail => call.keep(performing, stored).await,
         Settle::Release | Settle::Lapse => {
+            count(Event::Released);
             return match undo_work(&mut call, performing).await {
                 Ok(Some(begin)) if !config.observe => Ended::Told(begin),
                 Ok(_) => Ended::Answered(response, Answer::Released),
@@ -104,7 +110,10 @@ where
         }
     };
     match ended {
-        Ok(TxEnd::Committed) => Ended::Answered(response, Answer::Performed),
+        Ok(TxEnd::Committed) => {
+            count(if settle == Settle::Fail { Event::Failed } else { Event::Completed });
+            Ended::Answered(response, Answer::Performed)
+        }
         Ok(_) if config.observe => Ended::Answered(response, Answer::Unkeyed),
         Ok(TxEnd::Answered(begin)) => Ended::Told(begin),
         // An optimistic route at SERIALIZABLE, where a failure is kept only with what it was decided from.
@@ -115,6 +124,7 @@ where
             Ended::Answered(response, Answer::Unkeyed)
         }
         Err(error) => {
+            counts.note(&op.scope, &op.key, &error);
             if error.kind() == ErrorKind::TransactionLost {
                 tell_ended(&error);
             } else {

@@ -95,10 +95,14 @@ impl Unkeyed {
 }
 
 /// A begin that did not start the operation.
-pub(crate) fn not_begun(config: &IdempotencyLayer, begun: Result<Begin>) -> NotBegun {
+pub(crate) fn not_begun(
+    config: &IdempotencyLayer,
+    op: &Operation,
+    begun: Result<Begin>,
+) -> NotBegun {
     let error = match begun {
         Ok(begin) if config.observe => {
-            config.counters.observe(answer_to(&begin));
+            config.once.counts(op).http_observed(answer_to(&begin).code());
             return NotBegun::Run(Unkeyed::USUAL);
         }
         Ok(begin) => return NotBegun::Told(begin),
@@ -108,7 +112,7 @@ pub(crate) fn not_begun(config: &IdempotencyLayer, begun: Result<Begin>) -> NotB
     let refusal = Refusal::unasked(&error);
     let connected = error.kind() != ErrorKind::Connection;
     if config.observe {
-        config.counters.observe(refusal.answer);
+        config.once.counts(op).http_observed(refusal.answer.code());
         return NotBegun::Run(Unkeyed { called: Answer::Unkeyed, connected });
     }
     // After anything else the database has been asked and may have answered: it may be done or at work.

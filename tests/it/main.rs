@@ -32,6 +32,7 @@ mod leased_cuts;
 mod leased_failures;
 mod leased_restarts;
 mod limits;
+mod metrics;
 mod migrate;
 mod missing_objects;
 mod model;

@@ -10,12 +10,13 @@ use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result, database, of_claims_call};
 use crate::operation::fingerprint::Fingerprint;
-use crate::operation::key::{Key, Scope, log_hash};
+use crate::operation::key::{Key, Scope};
 use crate::operation::millis;
 use crate::operation::response::Response;
 use crate::protocol::answer::Finished;
 use crate::protocol::procedure;
 use crate::protocol::statements::Statements;
+use crate::telemetry::{Counts, Event};
 use crate::transactional::OwnedTransaction;
 
 /// What names a claim in the table, for those who help its holder.
@@ -25,6 +26,7 @@ pub(crate) struct ClaimId {
     pub(super) key: Key,
     pub(super) token: Uuid,
     pub(crate) statements: Arc<Statements>,
+    pub(crate) counts: Arc<Counts>,
     /// How long a failure is remembered, if not as long as the key.
     pub(super) failed_retention: Option<Duration>,
     /// How long a call for it may take.
@@ -42,6 +44,18 @@ pub(crate) enum Extended {
 impl ClaimId {
     /// Completes or fails the claim. Sent again when the database is away for a moment.
     pub(crate) async fn finish(
+        &self,
+        pool: &PgPool,
+        finished: Finished,
+        response: Response,
+        response_bytes_max: i64,
+    ) -> Result<()> {
+        let ended = self.send_finish(pool, finished, response, response_bytes_max).await;
+        self.counts.ended(&self.scope, &self.key, finished.into(), &ended);
+        ended
+    }
+
+    async fn send_finish(
         &self,
         pool: &PgPool,
         finished: Finished,
@@ -83,11 +97,10 @@ impl ClaimId {
 
     pub(crate) async fn release(&self, pool: &PgPool) -> Result<()> {
         let query = || self.named(&self.statements.release_leased);
-        procedure::call_patiently(pool, self.answer_within, query)
-            .await
-            .0
-            .map(drop)
-            .map_err(of_claims_call)
+        let called = procedure::call_patiently(pool, self.answer_within, query).await.0;
+        let released = called.map(drop).map_err(of_claims_call);
+        self.counts.ended(&self.scope, &self.key, Event::Released, &released);
+        released
     }
 
     pub(crate) async fn extend(&self, pool: &PgPool, lease: Duration) -> Result<()> {
@@ -97,11 +110,24 @@ impl ClaimId {
                 let message = "another transaction has the key's row locked; try again";
                 Err(Error::new(ErrorKind::Contention, message))
             }
-            _ => Err(Error::new(
-                ErrorKind::ClaimLost,
-                "the claim is lost: released, taken over, finished or forgotten",
-            )),
+            _ => Err(self.lost("the claim is lost: released, taken over, finished or forgotten")),
         }
+    }
+
+    /// The error of a lost claim, counted and logged.
+    pub(crate) fn lost(&self, message: &str) -> Error {
+        let error = Error::new(ErrorKind::ClaimLost, message);
+        self.note(&error);
+        error
+    }
+
+    /// Counts and logs an error that the person on call must know of.
+    pub(crate) fn note(&self, error: &Error) {
+        self.counts.note(&self.scope, &self.key, error);
+    }
+
+    pub(crate) fn count(&self, event: Event) {
+        self.counts.count(&self.scope, event);
     }
 
     /// Pushes the leases of claims of one schema, with one call. An answer for each, in their order.
@@ -136,6 +162,7 @@ impl ClaimId {
             .0
             .map(drop)
             .map_err(of_claims_call)
+            .inspect_err(|error| self.note(error))
     }
 
     /// Records a step in the caller's transaction.
@@ -151,6 +178,7 @@ impl ClaimId {
             .await
             .map(drop)
             .map_err(database)
+            .inspect_err(|error| self.note(error))
     }
 
     /// Records a step in a commit of its own.
@@ -167,6 +195,7 @@ impl ClaimId {
             .0
             .map(drop)
             .map_err(of_claims_call)
+            .inspect_err(|error| self.note(error))
     }
 
     /// Reads the recorded steps; it locks the claim's row for a moment.
@@ -175,7 +204,7 @@ impl ClaimId {
     }
 
     pub(crate) fn log_hash(&self) -> String {
-        log_hash(self.scope.as_str(), self.key.as_str())
+        self.counts.hash(self.scope.as_str(), self.key.as_str())
     }
 
     /// A statement with scope, key and token bound.

@@ -6,15 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool};
+use tracing::Span;
 use uuid::Uuid;
 
 use crate::error::{Result, of_claim};
 use crate::leased::lease::Lease;
-use crate::operation::key::{Key, Scope, log_hash};
+use crate::operation::key::{Key, Scope};
 use crate::operation::millis;
 use crate::operation::response::Response;
 use crate::protocol::answer::Finished;
 use crate::protocol::statements::Statements;
+use crate::telemetry::spans::span;
+use crate::telemetry::{Counts, Event};
 pub(crate) use id::{ClaimId, Extended};
 
 /// The right to perform an operation, held by one caller and fenced by its token.
@@ -36,6 +39,7 @@ pub struct Claim {
     pub(crate) token: Uuid,
     pub(crate) attempt: u32,
     pub(crate) statements: Arc<Statements>,
+    pub(crate) counts: Arc<Counts>,
     pub(crate) response_bytes_max: i64,
     /// How long a failure is remembered, if not as long as the key.
     pub(crate) failed_retention: Option<Duration>,
@@ -71,7 +75,8 @@ impl Claim {
     /// back. Outside a transaction, begin again with the same key to find out.
     pub async fn complete(mut self, conn: &mut PgConnection, response: Response) -> Result<()> {
         self.settled = true;
-        self.finish(conn, Finished::Completed, response).await
+        let finish = self.finish(conn, Finished::Completed, response);
+        self.counted(span!("pgonce.complete", "complete"), Event::Completed, finish).await
     }
 
     /// Finishes with the response of a final failure, which every later begin replays.
@@ -87,7 +92,8 @@ impl Claim {
     /// As [`complete`](Claim::complete).
     pub async fn fail(mut self, conn: &mut PgConnection, response: Response) -> Result<()> {
         self.settled = true;
-        self.finish(conn, Finished::Failed, response).await
+        let finish = self.finish(conn, Finished::Failed, response);
+        self.counted(span!("pgonce.fail", "fail"), Event::Failed, finish).await
     }
 
     pub(crate) async fn finish(
@@ -127,14 +133,33 @@ impl Claim {
     /// As [`complete`](Claim::complete).
     pub async fn release(mut self, conn: &mut PgConnection) -> Result<()> {
         self.settled = true;
-        sqlx::query(self.statements.release.clone())
-            .bind(self.scope.as_str())
-            .bind(self.key.as_str())
-            .bind(self.token)
-            .execute(conn)
-            .await
-            .map(drop)
-            .map_err(of_claim)
+        let release = async {
+            sqlx::query(self.statements.release.clone())
+                .bind(self.scope.as_str())
+                .bind(self.key.as_str())
+                .bind(self.token)
+                .execute(conn)
+                .await
+                .map(drop)
+                .map_err(of_claim)
+        };
+        self.counted(span!("pgonce.release", "release"), Event::Released, release).await
+    }
+
+    async fn traced(&self, span: Span, verb: impl Future<Output = Result<()>>) -> Result<()> {
+        self.counts.traced(&span, &self.scope, &self.key, verb).await
+    }
+
+    /// Runs a verb in its span and counts how it ends.
+    async fn counted(
+        &self,
+        span: Span,
+        event: Event,
+        verb: impl Future<Output = Result<()>>,
+    ) -> Result<()> {
+        let ended = self.traced(span, verb).await;
+        self.counts.ended(&self.scope, &self.key, event, &ended);
+        ended
     }
 
     /// As [`complete`](Claim::complete) for a leased claim, when nothing else is to be written with it: takes a
@@ -154,7 +179,9 @@ impl Claim {
     /// Dropped before it returns, it may be completed.
     pub async fn complete_leased(mut self, pool: &PgPool, response: Response) -> Result<()> {
         self.settled = true;
-        self.id().finish(pool, Finished::Completed, response, self.response_bytes_max).await
+        let (id, bytes_max) = (self.id(), self.response_bytes_max);
+        let finish = id.finish(pool, Finished::Completed, response, bytes_max);
+        self.traced(span!("pgonce.complete_leased", "complete_leased"), finish).await
     }
 
     /// As [`fail`](Claim::fail) for a leased claim, when nothing else is to be written with it; see
@@ -167,7 +194,9 @@ impl Claim {
     /// Dropped before it returns, it may be failed.
     pub async fn fail_leased(mut self, pool: &PgPool, response: Response) -> Result<()> {
         self.settled = true;
-        self.id().finish(pool, Finished::Failed, response, self.response_bytes_max).await
+        let (id, bytes_max) = (self.id(), self.response_bytes_max);
+        let finish = id.finish(pool, Finished::Failed, response, bytes_max);
+        self.traced(span!("pgonce.fail_leased", "fail_leased"), finish).await
     }
 
     /// As [`release`](Claim::release) for a leased claim; see [`complete_leased`](Claim::complete_leased). For work that
@@ -180,7 +209,8 @@ impl Claim {
     /// Dropped before it returns, it may be released.
     pub async fn release_leased(mut self, pool: &PgPool) -> Result<()> {
         self.settled = true;
-        self.id().release(pool).await
+        let id = self.id();
+        self.traced(span!("pgonce.release_leased", "release_leased"), id.release(pool)).await
     }
 
     /// Pushes the end of the lease to the [length](Lease::new) of `lease` from now, on the database's clock, and commits
@@ -194,7 +224,9 @@ impl Claim {
     /// # Cancel safety
     /// Dropped before it returns, the lease may or may not be longer; call it again.
     pub async fn extend(&mut self, pool: &PgPool, lease: Lease) -> Result<()> {
-        self.id().extend(pool, lease.length).await
+        let id = self.id();
+        let extend = id.extend(pool, lease.length);
+        self.traced(span!("pgonce.extend", "extend_leases"), extend).await
     }
 
     pub(crate) fn id(&self) -> ClaimId {
@@ -203,6 +235,7 @@ impl Claim {
             key: self.key.clone(),
             token: self.token,
             statements: Arc::clone(&self.statements),
+            counts: Arc::clone(&self.counts),
             failed_retention: self.failed_retention,
             answer_within: self.answer_within,
         }
@@ -213,7 +246,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         if !self.settled {
             tracing::debug!(
-                key = log_hash(self.scope.as_str(), self.key.as_str()),
+                key = self.counts.hash(self.scope.as_str(), self.key.as_str()),
                 attempt = self.attempt,
                 "claim dropped unfinished"
             );

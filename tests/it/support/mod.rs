@@ -2,6 +2,7 @@
 
 pub mod db;
 pub mod example;
+pub mod metrics;
 pub mod proxy;
 pub mod roles;
 pub mod worker;

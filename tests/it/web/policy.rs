@@ -12,16 +12,20 @@ use super::concurrency::sent;
 use super::kit::{Gate, LEASE, MODES, Mode, app, closed_pool, gated, keys, numbered, patient};
 use super::{layer, lease, post, send};
 use crate::support::db::{TestDb, kept_for, waits};
+use crate::support::metrics::Metrics;
 
-/// Counts per answer, given or observed, without zeros.
-fn counts(count: impl Fn(Answer) -> u64) -> HashMap<&'static str, u64> {
-    let all = Answer::ALL.iter().map(|answer| (answer.code(), count(*answer)));
-    all.filter(|(_, count)| *count > 0).collect()
+/// Counts by answer, as expected.
+fn counts(of: &[(&str, u64)]) -> HashMap<String, u64> {
+    of.iter().map(|(answer, count)| ((*answer).to_owned(), *count)).collect()
 }
+
+const ANSWERS: &str = "pgonce.http.answers";
+const OBSERVED: &str = "pgonce.http.observed";
 
 #[tokio::test]
 async fn an_observing_route_never_blocks_and_counts_what_it_would_have_done() {
     for mode in MODES {
+        let metrics = Metrics::of_thread();
         let db = TestDb::new().await;
         let idempotency = mode.layer(&db).observe().request_bytes_max(4);
         let app = app(&db, idempotency.clone(), numbered);
@@ -43,19 +47,20 @@ async fn an_observing_route_never_blocks_and_counts_what_it_would_have_done() {
             assert!(!got.is_replay());
         }
         assert_eq!(db.effects().await as usize, count);
-        let counters = idempotency.counters();
-        let expected = [("performed", 1), ("unkeyed", 5)].into();
-        assert_eq!(counts(|answer| counters.get(answer)), expected);
+        assert_eq!(metrics.by_answer(ANSWERS), counts(&[("performed", 1), ("unkeyed", 5)]));
         let expected =
             ["replayed", "mismatch", "key_missing", "key_malformed", "request_too_large"]
                 .map(|code| (code, 1));
-        assert_eq!(counts(|answer| counters.observed(answer)), expected.into());
+        assert_eq!(metrics.by_answer(OBSERVED), counts(&expected));
+        // Nobody was told, and nothing was prevented.
+        assert_eq!(metrics.all().keys().find(|name| name.starts_with("pgonce.duplicates")), None);
     }
 }
 
 #[tokio::test]
 async fn an_observing_route_lets_duplicates_in_flight_run() {
     for mode in MODES {
+        let metrics = Metrics::of_thread();
         let db = TestDb::new().await;
         let gate = Gate::new();
         let idempotency = mode.layer(&db).observe().policy(waits(Duration::from_secs(60))).unwrap();
@@ -67,10 +72,7 @@ async fn an_observing_route_lets_duplicates_in_flight_run() {
         assert_eq!(duplicate.status, StatusCode::CREATED);
         gate.open();
         assert_eq!(patient(first).await.unwrap().answer, Some(Answer::Performed));
-        assert_eq!(
-            (db.effects().await, idempotency.counters().observed(Answer::InProgress)),
-            (2, 1)
-        );
+        assert_eq!((db.effects().await, metrics.observed(Answer::InProgress)), (2, 1));
     }
 }
 
@@ -95,6 +97,7 @@ async fn an_observing_route_keeps_a_loser_its_answer_and_its_writes() {
 #[tokio::test]
 async fn an_observing_route_needs_no_database() {
     for mode in MODES {
+        let metrics = Metrics::of_thread();
         let db = TestDb::new().await;
         let pool = closed_pool(&db).await;
         let scope = |_: &http::request::Parts| pgonce::Scope::new("s").ok();
@@ -103,14 +106,14 @@ async fn an_observing_route_needs_no_database() {
             axum::response::IntoResponse::into_response(numbered(call))
         });
         assert_eq!(send(&down.router, post("k", "")).await.status, StatusCode::CREATED);
-        let observed = counts(|answer| idempotency.counters().observed(answer));
-        assert_eq!(observed, [("unavailable", 1)].into());
+        assert_eq!(metrics.by_answer(OBSERVED), counts(&[("unavailable", 1)]));
     }
 }
 
 #[tokio::test]
 async fn every_answer_is_counted_once_and_by_all_copies_together() {
     for mode in MODES {
+        let metrics = Metrics::of_thread();
         let db = TestDb::new().await;
         let idempotency = mode.layer(&db);
         let fine = app(&db, idempotency.clone(), numbered);
@@ -125,7 +128,6 @@ async fn every_answer_is_counted_once_and_by_all_copies_together() {
         ] {
             send(&app.router, post(key, body)).await;
         }
-        let counters = idempotency.counters();
         let expected = [
             ("performed", 1),
             ("replayed", 2),
@@ -133,10 +135,8 @@ async fn every_answer_is_counted_once_and_by_all_copies_together() {
             ("released", 1),
             ("key_malformed", 1),
         ];
-        assert_eq!(counts(|answer| counters.get(answer)), expected.into());
-        let all: HashMap<_, _> = counters.all().filter(|(_, count)| *count > 0).collect();
-        assert_eq!((all.len(), all[&Answer::Replayed]), (5, 2));
-        assert_eq!(counts(|answer| counters.observed(answer)), HashMap::new());
+        assert_eq!(metrics.by_answer(ANSWERS), counts(&expected));
+        assert_eq!(metrics.by_answer(OBSERVED), HashMap::new());
     }
 }
 

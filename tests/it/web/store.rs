@@ -12,6 +12,7 @@ use sqlx::postgres::PgConnectOptions;
 use super::kit::{App, MODES, Mode, app, closed_pool, handled, keys, numbered, patient, pool};
 use super::{Got, layer, post, send};
 use crate::support::db::{TestDb, lasting, started};
+use crate::support::metrics::Metrics;
 
 const SOON: Duration = Duration::from_millis(100);
 
@@ -115,18 +116,20 @@ async fn without_the_schema_nothing_runs() {
 // Trap 39. By choice, and then counted and distinguishable.
 #[tokio::test]
 async fn a_route_that_fails_open_runs_unprotected() {
+    let metrics = Metrics::of_thread();
     for mode in MODES {
         let db = TestDb::new().await;
         let idempotency = mode.layer(&db).fail_open();
         let app = app(&db, idempotency.clone(), numbered);
         db.execute("drop function {}._lock_id").await;
+        let before = metrics.answered(Answer::Unprotected);
         for call in 1..=2 {
             let got = send(&app.router, post("k", "")).await;
             assert_eq!((got.status, got.answer), (StatusCode::CREATED, Some(Answer::Unprotected)));
             // The handler has its transaction, and its writes stay.
             assert_eq!(db.effects().await, call);
         }
-        assert_eq!(idempotency.counters().get(Answer::Unprotected), 2);
+        assert_eq!(metrics.answered(Answer::Unprotected), before + 2);
         let pool = closed_pool(&db).await;
         let db = over(db, pool);
         let elsewhere = handled(mode.layer(&db).fail_open(), |call, request| async move {

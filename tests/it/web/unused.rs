@@ -12,6 +12,7 @@ use super::kit::{App, LEASE, Mode, app, handled, keys, numbered};
 use super::{layer, post, send};
 use crate::secrets::Log;
 use crate::support::db::{TestDb, effect, lasting, started};
+use crate::support::metrics::Metrics;
 
 /// A handler that takes its transaction but writes through the pool.
 fn forgets(db: &TestDb, idempotency: IdempotencyLayer, status: StatusCode) -> App {
@@ -31,6 +32,7 @@ const UNUSED: &str = "never used its transaction";
 
 #[tokio::test]
 async fn a_success_without_the_transaction_is_warned_of_and_counted() {
+    let metrics = Metrics::of_thread();
     let db = TestDb::new().await;
     let idempotency = layer(&db);
     let forgets = forgets(&db, idempotency.clone(), StatusCode::CREATED);
@@ -40,8 +42,8 @@ async fn a_success_without_the_transaction_is_warned_of_and_counted() {
     let told = log.close();
     assert_eq!(told.matches(UNUSED).count(), 1, "{told}");
     assert!(told.contains("key="), "which one: {told}");
-    assert_eq!(idempotency.counters().observed(Answer::TransactionUnused), 1);
-    assert_eq!(idempotency.counters().get(Answer::TransactionUnused), 0);
+    assert_eq!(metrics.observed(Answer::TransactionUnused), 1);
+    assert_eq!(metrics.answered(Answer::TransactionUnused), 0);
 }
 
 #[tokio::test]
@@ -63,6 +65,7 @@ async fn who_uses_it_or_fails_or_needs_none_is_not_warned() {
 
 #[tokio::test]
 async fn a_strict_route_refuses_a_success_without_the_transaction() {
+    let metrics = Metrics::of_thread();
     let db = TestDb::new().await;
     let idempotency = layer(&db).refuse_unused_tx();
     let forgets = forgets(&db, idempotency.clone(), StatusCode::CREATED);
@@ -72,7 +75,7 @@ async fn a_strict_route_refuses_a_success_without_the_transaction() {
         assert_eq!(got.json()["retryable"], false);
     }
     assert_eq!((keys(&db).await, forgets.calls()), (0, 2));
-    assert_eq!(idempotency.counters().get(Answer::TransactionUnused), 2);
+    assert_eq!(metrics.answered(Answer::TransactionUnused), 2);
     // Reading through it counts as use.
     let reads = handled(idempotency, |call, request: Request| async move {
         OnceTx::of(request.extensions()).unwrap().execute("select 1").await.unwrap();
@@ -83,11 +86,12 @@ async fn a_strict_route_refuses_a_success_without_the_transaction() {
 
 #[tokio::test]
 async fn an_observing_route_only_counts_it() {
+    let metrics = Metrics::of_thread();
     let db = TestDb::new().await;
     let idempotency = layer(&db).refuse_unused_tx().observe();
     let forgets = forgets(&db, idempotency.clone(), StatusCode::CREATED);
     assert_eq!(send(&forgets.router, post("k", "")).await.status, StatusCode::CREATED);
-    assert_eq!(idempotency.counters().observed(Answer::TransactionUnused), 1);
+    assert_eq!(metrics.observed(Answer::TransactionUnused), 1);
 }
 
 // Such failures are normal.
