@@ -64,6 +64,33 @@ create table :"schema".unfinished (
 );
 create index unfinished_try_at on :"schema".unfinished (try_at);
 
+-- What callers were answered, counted per minute, scope and class; only of processes that keep a history. Each process
+-- (source) writes only its own rows, so none waits for another.
+create table :"schema".history (
+  minute         timestamptz not null,
+  expires_at     timestamptz not null, -- when reap deletes the row
+  started        bigint not null,
+  replayed       bigint not null,
+  in_progress    bigint not null,
+  mismatch       bigint not null,
+  held           bigint not null,
+  recovered      bigint not null, -- of the started ones, those that continued an earlier attempt
+  completed      bigint not null,
+  failed         bigint not null,
+  released       bigint not null,
+  claim_lost     bigint not null,
+  commit_unknown bigint not null,
+  duplicates     bigint not null, -- work prevented: replays, and messages seen before
+  value          bigint not null, -- what the user says that the prevented work was worth
+  source         uuid not null,
+  scope          text collate "C" not null, -- empty: scopes beyond the number that a process tells apart
+  class          text collate "C" not null,
+  constraint history_pkey primary key (minute, scope, class, source)
+)
+-- A row is updated a few times in its minute, and its neighbours at the same moment: room for two versions of each.
+with (fillfactor = 50);
+create index history_expires_at on :"schema".history (expires_at);
+
 -- lz4 is three times cheaper than pglz on large bodies. Not every build of PostgreSQL has it.
 do $pgonce_lz4$
 begin

@@ -31,6 +31,8 @@ pub use protocol::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Rep
 pub use protocol::{
     Claim, ClaimState, Filter, Inspected, Listed, Progress, Record, SchemaName, Stats, Status,
 };
+pub use protocol::{HistoryBucket, HistoryCounts, HistoryQuery, HistoryScope};
+pub use telemetry::History;
 pub use transactional::{Done, Failure, RunError, WorkError, commit};
 
 /// sqlx's types are part of this API; use the same version.

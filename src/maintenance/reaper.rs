@@ -20,7 +20,7 @@ pub struct Reaped {
     pub deleted: u64,
     /// How long that took, including the pauses between batches.
     pub took: Duration,
-    /// Whether keys may be left: the one batch of [`PgOnce::reap_once`] was full, or a pass of [`Reaper::run_until`]
+    /// Whether something may be left: the one batch of [`PgOnce::reap_once`] was full, or a pass of [`Reaper::run_until`]
     /// used up its time. If pass after pass is cut short and `oldest_overdue` grows, the reaper does not keep up.
     pub cut_short: bool,
     /// Keys past their retention that still exist, counted up to 100,000.
@@ -38,7 +38,7 @@ impl Reaped {
     }
 }
 
-/// Deletes keys past their retention in the background.
+/// Deletes keys past their retention, and old rows of the [history](crate::History), in the background.
 ///
 /// A pass deletes batch after batch until nothing is overdue. The size of the batches follows their time. Any number of
 /// reapers may run, in any number of processes. None touches a live lease, and correctness depends on none.
@@ -90,10 +90,11 @@ struct Pass {
 }
 
 impl PgOnce {
-    /// Deletes one batch of up to `limit` keys past their retention (1 to 100,000), oldest first.
+    /// Deletes one batch of up to `limit` keys past their retention (1 to 100,000), oldest first, and as many old rows of
+    /// the [history](crate::History).
     ///
-    /// One statement deletes; it skips rows that others have locked, and never touches live leases. Repeat while
-    /// `deleted` equals `limit`, or use [`Reaper::pass`], which also remembers where the last batch ended.
+    /// Skips rows that others have locked, and never touches live leases. Repeat while `cut_short` is true, or use
+    /// [`Reaper::pass`], which also remembers where the last batch ended.
     ///
     /// # Errors
     /// [`InvalidInput`](ErrorKind::InvalidInput) for a limit outside its range, or errors of the database.
@@ -120,7 +121,7 @@ impl PgOnce {
         let deleted: i64 = get(&row, "deleted")?;
         pass.watermark_micros = get(&row, "watermark")?;
         pass.deleted += deleted.unsigned_abs();
-        pass.more = deleted >= i64::from(pass.rows);
+        pass.more = get(&row, "more")?;
         Ok(())
     }
 

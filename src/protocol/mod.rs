@@ -2,6 +2,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod claim;
+pub(crate) mod history;
 pub(crate) mod inspection;
 pub(crate) mod procedure;
 pub(crate) mod record;
@@ -11,6 +12,7 @@ pub(crate) mod status;
 
 pub use answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
 pub use claim::Claim;
+pub use history::{HistoryBucket, HistoryCounts, HistoryQuery, HistoryScope};
 pub use inspection::{Filter, Inspected, Stats};
 pub use record::{ClaimState, Listed, Record, Status};
 pub use schema::SchemaName;

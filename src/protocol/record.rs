@@ -100,7 +100,10 @@ pub(crate) fn rfc3339(time: OffsetDateTime) -> Option<String> {
     time.format(&Rfc3339).ok()
 }
 
-fn as_text<S: Serializer>(time: &OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn as_text<S: Serializer>(
+    time: &OffsetDateTime,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     rfc3339(*time).serialize(serializer)
 }
 
@@ -109,6 +112,12 @@ fn as_text_if_any<S: Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     time.and_then(rfc3339).serialize(serializer)
+}
+
+/// A time of a row that only pgonce writes.
+pub(crate) fn time(row: &PgRow, column: &str) -> Result<OffsetDateTime> {
+    let nanos = i128::from(get::<i64>(row, column)?) * 1000;
+    OffsetDateTime::from_unix_timestamp_nanos(nanos).map_err(|_| corrupt())
 }
 
 pub(crate) fn record(row: &PgRow) -> Result<Record> {

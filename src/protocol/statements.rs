@@ -53,6 +53,9 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "internal/lock_for_operator"
     "internal/pick_abandoned"
     "internal/reap_batch"
+    "internal/check_period"
+    "internal/record_history"
+    "internal/reap_history"
     "public/fingerprint"
     "public/begin_operation"
     "public/complete"
@@ -83,6 +86,9 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "public/revoke_claim"
     "public/redrive_message"
     "public/pick_abandoned"
+    "public/record_history"
+    "public/history"
+    "public/history_by_scope"
     "public/reap"
     "public/reap_backlog"
 };
@@ -125,6 +131,16 @@ macro_rules! record_columns {
     };
 }
 
+/// The counts of `history` and `history_by_scope`.
+macro_rules! history_columns {
+    () => {
+        concat!(
+            "started, replayed, in_progress, mismatch, held, recovered, completed, failed, released, claim_lost, ",
+            "commit_unknown, duplicates, value"
+        )
+    };
+}
+
 /// The statements, with the schema filled in. Operators that are outside the functions are qualified: the caller's
 /// `search_path` may lead to others.
 pub(crate) struct Statements {
@@ -156,6 +172,9 @@ pub(crate) struct Statements {
     pub(crate) finished_by: SqlStr,
     pub(crate) reap: SqlStr,
     pub(crate) reap_backlog: SqlStr,
+    pub(crate) record_history: SqlStr,
+    pub(crate) history: SqlStr,
+    pub(crate) history_by_scope: SqlStr,
     pub(crate) inspect_key: SqlStr,
     pub(crate) operation_status: SqlStr,
     pub(crate) list: SqlStr,
@@ -224,6 +243,19 @@ impl Statements {
             finished_by: fill(r#"select :"schema"._finished_by($1, $2, $3)"#),
             reap: fill(r#"call :"schema".reap($1, 1, $2)"#),
             reap_backlog: fill(r#"select backlog, oldest_ms from :"schema".reap_backlog()"#),
+            record_history: fill(r#"call :"schema".record_history($1, $2, $3, $4, $5, $6)"#),
+            history: fill(concat!(
+                "select ",
+                micros!("bucket"),
+                ", ",
+                history_columns!(),
+                r#" from :"schema".history(pg_catalog.to_timestamp($1), pg_catalog.to_timestamp($2), $3, $4)"#
+            )),
+            history_by_scope: fill(concat!(
+                "select scope, class, ",
+                history_columns!(),
+                r#" from :"schema".history_by_scope(pg_catalog.to_timestamp($1), pg_catalog.to_timestamp($2), $3)"#
+            )),
             inspect_key: fill(concat!(
                 "select response_headers, response_body, ",
                 record_columns!(),

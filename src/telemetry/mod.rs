@@ -2,6 +2,7 @@
 
 pub(crate) mod event;
 mod hash;
+mod history;
 #[cfg(feature = "metrics")]
 pub(crate) mod meters;
 #[cfg(feature = "metrics")]
@@ -17,6 +18,7 @@ use tracing::Span;
 
 pub(crate) use event::Event;
 use hash::Hasher;
+pub use history::History;
 #[cfg(feature = "metrics")]
 use meters::Meters;
 
@@ -38,6 +40,7 @@ struct Settings {
     hasher: Hasher,
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "nothing counts"))]
     value_unit: Option<Arc<str>>,
+    history: Option<History>,
 }
 
 /// Further classes are counted as one.
@@ -51,6 +54,10 @@ impl Telemetry {
 
     pub(crate) fn with_value_unit(&self, unit: &str) -> Self {
         Self::of_settings(Settings { value_unit: Some(unit.into()), ..self.settings.clone() })
+    }
+
+    pub(crate) fn with_history(&self, history: &History) -> Self {
+        Self::of_settings(Settings { history: Some(history.clone()), ..self.settings.clone() })
     }
 
     fn of_settings(settings: Settings) -> Self {
@@ -83,6 +90,7 @@ static DESCRIBED: std::sync::Once = std::sync::Once::new();
 pub(crate) struct Counts {
     class: Class,
     hasher: Hasher,
+    history: Option<History>,
     #[cfg(feature = "metrics")]
     meters: Meters,
 }
@@ -94,6 +102,7 @@ impl Counts {
         Self {
             class: class.clone(),
             hasher: settings.hasher.clone(),
+            history: settings.history.clone(),
             #[cfg(feature = "metrics")]
             meters: Meters::new(class, settings.value_unit.as_deref()),
         }
@@ -103,8 +112,10 @@ impl Counts {
         self.hasher.hash(scope, key)
     }
 
-    #[allow(unused_variables, reason = "the history will use it")]
     pub(crate) fn count(&self, scope: &Scope, event: Event) {
+        if let Some(history) = &self.history {
+            history.count(scope, &self.class, event);
+        }
         #[cfg(feature = "metrics")]
         self.meters.count(event);
     }
@@ -116,15 +127,17 @@ impl Counts {
     }
 
     /// A stored response instead of work: a duplicate is prevented.
-    #[allow(unused_variables, reason = "the history will use it")]
     pub(crate) fn duplicate(&self, scope: &Scope, value: u64) {
+        if let Some(history) = &self.history {
+            history.replayed(scope, &self.class, value);
+        }
         #[cfg(feature = "metrics")]
         self.meters.duplicate(value);
     }
 
     /// What the HTTP layer did with a request: the code of an answer.
     #[cfg(feature = "tower")]
-    #[allow(unused_variables, reason = "the history will use it")]
+    #[cfg_attr(not(feature = "metrics"), allow(unused_variables, reason = "nothing counts"))]
     pub(crate) fn http_answer(&self, code: &'static str) {
         #[cfg(feature = "metrics")]
         self.meters.labelled(names::HTTP_ANSWERS, "answer", code);
@@ -132,13 +145,13 @@ impl Counts {
 
     /// What a stricter route would have done.
     #[cfg(feature = "tower")]
-    #[allow(unused_variables, reason = "the history will use it")]
+    #[cfg_attr(not(feature = "metrics"), allow(unused_variables, reason = "nothing counts"))]
     pub(crate) fn http_observed(&self, code: &'static str) {
         #[cfg(feature = "metrics")]
         self.meters.labelled(names::HTTP_OBSERVED, "answer", code);
     }
 
-    #[allow(unused_variables, reason = "the history will use it")]
+    #[cfg_attr(not(feature = "metrics"), allow(unused_variables, reason = "nothing counts"))]
     pub(crate) fn waited(&self, time: Duration) {
         #[cfg(feature = "metrics")]
         self.meters.waited(time);
@@ -171,14 +184,14 @@ impl Counts {
 }
 
 /// A recovery's handler has ended, in one of two ways: *done* or *failed*.
-#[allow(unused_variables, reason = "the history will use it")]
+#[cfg_attr(not(feature = "metrics"), allow(unused_variables, reason = "nothing counts"))]
 pub(crate) fn recovered(outcome: &'static str) {
     #[cfg(feature = "metrics")]
     meters::add(names::RECOVERIES, &[("outcome", outcome)], 1);
 }
 
 /// A reaping has ended well.
-#[allow(unused_variables, reason = "the history will use it")]
+#[cfg_attr(not(feature = "metrics"), allow(unused_variables, reason = "nothing counts"))]
 pub(crate) fn reaped(schema: &str, deleted: u64, backlog: u64, oldest_overdue: Duration) {
     #[cfg(feature = "metrics")]
     {

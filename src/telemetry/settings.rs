@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Counts;
+use super::{Counts, History};
 use crate::client::PgOnce;
 use crate::error::Result;
 use crate::operation::Operation;
@@ -38,6 +38,20 @@ impl PgOnce {
         self.telemetry =
             Arc::new(self.telemetry.with_value_unit(checked("value unit", unit.as_ref())?));
         Ok(self)
+    }
+
+    /// Counts what callers are answered in this [`History`], too.
+    ///
+    /// ```
+    /// use pgonce::{History, PgOnce};
+    /// let history = History::new(std::time::Duration::from_secs(30 * 86_400))?;
+    /// let once = PgOnce::new().keep_history(&history);
+    /// # Ok::<(), pgonce::Error>(())
+    /// ```
+    #[must_use]
+    pub fn keep_history(mut self, history: &History) -> Self {
+        self.telemetry = Arc::new(self.telemetry.with_history(history));
+        self
     }
 
     /// The secret under which scope and key are hashed for logs and spans. With the same secret the hash is the same in

@@ -68,6 +68,7 @@ impl Routine {
             ("uuid[]", format!("{{{TOKEN},{TOKEN}}}")),
             ("bigint[]", "{1000,1000}".to_owned()),
             ("bytea[]", "{a,b}".to_owned()),
+            ("timestamp with time zone", "2026-01-01".to_owned()),
         ]);
         let value = |(name, r#type): &(String, String)| {
             let value = match (name.as_str(), r#type.as_str()) {

@@ -11,7 +11,7 @@ use crate::support::db::{TestDb, effect, lasting, server};
 const PARCEL: &str = "\u{1f4e6}";
 const CANNOT: &str = "has a character that the encoding of the database (LATIN1) cannot hold";
 
-async fn database(name: &str, encoding: &str) -> TestDb {
+pub async fn database(name: &str, encoding: &str) -> TestDb {
     let options = server().await.connect_options();
     let create =
         format!("create database {name} encoding '{encoding}' locale 'C' template template0");

@@ -21,6 +21,7 @@ mod environment;
 mod error_types;
 mod failed_retention;
 mod heartbeat;
+mod history;
 mod inbox;
 mod interleavings;
 mod isolation;

@@ -10,7 +10,7 @@ use crate::isolation::LEVELS;
 use crate::support::db::{TestDb, lasting, op, started};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const PROCEDURES: [&str; 11] = [
+const PROCEDURES: [&str; 12] = [
     "begin_leased",
     "commit_step",
     "complete_leased",
@@ -20,6 +20,7 @@ const PROCEDURES: [&str; 11] = [
     "lapse_leased",
     "pick_abandoned",
     "reap",
+    "record_history",
     "release_leased",
     "report_progress",
 ];

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use pgonce::{ErrorKind, Failure, Filter, Inbox, Key, Message, Operation};
+use pgonce::{ErrorKind, Failure, Filter, History, Inbox, Key, Message, Operation};
 use pgonce::{Reaper, Recovery, Work};
 use sqlx::{Executor, PgConnection, PgPool};
+use time::OffsetDateTime;
 
 use crate::support::db::{PATIENCE, TestDb, effect, lasting, op, started};
 use crate::support::roles::{
@@ -66,6 +67,25 @@ async fn the_app_can_do_what_a_service_does() {
     db.once.stats(&mut conn).await.unwrap();
     assert!(db.once.list(&mut conn, &Filter::default(), 10).await.unwrap().len() > 3);
     refused(db.once.reap_once(&mut conn, 10).await);
+    counted(&db, &pool, "s").await.flush(&db.once, &pool).await.unwrap();
+    assert_eq!(history(&db, &mut conn).await.unwrap(), 1);
+}
+
+/// A history with one count, and no key.
+async fn counted(db: &TestDb, pool: &PgPool, scope: &str) -> History {
+    let history = History::new(PATIENCE * 1000).unwrap();
+    let once = db.once.clone().keep_history(&history);
+    let mut tx = pool.begin().await.unwrap();
+    let op = Operation::new(scope, "counted").unwrap();
+    drop(once.begin(&mut tx, &op).await.unwrap());
+    tx.rollback().await.unwrap();
+    history
+}
+
+/// How many rows a role gets.
+async fn history(db: &TestDb, conn: &mut PgConnection) -> pgonce::Result<usize> {
+    let (from, until) = (OffsetDateTime::UNIX_EPOCH, OffsetDateTime::now_utc());
+    db.once.history_by_scope(conn, from, until, 10).await.map(|rows| rows.len())
 }
 
 #[tokio::test]
@@ -75,6 +95,8 @@ async fn the_reaper_runs_in_the_service_or_as_a_role_of_its_own() {
     for name in ["app", "reaper"] {
         db.plant_overdue(10, 1).await;
         let pool = pool_as(&db, name);
+        counted(&db, &db.pool, "s").await.flush(&db.once, &db.pool).await.unwrap();
+        db.execute("update {}.history set expires_at = now()").await;
         assert!(!step_and_fail(&db, &db.pool, &op("steps too")).await);
         db.execute(
             "update {}.idempotency_keys set created_at = created_at - interval '2 days',
@@ -85,9 +107,11 @@ async fn the_reaper_runs_in_the_service_or_as_a_role_of_its_own() {
         let reaper = Reaper::new(&db.once).interval(Duration::from_millis(1)).unwrap();
         assert_eq!(reaper.run_until(pool.clone(), gone).await, 11, "{name}");
         assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 0);
+        assert_eq!(db.ask::<i64>("select count(*) from {}.history").await, 0);
         Reaper::new(&db.once).pass(&mut conn_as(&db, name).await).await.unwrap();
     }
     refused(db.once.begin(&mut conn_as(&db, "reaper").await, &op("k")).await);
+    refused(counted(&db, &db.pool, "s").await.flush(&db.once, &pool_as(&db, "reaper")).await);
 }
 
 #[tokio::test]
@@ -112,6 +136,8 @@ async fn the_auditor_sees_states_and_no_more() {
     assert_eq!(audited.table_bytes, all.table_bytes);
     let inbox = Inbox::new(&db.once, "test/scope").unwrap();
     assert!(inbox.remembers(&mut conn).await.unwrap().is_some());
+    assert_eq!(history(&db, &mut conn).await.unwrap(), 0);
+    refused(counted(&db, &db.pool, "s").await.flush(&db.once, &pool_as(&db, "auditor")).await);
     refused(db.once.inspect(&mut conn, op("k").scope(), op("k").key()).await.map(drop));
     refused(db.once.status(&mut conn, op("k").scope(), op("k").key()).await.map(drop));
     refused(db.once.begin(&mut conn, &op("new")).await.map(drop));
@@ -164,6 +190,7 @@ async fn a_tenant_sees_its_own_scopes_and_works_in_them() {
         let _ = inbox.receive_many(&mut tx, &["1", "2"]).await.unwrap();
         tx.commit().await.unwrap();
         inbox.failed(&pool, "3", "an error").await.unwrap();
+        counted(&db, &pool, &scope).await.flush(&db.once, &pool).await.unwrap();
     }
     let mut acme = conn_as(&db, "acme").await;
     let (ours, theirs) =
@@ -187,6 +214,8 @@ async fn a_tenant_sees_its_own_scopes_and_works_in_them() {
     assert_eq!(count(&mut acme, "abandoned").await, seen_of_both);
     let listed = db.once.list(&mut acme, &Filter::default(), 100).await.unwrap();
     assert_eq!(listed.len(), 5 * usize::try_from(seen_of_both).unwrap());
+    assert_eq!(history(&db, &mut acme).await.unwrap(), 1);
+    refused(counted(&db, &db.pool, &theirs).await.flush(&db.once, &pool_as(&db, "acme")).await);
     let audit = acme.execute(db.sql("select * from {}.audit_keys")).await;
     assert!(audit.is_err(), "no tenant is an auditor");
 
@@ -199,6 +228,7 @@ async fn a_tenant_sees_its_own_scopes_and_works_in_them() {
     Reaper::new(&db.once).pass(&mut conn_as(&db, "reaper").await).await.unwrap();
     let mut auditor = conn_as(&db, "auditor").await;
     assert_eq!(db.once.list(&mut auditor, &Filter::default(), 100).await.unwrap().len(), 10);
+    assert_eq!(history(&db, &mut auditor).await.unwrap(), 2);
 }
 
 const VIEWS_HAVE_THEIR_READERS_RIGHTS: &str =

@@ -1,6 +1,7 @@
 //! Whatever a session's search_path is, pgonce uses PostgreSQL's operators, functions and types.
 
-use pgonce::{Done, Failure, Filter, Fingerprint, Listed, Operation, Response, RunError};
+use pgonce::RunError;
+use pgonce::{Done, Failure, Filter, Fingerprint, History, Listed, Operation, Response};
 use sqlx::{Executor, PgConnection};
 
 use crate::support::db::{TestDb, effect, op, started, waits, word};
@@ -129,6 +130,16 @@ async fn readers_say_the_same() {
     let seen = misled.once.list(&mut misled_conn, &filter, 10).await.unwrap();
     let records = |list: Vec<Listed>| list.into_iter().map(|l| l.record).collect::<Vec<_>>();
     assert_eq!(format!("{:?}", records(seen)), format!("{:?}", records(right)));
+    let history = History::new(std::time::Duration::from_secs(3600)).unwrap();
+    let counting = db.once.clone().keep_history(&history);
+    let replay = counting.begin(&mut conn, &op("done").value(5)).await.unwrap();
+    assert!(matches!(replay, pgonce::Begin::Replay(_)), "{replay:?}");
+    for _ in 0..2 {
+        history.flush(&misled.once, &misled.pool).await.unwrap();
+        let (from, until) = (time::OffsetDateTime::UNIX_EPOCH, time::OffsetDateTime::now_utc());
+        let rows = misled.once.history_by_scope(&mut misled_conn, from, until, 9).await.unwrap();
+        assert_eq!((rows.len(), rows[0].counts.duplicates, rows[0].counts.value), (1, 1, 5));
+    }
     // A reaper's watermark is a time too.
     db.execute("update {}.idempotency_keys set expires_at = clock_timestamp(), lease_expires_at = null where key = 'done'").await;
     let first = misled.once.reap_once(&mut misled_conn, 10).await.unwrap();

@@ -59,7 +59,7 @@ async fn the_statements_that_operators_are_told_to_run_do_run() {
     let claim = started(db.once.begin(&mut db.conn().await, &op("k")).await.unwrap());
     drop(claim); // committed without complete
     let run = page_sql(&db, "\n## Reaping\n");
-    assert_eq!(run.len(), 5, "{run:?}");
+    assert_eq!(run.len(), 6, "{run:?}");
     for statement in run {
         db.execute(&statement).await;
     }

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use pgonce::{
-    Failure, Filter, Inbox, Lease, Message, OnLapse, Operation, Policy, Received, Recovery,
-    Response, Step, Work,
+    Failure, Filter, History, HistoryQuery, Inbox, Lease, Message, OnLapse, Operation, Policy,
+    Received, Recovery, Response, Step, Work,
 };
 use pgonce_testing::Throwaway;
 use sqlx::PgConnection;
@@ -54,8 +54,8 @@ fn between<'a>(text: &'a str, from: &str, to: &[&str]) -> Option<&'a str> {
 const VOLATILE: [&str; 6] =
     ["_clock()", "clock_timestamp()", "gen_random_uuid()", "set_config(", "random()", "nextval("];
 
-const TABLES: [&str; 6] =
-    ["idempotency_keys", "steps", "unfinished", "keys", "audit_keys", "abandoned"];
+const TABLES: [&str; 7] =
+    ["idempotency_keys", "steps", "unfinished", "history", "keys", "audit_keys", "abandoned"];
 
 fn is_volatile(text: &str) -> bool {
     VOLATILE.iter().any(|function| text.contains(function))
@@ -82,7 +82,12 @@ const RULES: [Rule; 11] = [
     ),
     (
         "arbitrates on something else than the key",
-        |s| s.contains("on conflict") && !s.contains("on conflict (scope, key"),
+        |s| {
+            s.contains("on conflict")
+                && !["(scope, key", "(scope, class"]
+                    .iter()
+                    .any(|key| s.contains(&format!("on conflict {key}")))
+        },
         &[],
     ),
     (
@@ -324,6 +329,7 @@ async fn everything(db: &TestDb) {
     once.status(&mut conn, op("steps").scope(), op("steps").key()).await.unwrap();
     once.stats(&mut conn).await.unwrap();
     once.abandoned(&mut conn, 10).await.unwrap();
+    history(db).await;
     messages(db).await;
     once.reap_once(&mut conn, 10).await.unwrap();
     pgonce::Reaper::new(once).pass(&mut conn).await.unwrap();
@@ -336,6 +342,21 @@ async fn everything(db: &TestDb) {
         async { Err::<(), _>(std::io::Error::other("no")) }
     };
     tokio::time::timeout(PATIENCE, recovery.run_until(pool.clone(), handler, finds)).await.unwrap();
+}
+
+async fn history(db: &TestDb) {
+    let history = History::new(MINUTE).unwrap();
+    let once = db.once.clone().keep_history(&history);
+    let mut tx = db.pool.begin().await.unwrap();
+    let replay = once.begin(&mut tx, &op("run")).await.unwrap();
+    assert!(matches!(replay, pgonce::Begin::Replay(_)), "{replay:?}");
+    tx.rollback().await.unwrap();
+    history.flush(&db.once, &db.pool).await.unwrap();
+    let mut conn = db.conn().await;
+    let until = time::OffsetDateTime::now_utc();
+    let query = HistoryQuery { from: until - MINUTE, until, step: MINUTE, scope: None };
+    db.once.history(&mut conn, &query).await.unwrap();
+    db.once.history_by_scope(&mut conn, query.from, until, 10).await.unwrap();
 }
 
 async fn messages(db: &TestDb) {
