@@ -20,6 +20,8 @@
 //! Allocations hardly vary between runs, nor do instructions without a database. The other instructions vary by up to a
 //! third: they depend on how often the runtime waited for a response.
 //!
+//! With `--features metrics` the library counts metrics, into a recorder for Prometheus.
+//!
 //! The server is not counted. `valgrind` lacks the CPU's SHA-256 instructions, so it counts fingerprints as on a CPU
 //! without them.
 
@@ -268,6 +270,8 @@ fn instructions(name: &str, count: u32) -> u64 {
 }
 
 fn main() {
+    #[cfg(feature = "metrics")]
+    metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().unwrap();
     let args: Vec<_> = std::env::args().collect();
     let after = |flag| {
         args.iter().position(|arg| arg == flag).and_then(|place| args.get(place + 1)).cloned()
