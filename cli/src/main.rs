@@ -40,6 +40,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Demo(demo::Args),
+    #[command(hide = true)]
+    DemoServer(demo::serve::server::Args),
     Migrate(migrate::Args),
     Check(check::Args),
     Doctor(doctor::Args),
@@ -80,6 +82,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
     let Cli { global, command } = cli;
     match command {
         Command::Demo(args) => demo::run(&global, &args).await,
+        Command::DemoServer(args) => demo::serve::server::run(&global, &args).await,
         // `derived-key`, `hash` and `migrate --print` need no database.
         Command::DerivedKey(args) => derived_key::run(&global, &args),
         Command::Hash(args) => hash::run(&global, &args),

@@ -36,9 +36,13 @@ pub(crate) struct Session {
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 impl Global {
-    /// The given database, if any.
+    /// The given database, if any. May contain a password.
+    pub(crate) fn database_url(&self) -> Option<&str> {
+        self.database_url.as_deref().filter(|url| !url.is_empty())
+    }
+
     pub(crate) fn connect_options(&self) -> Result<Option<PgConnectOptions>, CliError> {
-        let url = self.database_url.as_deref().filter(|url| !url.is_empty());
+        let url = self.database_url();
         // The parser's message does not quote the URL.
         let parsed = url.map(PgConnectOptions::from_str).transpose();
         parsed.map_err(|error| {
@@ -69,7 +73,7 @@ impl Global {
         Ok(PgPoolOptions::new().max_connections(2).connect_lazy_with(options))
     }
 
-    fn database(&self) -> Result<PgConnectOptions, CliError> {
+    pub(crate) fn database(&self) -> Result<PgConnectOptions, CliError> {
         self.connect_options()?
             .ok_or_else(|| CliError::usage("no database: set DATABASE_URL or pass --database-url"))
     }

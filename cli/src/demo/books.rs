@@ -29,7 +29,7 @@ pub(super) struct Count {
 }
 
 /// Enough for a storm with double clicks, few enough for the smallest hosted database.
-const CONNECTIONS_MAX: u32 = 16;
+pub(super) const CONNECTIONS_MAX: u32 = 16;
 const ACQUIRE_MAX: Duration = Duration::from_secs(15);
 const QUIET_MAX: Duration = Duration::from_secs(15);
 
@@ -76,11 +76,25 @@ impl Books {
         Ok(Self { schema, options, server_version })
     }
 
-    /// Creates the schema with pgonce's tables and the demo's.
-    pub(super) async fn prepare(&self, payments: &[Payment]) -> Result<PgOnce, CliError> {
-        let mut conn = connect(&self.options).await?;
+    pub(super) fn schema(&self) -> &str {
+        &self.schema
+    }
+
+    pub(super) fn options(&self) -> &PgConnectOptions {
+        &self.options
+    }
+
+    /// Creates the schema with pgonce's tables.
+    pub(super) async fn migrate(&self) -> Result<PgOnce, CliError> {
         let once = PgOnce::new().schema(SchemaName::new(self.schema.as_str())?);
-        once.migrate(&mut conn).await?;
+        once.migrate(&mut connect(&self.options).await?).await?;
+        Ok(once)
+    }
+
+    /// Creates the schema with pgonce's tables and those of the storm.
+    pub(super) async fn prepare(&self, payments: &[Payment]) -> Result<PgOnce, CliError> {
+        let once = self.migrate().await?;
+        let mut conn = connect(&self.options).await?;
         sqlx::raw_sql(self.sql(TABLES)).execute(&mut conn).await?;
         sqlx::query(self.sql(REQUESTS))
             .bind(payments.iter().map(|payment| payment.key.as_str()).collect::<Vec<_>>())
@@ -98,10 +112,7 @@ impl Books {
     }
 
     pub(super) fn pool(&self, clients: u32) -> PgPool {
-        PgPoolOptions::new()
-            .max_connections((2 * clients).min(CONNECTIONS_MAX))
-            .acquire_timeout(ACQUIRE_MAX)
-            .connect_lazy_with(self.options.clone())
+        pool(&self.options, &self.schema, 2 * clients)
     }
 
     /// Counts when all sessions are idle.
@@ -140,11 +151,24 @@ impl Books {
         }
     }
 
-    /// A statement of the demo. The schema's name needs no escaping.
+    /// A statement of the demo.
     pub(super) fn sql(&self, template: &str) -> SqlStr {
-        let text = template.replace(":schema", &self.schema);
-        AssertSqlSafe(Arc::<str>::from(text)).into_sql_str()
+        statement(&self.schema, template)
     }
+}
+
+/// A statement of the demo. The schema's name needs no escaping.
+pub(super) fn statement(schema: &str, template: &str) -> SqlStr {
+    let text = template.replace(":schema", schema);
+    AssertSqlSafe(Arc::<str>::from(text)).into_sql_str()
+}
+
+/// Its sessions are named after the schema.
+pub(super) fn pool(options: &PgConnectOptions, schema: &str, connections: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections.min(CONNECTIONS_MAX))
+        .acquire_timeout(ACQUIRE_MAX)
+        .connect_lazy_with(options.clone().application_name(schema))
 }
 
 fn counted(row: &PgRow) -> Result<Count, sqlx::Error> {

@@ -1,8 +1,9 @@
-//! `pgonce demo`: a storm of lost responses and retries, without and with pgonce.
+//! `pgonce demo`: a storm of lost responses and retries, without and with pgonce. With `--serve`, a page to try it by hand.
 
 mod books;
 mod plan;
 mod report;
+pub(crate) mod serve;
 mod server;
 mod storm;
 
@@ -30,8 +31,13 @@ With DATABASE_URL or --database-url, the demo creates a schema in that database 
 the end. Otherwise it starts a temporary PostgreSQL: the one on this machine, or else a downloaded one.
 Exits with 1 if the half with pgonce charged a payment twice or lost one.
 
+With --serve, it serves a page on which you lose answers, kill the payment server and read the books, with pgonce and
+with a lock in Redis. The Redis is that of REDIS_URL, else a temporary one if redis-server is installed, else the lock
+is a row in the database.
+
 Examples:
   pgonce demo
+  pgonce demo --serve
   pgonce demo --clients 32 --loss 0.6 --seed 7 --json")]
 pub(crate) struct Args {
     /// Number of concurrent clients
@@ -49,6 +55,22 @@ pub(crate) struct Args {
     /// Repeat the faults of an earlier run; random by default
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<u64>,
+    /// Serve a page on this machine to try it by hand
+    #[arg(long, conflicts_with_all = ["clients", "payments", "loss", "seed"])]
+    serve: bool,
+    /// Port of the page; any free one by default
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        requires = "serve",
+        hide_default_value = true
+    )]
+    port: u16,
+    /// The Redis for the lock on the page, for example redis://host
+    // Its value may contain a password, so the help must not show it.
+    #[arg(long, value_name = "URL", env = "REDIS_URL", hide_env_values = true)]
+    redis_url: Option<String>,
 }
 
 fn loss(text: &str) -> Result<f64, String> {
@@ -65,11 +87,19 @@ pub(crate) async fn run(global: &Global, args: &Args) -> Result<(), CliError> {
         () = interrupt.received() => Err(CliError::interrupted()),
     };
     let (database, books) = opened?;
-    let done = tokio::select! {
-        done = demonstrate(&books, args, database.is_throwaway(), global.json) => done,
-        () = interrupt.received() => Err(CliError::interrupted()),
+    let work = async {
+        if args.serve {
+            let redis_url = args.redis_url.as_deref().filter(|url| !url.is_empty());
+            return serve::serve(global, &database, &books, redis_url, args.port).await;
+        }
+        demonstrate(&books, args, database.is_throwaway(), global.json).await
     };
-    if done.is_err() && !global.json {
+    let done = tokio::select! {
+        done = work => done,
+        // The usual end of the page.
+        () = interrupt.received() => if args.serve { Ok(()) } else { Err(CliError::interrupted()) },
+    };
+    if done.is_err() && !global.json && !args.serve {
         output::line("")?; // the half's line may be unfinished
     }
     // A temporary server removes its databases.

@@ -5,4 +5,5 @@ mod commands;
 mod inbox;
 mod resolve;
 mod roles;
+mod slayer;
 mod support;
