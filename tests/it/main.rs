@@ -37,6 +37,7 @@ mod metrics;
 mod migrate;
 mod missing_objects;
 mod model;
+mod observability;
 mod out_of_resources;
 mod partitions;
 mod plans;

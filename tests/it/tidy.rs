@@ -89,13 +89,15 @@ fn only_some_files_touch_the_database() {
 #[test]
 fn no_link_of_a_page_leads_nowhere() {
     let mut pages = files("src/docs", &["md"]);
-    pages.extend(files("examples", &["md"]));
+    pages.extend(files("examples", &["md", "json", "yml"]));
     for name in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "sql/README.md"] {
         pages.push((name.into(), std::fs::read_to_string(name).unwrap()));
     }
     for (path, text) in &pages {
-        for link in text.split("](").skip(1) {
-            let link = link.split([')', ' ']).next().unwrap();
+        // In Markdown, in an alert, in a dashboard.
+        let links = ["](", "runbook_url: ", "\"url\": \""].map(|open| text.split(open).skip(1));
+        for link in links.into_iter().flatten() {
+            let link = link.split([')', ' ', '"', '\n']).next().unwrap();
             let (page, anchor) = link.split_once('#').unwrap_or((link, ""));
             let ours = page
                 .strip_prefix("crate::_docs::")
