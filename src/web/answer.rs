@@ -71,7 +71,7 @@ pub enum Answer {
     TransactionLost,
     /// The handler of a transactional route answered with a success and had never used its transaction. Given where
     /// the route refuses it ([`refuse_unused_tx`](super::IdempotencyLayer::refuse_unused_tx)); otherwise counted as
-    /// [`observed`](super::Counters::observed), and the response is kept.
+    /// observed (metric `pgonce.http.observed`), and the response is kept.
     TransactionUnused,
     /// The handler's response broke off while it was read.
     ResponseUnreadable,

@@ -178,7 +178,7 @@ impl IdempotencyLayer {
     }
 
     /// Never refuses and never replays: keys are begun and completed, and what would have been
-    /// answered is counted ([`Counters::observed`]). For trying settings on live traffic.
+    /// answered is counted (metric `pgonce.http.observed`). For trying settings on live traffic.
     #[must_use]
     pub fn observe(mut self) -> Self {
         self.observe = true;
