@@ -4,7 +4,7 @@
 
 #![allow(missing_docs, missing_debug_implementations, reason = "a program, not an API")]
 
-use pgonce::{Begin, Fingerprint, Key, Operation, PgOnce, Response, RunError, Scope};
+use pgonce::{Begin, Fingerprint, Key, Operation, PgOnce, Reaper, Response, RunError, Scope};
 use pgonce_testing::{Database, Options};
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
@@ -46,11 +46,11 @@ pub async fn pay(
 pub async fn pay_in_steps(
     pool: &PgPool,
     once: &PgOnce,
-    op: &Operation,
+    op: Operation,
     request: &Request,
 ) -> Result<Payment, Box<dyn std::error::Error>> {
     let mut tx = pool.begin().await?;
-    match once.begin(&mut tx, op).await? {
+    match once.begin(&mut tx, &op).await? {
         Begin::Started(claim) => {
             let payment = charge(&mut tx, request).await?;
             claim.complete(&mut tx, Response::json(&payment)?).await?;
@@ -81,6 +81,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pool = PgPool::connect_with(database.connect_options()).await?;
     let once = PgOnce::new();
     once.migrate(&mut *pool.acquire().await?).await?;
+    let (reaper, reapers_pool) = (Reaper::new(&once), pool.clone());
+    tokio::spawn(async move { reaper.run_until(reapers_pool, std::future::pending::<()>()).await });
     prepare(&pool).await?;
 
     let key = Key::generate();

@@ -46,8 +46,8 @@ async fn the_readme_example_pays_once() {
     assert!(matches!(refused, Err(RunError::Mismatch(_))));
     assert_eq!(db.ask::<i64>("select count(*) from {}.quickstart_payment").await, 1);
     let op = Operation::new("acme/payments.create", "in steps").unwrap();
-    let first = pay_in_steps(&db.pool, &db.once, &op, &request).await.unwrap();
-    let retry = pay_in_steps(&db.pool, &db.once, &op, &request).await.unwrap();
+    let first = pay_in_steps(&db.pool, &db.once, op.clone(), &request).await.unwrap();
+    let retry = pay_in_steps(&db.pool, &db.once, op, &request).await.unwrap();
     assert_eq!(first, retry);
     assert_eq!(db.ask::<i64>("select count(*) from {}.quickstart_payment").await, 2);
 }
