@@ -91,6 +91,24 @@ create table :"schema".history (
 with (fillfactor = 50);
 create index history_expires_at on :"schema".history (expires_at);
 
+-- The audit trail: one line per transition of a key, by the triggers that audit_on makes. A partition per day, made ahead
+-- and dropped by reap.
+create table :"schema".audit (
+  at      timestamptz not null,
+  id      bigserial not null, -- of one key, in the order of its transitions
+  txid    bigint not null default pg_current_xact_id()::text::bigint,
+  attempt integer not null,
+  role    text not null default session_user,
+  actor   text default left(nullif(current_setting('pgonce.actor', true), ''), 255), -- whom the application names
+  action  text not null,
+  seen    text not null, -- as `keys` shows it after the transition; never the token
+  scope   text collate "C" not null,
+  key     text collate "C" not null
+) partition by range (at);
+create index audit_key on :"schema".audit (scope, key);
+-- For lines of a day without a partition, because no reaper ran.
+create table :"schema".audit_default partition of :"schema".audit default;
+
 -- lz4 is three times cheaper than pglz on large bodies. Not every build of PostgreSQL has it.
 do $pgonce_lz4$
 begin

@@ -27,6 +27,7 @@ pub use maintenance::{Migrated, Reaped, Reaper};
 pub use operation::{
     Class, Fingerprint, FingerprintSecret, Key, OnLapse, Operation, Policy, Response, Scope,
 };
+pub use protocol::{Anomaly, AuditLine};
 pub use protocol::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
 pub use protocol::{
     Claim, ClaimState, Filter, Inspected, Listed, Progress, Record, SchemaName, Stats, Status,

@@ -3,19 +3,22 @@
 use std::time::Duration;
 
 use humantime::format_duration;
-use pgonce::sqlx::PgPool;
+use pgonce::sqlx::PgConnection;
 use pgonce::{ErrorKind, Inbox, PgOnce};
 use serde_json::{Value, json};
 
 use crate::exit::CliError;
-use crate::output;
 use crate::session::Global;
+use crate::{migrate, output};
 
-/// Find what could make an operation happen twice; exits with 1 if it finds a problem
+/// Find what could make an operation happen twice (ERROR: exit code 1), and what looks wrong otherwise (LOOK)
 #[derive(clap::Args)]
 #[command(after_help = "\
 The horizon is the longest time after which the broker, or a person with a dead-letter queue, may redeliver a
 message. The inbox must remember messages at least that long; doctor reads how long from the newest message.
+
+LOOK: a scope whose share of mismatches or duplicates has jumped (known only if processes keep a history), keys that are
+easy to guess, a reaper that is late or missing, a scope that holds most leased keys in progress. Exit code 0.
 
 Example:
   pgonce doctor --horizon orders=14d --horizon invoices=36h")]
@@ -26,9 +29,24 @@ pub(crate) struct Args {
 }
 
 struct Finding {
-    check: &'static str,
-    ok: bool,
+    check: String,
+    level: Level,
     says: String,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Level {
+    Ok,
+    /// Breaks no promise, but may be a problem.
+    Look,
+    Error,
+}
+
+impl Finding {
+    fn new(check: &str, ok: bool, says: String) -> Self {
+        let level = if ok { Level::Ok } else { Level::Error };
+        Self { check: check.to_owned(), level, says }
+    }
 }
 
 pub(crate) async fn run(global: &Global, args: &Args) -> Result<(), CliError> {
@@ -40,41 +58,55 @@ pub(crate) async fn run(global: &Global, args: &Args) -> Result<(), CliError> {
     };
     let says = format!("schema {} is up to date", global.schema());
     let mut findings = vec![
-        Finding { check: "schema", ok: true, says },
-        Finding { check: "environment", ok: environment.0, says: environment.1 },
+        Finding::new("schema", true, says),
+        Finding::new("environment", environment.0, environment.1),
     ];
+    let conn = &mut *pool.acquire().await?;
+    let audit = migrate::said(once.audit_days_kept(conn).await?);
+    findings.push(Finding::new("audit", true, audit));
     for (consumer, horizon) in &args.horizon {
-        findings.push(inbox(&once, &pool, consumer, *horizon).await?);
+        findings.push(inbox(&once, conn, consumer, *horizon).await?);
     }
-    let shown =
-        |finding: &Finding| json!({"check": finding.check, "ok": finding.ok, "says": finding.says});
+    findings.extend(once.anomalies(conn).await?.into_iter().map(|found| {
+        let of = found.scope.map_or(String::new(), |scope| format!("scope {scope}: "));
+        let says = format!("{of}{}. {} {}", found.saw, found.matters, found.remedy);
+        Finding { check: found.anomaly, level: Level::Look, says }
+    }));
+    let shown = |finding: &Finding| {
+        let (ok, look) = (finding.level != Level::Error, finding.level == Level::Look);
+        json!({"check": finding.check, "ok": ok, "look": look, "says": finding.says})
+    };
     match global.json {
         true => output::json(&Value::Array(findings.iter().map(shown).collect()))?,
         false => findings.iter().try_for_each(|finding| {
             output::line(format!(
                 "{}  {}",
-                if finding.ok { "ok   " } else { "ERROR" },
+                match finding.level {
+                    Level::Ok => "ok   ",
+                    Level::Look => "LOOK ",
+                    Level::Error => "ERROR",
+                },
                 finding.says
             ))
         })?,
     }
-    match findings.iter().all(|finding| finding.ok) {
-        true => Ok(()),
-        false => Err(CliError::already_said()),
+    match findings.iter().any(|finding| finding.level == Level::Error) {
+        true => Err(CliError::already_said()),
+        false => Ok(()),
     }
 }
 
 /// Checks that an inbox remembers messages at least as long as the broker may redeliver them.
 async fn inbox(
     once: &PgOnce,
-    pool: &PgPool,
+    conn: &mut PgConnection,
     consumer: &str,
     horizon: Duration,
 ) -> Result<Finding, CliError> {
     let inbox = Inbox::new(once, consumer)?;
-    let Some(retention) = inbox.remembers(&mut *pool.acquire().await?).await? else {
+    let Some(retention) = inbox.remembers(conn).await? else {
         let says = format!("inbox {consumer}: no messages, nothing to compare");
-        return Ok(Finding { check: "inbox", ok: true, says });
+        return Ok(Finding::new("inbox", true, says));
     };
     let (remembers, may) = (format_duration(retention), format_duration(horizon));
     let ok = retention >= horizon;
@@ -87,7 +119,7 @@ async fn inbox(
              A message could then take effect twice. Raise the retention in the inbox's Policy to at least {may}"
         ),
     };
-    Ok(Finding { check: "inbox", ok, says })
+    Ok(Finding::new("inbox", ok, says))
 }
 
 fn horizon(text: &str) -> Result<(String, Duration), String> {

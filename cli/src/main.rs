@@ -1,5 +1,6 @@
 //! `pgonce`: manages the schema and keys, and runs the demo, from a shell.
 
+mod audit;
 mod check;
 mod demo;
 mod derived_key;
@@ -50,6 +51,7 @@ enum Command {
     Get(get::Args),
     DerivedKey(derived_key::Args),
     Hash(hash::Args),
+    Audit(audit::Args),
     Release(release::Args),
     Resolve(resolve::Args),
     Inbox(inbox::Args),
@@ -86,13 +88,14 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         // `derived-key`, `hash` and `migrate --print` need no database.
         Command::DerivedKey(args) => derived_key::run(&global, &args),
         Command::Hash(args) => hash::run(&global, &args),
-        Command::Migrate(args) if args.print => migrate::print(&global),
-        Command::Migrate(_) => migrate::run(&mut global.session().await?).await,
+        Command::Migrate(args) if args.print => migrate::print(&global, &args),
+        Command::Migrate(args) => migrate::run(&mut global.session().await?, &args).await,
         Command::Check(_) => check::run(&global).await,
         Command::Doctor(args) => doctor::run(&global, &args).await,
         Command::Stats(_) => stats::run(&mut global.session().await?).await,
         Command::List(args) => list::run(&mut global.session().await?, &args).await,
         Command::Get(args) => get::run(&mut global.session().await?, &args).await,
+        Command::Audit(args) => audit::run(&mut global.session().await?, &args).await,
         Command::Release(args) => release::run(&mut global.session().await?, &args).await,
         Command::Resolve(args) => resolve::run(&mut global.session().await?, &args).await,
         Command::Inbox(args) => inbox::run(&mut global.session().await?, &args).await,

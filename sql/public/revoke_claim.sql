@@ -7,6 +7,7 @@ set search_path = pg_catalog, pg_temp
 as $pgonce$
 declare
   v_row record;
+  v_at  timestamptz;
 begin
   select l.* into v_row from :"schema"._lock_for_operator(p_scope, p_key, p_seen) l;
   if v_row.status <> 1 then
@@ -14,10 +15,15 @@ begin
   elsif v_row.token is null then
     raise exception 'the claim was released before' using errcode = 'IK002';
   end if;
-  -- A recovery may continue the work, and earlier attempts no longer count.
-  update :"schema".idempotency_keys k set attempts_uncounted = coalesce(k.attempt, 1)
+  v_at := :"schema"._clock();
+  -- A recovery may continue the work, and earlier attempts no longer count. The lease of a lapsed claim ends later than
+  -- before, so that the audit trail can tell this from a holder's release.
+  update :"schema".idempotency_keys k
+     set token = null, lease_expires_at = v_at, attempts_uncounted = coalesce(k.attempt, 1)
    where k.scope = p_scope collate "C" and k.key = p_key collate "C";
-  perform :"schema".release(p_scope, p_key, v_row.token);
+  if v_row.leased then
+    perform :"schema"._list_unfinished(p_scope, p_key, v_at);
+  end if;
 end
 $pgonce$;
 comment on function :"schema".revoke_claim is

@@ -21,8 +21,10 @@ begin
   elsif :"schema"._is_forgotten(v_row.status, v_row.expires_at, v_row.lease_expires_at, v_at) then
     raise exception 'the key is forgotten: the next begin runs it anew' using errcode = 'IK002';
   end if;
+  -- A leased claim lapses now, so that the audit trail can tell a takeover from a holder that gives up.
   update :"schema".idempotency_keys k
-     set token = v_token, attempts_uncounted = coalesce(k.attempt, 1)
+     set token = v_token, attempts_uncounted = coalesce(k.attempt, 1),
+         lease_expires_at = case when k.leased then v_at else k.lease_expires_at end
    where k.scope = p_scope collate "C" and k.key = p_key collate "C";
   return v_token;
 end

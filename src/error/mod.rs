@@ -68,8 +68,8 @@ pub enum ErrorKind {
     SchemaOutdated,
     /// A newer library migrated the schema; this library would damage it.
     SchemaTooNew,
-    /// A pooler, a session default or the database's encoding breaks pgonce's promises. The message names problem and
-    /// cure. Only [`PgOnce::check`](crate::PgOnce::check) returns this.
+    /// A pooler, a session default or the database's encoding breaks pgonce's promises, or the audit trail is on and
+    /// incomplete. The message names problem and cure. Only [`PgOnce::check`](crate::PgOnce::check) returns this.
     Environment,
     /// A stored row has a value that pgonce never writes, or something hides the row. The operation is neither replayed
     /// nor run again.

@@ -7,7 +7,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, PgPool, Postgres, Row};
 use tokio::sync::Mutex;
 
-use crate::error::{Error, ErrorKind, Result, database, sqlstate_in};
+use crate::error::{ErrorKind, Result, database, sqlstate_in};
 
 /// Settings under which `begin deferrable` does not do what pgonce needs, and the encoding.
 const SETTINGS: &str = "
@@ -37,30 +37,27 @@ const SECOND_SESSION_WITHIN: Duration = Duration::from_secs(1);
 /// Each check takes two connections: several checks on one small pool would wait for each other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
-/// Refuses an environment that breaks pgonce's promises, and names every problem.
-pub(crate) async fn check(pool: &PgPool) -> Result<()> {
+/// Every problem of an environment that breaks pgonce's promises.
+pub(crate) async fn problems(pool: &PgPool) -> Result<Vec<String>> {
     let _turn = ONE_AT_A_TIME.lock().await;
     let mut conn = pool.acquire().await.map_err(database)?;
     let mut problems = settings(&mut conn).await?;
     if pool.options().get_max_connections() > 1 {
         let other = pool.acquire().await.map_err(database)?;
         if swaps(&mut conn, Holder { conn: other, is_open: false }).await? {
-            problems.push(SWAPPED);
+            problems.push(SWAPPED.to_owned());
         }
     }
-    match problems.is_empty() {
-        true => Ok(()),
-        false => Err(Error::new(ErrorKind::Environment, problems.join("; "))),
-    }
+    Ok(problems)
 }
 
-async fn settings(conn: &mut PgConnection) -> Result<Vec<&'static str>> {
+async fn settings(conn: &mut PgConnection) -> Result<Vec<String>> {
     // In the simple protocol: nothing is known of the pooler yet.
     let row = sqlx::raw_sql(SETTINGS).fetch_one(conn).await.map_err(database)?;
     let mut problems = Vec::new();
     for (column, problem) in [("deferrable", DEFERRABLE), ("slow", SLOW), ("ascii", ASCII)] {
         if row.try_get(column).map_err(database)? {
-            problems.push(problem);
+            problems.push(problem.to_owned());
         }
     }
     Ok(problems)

@@ -145,6 +145,8 @@ impl PgOnce {
     /// The schema fits if it is from the library's own release, or from one at most a minor version older or newer: a
     /// deployment may migrate before or after it replaces its processes, and may roll them back.
     ///
+    /// If the [audit trail](PgOnce::audit_on) is on, its triggers must fire, and today and tomorrow have a partition.
+    ///
     /// The rest fits if prepared statements can be trusted behind the pooler, if there is one, and no session default
     /// breaks a promise ([operations](crate::_docs::operations)). To detect a pooler takes two connections: a pool of
     /// one skips this check. A busy pooler can go undetected.
@@ -165,8 +167,22 @@ impl PgOnce {
     /// # Cancel safety
     /// Cancel safe: it only reads.
     pub async fn check(&self, pool: &PgPool) -> Result<()> {
-        self.check_schema(&mut *pool.acquire().await.map_err(database)?).await?;
-        environment::check(pool).await
+        let audit = {
+            let mut conn = pool.acquire().await.map_err(database)?;
+            self.check_schema(&mut conn).await?;
+            self.audit_problem(&mut conn).await?
+        };
+        let mut problems = environment::problems(pool).await?;
+        problems.extend(audit);
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Environment, problems.join("; "))),
+        }
+    }
+
+    async fn audit_problem(&self, conn: &mut PgConnection) -> Result<Option<String>> {
+        let row = self.ask_simply(conn, r#"select :"schema"._audit_problem() as problem"#).await?;
+        row.try_get("problem").map_err(database)
     }
 
     async fn check_schema(&self, conn: &mut PgConnection) -> Result<()> {

@@ -1,6 +1,8 @@
 //! The protocol's statements and answers: what is sent, and what comes back.
 
+pub(crate) mod anomalies;
 pub(crate) mod answer;
+pub(crate) mod audit;
 pub(crate) mod claim;
 pub(crate) mod history;
 pub(crate) mod inspection;
@@ -10,7 +12,9 @@ pub(crate) mod schema;
 pub(crate) mod statements;
 pub(crate) mod status;
 
+pub use anomalies::Anomaly;
 pub use answer::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
+pub use audit::AuditLine;
 pub use claim::Claim;
 pub use history::{HistoryBucket, HistoryCounts, HistoryQuery, HistoryScope};
 pub use inspection::{Filter, Inspected, Stats};

@@ -53,6 +53,9 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "internal/lock_for_operator"
     "internal/pick_abandoned"
     "internal/reap_batch"
+    "internal/audit_state"
+    "internal/audit_lines"
+    "internal/keep_audit"
     "internal/check_period"
     "internal/record_history"
     "internal/reap_history"
@@ -77,6 +80,7 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "public/keys"
     "internal/is_auditor"
     "internal/list_keys"
+    "internal/anomalies"
     "public/consumer_retention"
     "public/abandoned"
     "public/inspect_key"
@@ -86,9 +90,14 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "public/revoke_claim"
     "public/redrive_message"
     "public/pick_abandoned"
+    "public/anomalies"
     "public/record_history"
     "public/history"
     "public/history_by_scope"
+    "public/audit_on"
+    "public/audit_off"
+    "public/audit"
+    "public/audit_note"
     "public/reap"
     "public/reap_backlog"
 };
@@ -172,6 +181,12 @@ pub(crate) struct Statements {
     pub(crate) finished_by: SqlStr,
     pub(crate) reap: SqlStr,
     pub(crate) reap_backlog: SqlStr,
+    pub(crate) anomalies: SqlStr,
+    pub(crate) audit_on: SqlStr,
+    pub(crate) audit_off: SqlStr,
+    pub(crate) audit_days_kept: SqlStr,
+    pub(crate) audit: SqlStr,
+    pub(crate) audit_note: SqlStr,
     pub(crate) record_history: SqlStr,
     pub(crate) history: SqlStr,
     pub(crate) history_by_scope: SqlStr,
@@ -243,6 +258,21 @@ impl Statements {
             finished_by: fill(r#"select :"schema"._finished_by($1, $2, $3)"#),
             reap: fill(r#"call :"schema".reap($1, 1, $2)"#),
             reap_backlog: fill(r#"select backlog, oldest_ms from :"schema".reap_backlog()"#),
+            anomalies: fill(
+                r#"select anomaly, scope, saw, matters, remedy from :"schema".anomalies()"#,
+            ),
+            audit_on: fill(r#"select :"schema".audit_on($1)"#),
+            audit_off: fill(r#"select :"schema".audit_off()"#),
+            audit_days_kept: fill(
+                // Not volatile, a proxy would ask a standby, which may lag.
+                r#"select :"schema".audit_days_kept() as days_kept, pg_catalog.clock_timestamp()"#,
+            ),
+            audit: fill(concat!(
+                "select action, attempt, role, actor, seen, txid, ",
+                micros!("at"),
+                r#" from :"schema".audit($1, $2, $3)"#
+            )),
+            audit_note: fill(r#"select :"schema".audit_note($1, $2, $3)"#),
             record_history: fill(r#"call :"schema".record_history($1, $2, $3, $4, $5, $6)"#),
             history: fill(concat!(
                 "select ",

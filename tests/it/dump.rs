@@ -217,6 +217,28 @@ async fn a_plain_dump_comes_back_through_psql() {
 }
 
 #[tokio::test]
+async fn the_audit_trail_comes_back_and_goes_on() {
+    let server = server().await;
+    let db = source(database(server).await).await;
+    db.once.audit_on(&mut db.conn().await, 30).await.unwrap();
+    db.complete(&op("audited"), "").await;
+    for programs in Programs::fitting(server).await {
+        let (dump, _) = programs.run("pg_dump", &db.options, &[]).await;
+        let into = database(server).await;
+        programs.restore(&into, &dump, &["--single-transaction", "-v", "ON_ERROR_STOP=1"]).await;
+        let db = TestDb::open("pgonce", into, 5).await;
+        is_current(&db).await;
+        db.complete(&op("audited later"), "").await;
+        let trail = "select string_agg(key || ' ' || action, ', ' order by id) from {}.audit";
+        assert_eq!(
+            db.ask::<String>(trail).await,
+            "audited begun, audited completed, audited later begun, audited later completed"
+        );
+        works(&db).await;
+    }
+}
+
+#[tokio::test]
 async fn a_custom_dump_comes_back_through_pg_restore() {
     let server = server().await;
     let db = source(database(server).await).await;

@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
 mod abandoned;
+mod anomalies;
 mod asked_again;
+mod audit;
+mod audit_days;
 mod bad_arguments;
 mod bounds;
 mod cancel;

@@ -3,7 +3,7 @@
 use crate::support::db::TestDb;
 
 /// Replaces pgonce's table with one that has the same columns and primary key, in four partitions.
-async fn partition(db: &TestDb) {
+pub async fn partition(db: &TestDb) {
     db.execute(
         "alter table {}.idempotency_keys rename to whole;
          alter index {}.idempotency_keys_pkey rename to whole_pkey;

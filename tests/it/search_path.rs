@@ -213,6 +213,34 @@ async fn the_verbs_write_the_same() {
 }
 
 #[tokio::test]
+async fn the_audit_trail_says_the_same() {
+    let db = TestDb::new().await;
+    let misled = misled(&db).await;
+    let mut conn = misled.conn().await;
+    misled.once.audit_on(&mut conn, 30).await.unwrap();
+    let leased = op("leased");
+    drop(misled.lease(&leased, std::time::Duration::from_millis(1)).await);
+    let lapsed = "select lease_expires_at < clock_timestamp() from {}.keys where key = 'leased'";
+    db.until(lapsed).await;
+    let seen = db.seen(&leased).await;
+    misled.once.revoke_claim(&mut conn, leased.scope(), leased.key(), &seen).await.unwrap();
+    started(misled.once.begin(&mut conn, &leased).await.unwrap())
+        .fail(&mut conn, Response::empty())
+        .await
+        .unwrap();
+    misled.once.audit_note(&mut conn, "viewed", leased.scope(), leased.key()).await.unwrap();
+    db.execute("update {}.idempotency_keys set expires_at = clock_timestamp()").await;
+    misled.once.reap_once(&mut conn, 10).await.unwrap();
+    let trail = misled.once.audit(&mut conn, leased.scope(), leased.key(), 100).await.unwrap();
+    let actions: Vec<_> = trail.iter().map(|line| line.action.as_str()).collect();
+    assert_eq!(actions, ["begun", "revoked", "begun", "failed", "viewed", "changed", "reaped"]);
+    assert_eq!(misled.once.audit_days_kept(&mut conn).await.unwrap(), Some(30));
+    misled.once.check(&misled.pool).await.unwrap();
+    misled.once.anomalies(&mut conn).await.unwrap();
+    misled.once.audit_off(&mut conn).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_failure_is_forgotten_in_time_the_same() {
     let db = TestDb::new().await;
     let misled = misled(&db).await;

@@ -54,8 +54,9 @@ fn between<'a>(text: &'a str, from: &str, to: &[&str]) -> Option<&'a str> {
 const VOLATILE: [&str; 6] =
     ["_clock()", "clock_timestamp()", "gen_random_uuid()", "set_config(", "random()", "nextval("];
 
-const TABLES: [&str; 7] =
-    ["idempotency_keys", "steps", "unfinished", "history", "keys", "audit_keys", "abandoned"];
+#[rustfmt::skip]
+const TABLES: [&str; 8] =
+    ["idempotency_keys", "steps", "unfinished", "history", "audit", "keys", "audit_keys", "abandoned"];
 
 fn is_volatile(text: &str) -> bool {
     VOLATILE.iter().any(|function| text.contains(function))
@@ -204,7 +205,7 @@ async fn run_since(db: &TestDb, server: &Throwaway) -> Vec<(String, String)> {
 }
 
 /// What writes or locks, unless it is a CALL.
-const WRITES: [&str; 18] = [
+const WRITES: [&str; 21] = [
     ".begin_operation(",
     "._begin(",
     ".complete(",
@@ -216,6 +217,9 @@ const WRITES: [&str; 18] = [
     ".take_over_claim(",
     ".revoke_claim(",
     ".redrive_message(",
+    ".audit_on(",
+    ".audit_off(",
+    ".audit_note(",
     "._wait_for_key(",
     "pg_try_advisory",
     "pg_advisory",
@@ -352,11 +356,19 @@ async fn history(db: &TestDb) {
     assert!(matches!(replay, pgonce::Begin::Replay(_)), "{replay:?}");
     tx.rollback().await.unwrap();
     history.flush(&db.once, &db.pool).await.unwrap();
-    let mut conn = db.conn().await;
-    let until = time::OffsetDateTime::now_utc();
-    let query = HistoryQuery { from: until - MINUTE, until, step: MINUTE, scope: None };
+    let (mut conn, until) = (db.conn().await, time::OffsetDateTime::now_utc());
+    let query = HistoryQuery { from: until, until, step: MINUTE, scope: None };
     db.once.history(&mut conn, &query).await.unwrap();
-    db.once.history_by_scope(&mut conn, query.from, until, 10).await.unwrap();
+    db.once.history_by_scope(&mut conn, until, until, 10).await.unwrap();
+    db.once.anomalies(&mut conn).await.unwrap();
+    let mut tx = db.pool.begin().await.unwrap();
+    let run = op("run");
+    db.once.audit_on(&mut tx, 30).await.unwrap();
+    db.once.audit_note(&mut tx, "viewed", run.scope(), run.key()).await.unwrap();
+    db.once.audit_off(&mut tx).await.unwrap();
+    tx.commit().await.unwrap();
+    db.once.audit_days_kept(&mut conn).await.unwrap();
+    db.once.audit(&mut conn, run.scope(), run.key(), 10).await.unwrap();
 }
 
 async fn messages(db: &TestDb) {

@@ -1,6 +1,7 @@
 //! The program, as people and scripts use it, on a real PostgreSQL.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
+mod audit;
 mod commands;
 mod inbox;
 mod resolve;

@@ -27,6 +27,7 @@ async fn runs(db: &TestDb, name: &str, cases: &[Case<'_>]) {
 #[tokio::test]
 async fn each_role_has_its_commands() {
     let db = with_roles().await;
+    db.once.audit_on(&mut db.conn().await, 30).await.unwrap();
     db.complete(&op("k"), "secret body").await;
     assert!(!step_and_fail(&db, &db.pool, &op("half done")).await);
     let inbox = Inbox::new(&db.once, "orders")
@@ -38,6 +39,8 @@ async fn each_role_has_its_commands() {
         (&["check"], 0, "is up to date"),
         (&["migrate"], 0, "is up to date"),
         (&["doctor", "--horizon", "test/scope=1h"], 0, "remembers messages for 1day"),
+        (&["audit", "test/scope", "k"], 0, "begun"),
+        (&["migrate", "--audit", "7"], 1, DENIED),
         (&["stats"], 0, "completed"),
         (&["list"], 0, "half done"),
         (&["list", "--claim", "lapsed"], 0, "SCOPE"),
@@ -61,6 +64,7 @@ async fn each_role_has_its_commands() {
         (&["get", "test/scope", "k", "--body", "-"], 0, "secret body"),
         (&["inbox", "redrive", "orders", "1"], 0, "redriven"),
         (&["resolve", "test/scope", "half done", "--release"], 0, "released"),
+        (&["audit", "test/scope", "k"], 1, DENIED),
         (&["reap"], 1, DENIED),
     ];
     let reaper: &[Case<'_>] = &[

@@ -1,11 +1,14 @@
 //! What the table's layout costs, and what other layouts would cost: bytes at rest, WAL, HOT updates, vacuum's work.
-//! Prints Markdown tables. `cargo run --release -p pgonce-bench --bin layout`
+//! Prints Markdown tables. `cargo run --release -p pgonce-bench --bin layout`; with `-- records` only what the history
+//! and the audit trail cost.
 //!
 //! The rows are copies of one that `PgOnce::run` wrote, with other keys, bodies and later times, or come from the SQL
 //! functions. Variants change what the migrations create. Byte counts are the same in every run unless keys are random.
 //! CPU time is that of the server's process, read from `/proc`; 0 where there is none.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a program, not an API")]
+
+mod records;
 
 use pgonce::{Failure, Fingerprint, Operation, PgOnce};
 use pgonce_testing::{Options, Throwaway};
@@ -294,15 +297,22 @@ async fn main() {
 
     let mut bench = Bench::new(&server).await;
     bench.execute(format!("create table {ONE} as select * from {TABLE}")).await;
+    let only_records = std::env::args().any(|argument| argument == "records");
     let version = "select split_part(current_setting('server_version'), ' ', 1)";
     let version: String = sqlx::query_scalar(version).fetch_one(&mut bench.conn).await.unwrap();
     println!("PostgreSQL {version}; scopes of 21 bytes, keys of 36, with a fingerprint\n");
-    at_rest(&mut bench).await;
-    column_order(&mut bench).await;
-    compression(&mut bench).await;
-    bench.execute(format!("alter table {TABLE} alter response_body set storage extended")).await;
-    churn(&mut bench).await;
-    begun_and_completed(&server).await;
+    if !only_records {
+        at_rest(&mut bench).await;
+        column_order(&mut bench).await;
+        compression(&mut bench).await;
+        bench
+            .execute(format!("alter table {TABLE} alter response_body set storage extended"))
+            .await;
+        churn(&mut bench).await;
+        begun_and_completed(&server).await;
+    }
+    records::audit(&server).await;
+    records::history(&server).await;
     bench.conn.close().await.unwrap();
     server.stop().await;
 }
