@@ -14,6 +14,7 @@ mod telemetry;
 mod transactional;
 #[cfg(feature = "tower")]
 pub mod web;
+pub mod writes;
 
 #[cfg(feature = "metrics")]
 #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
@@ -50,6 +51,8 @@ pub mod _docs {
     pub mod inbox {}
     #[doc = include_str!("docs/sql.md")]
     pub mod sql {}
+    #[doc = include_str!("docs/patterns.md")]
+    pub mod patterns {}
     // Its example is an axum program.
     #[cfg(any(feature = "axum", all(feature = "tower", not(doctest))))]
     #[doc = include_str!("docs/http.md")]

@@ -75,3 +75,4 @@ mod tidy;
 mod waiting;
 mod web;
 mod write_once;
+mod writes;
