@@ -4,20 +4,21 @@ use std::fmt;
 
 use crate::error::sqlstate_in;
 
-/// Why a write has no outcome. Roll the transaction back.
+/// Why a write has no outcome. Roll the transaction back: a statement may have written. (So call these functions in one.)
 ///
 /// `Display` and `Debug` show no values of the row.
 #[non_exhaustive]
 pub enum WriteError {
-    /// A unique constraint refused the row: another one than the `on conflict` names, or one that a restored row would
-    /// break. Never an answer, because the row that stands in the way is another one.
+    /// A unique constraint refused the row: another one than the `on conflict` names, or one that the new values of an
+    /// updated or restored row would break. Also if a trigger's write was refused.
     Taken {
         /// The constraint or unique index.
         constraint: String,
         /// The database's error.
         source: sqlx::Error,
     },
-    /// The statements are wrong, or do not belong together. The text says how. They fail the same way again.
+    /// The statements are wrong, or do not belong together. The text says how. They fail the same way again, unless others
+    /// change the row back and forth at the same time.
     Statement(String),
     /// Any other error of the database. [`run`](crate::PgOnce::run) starts again after serialization failures and
     /// deadlocks, as for every error of its work.
@@ -44,9 +45,16 @@ impl fmt::Display for WriteError {
                 write!(f, "the unique constraint {constraint} refused the row")
             }
             Self::Statement(problem) => f.write_str(problem),
-            Self::Database(error) => match sqlstate_in(error) {
-                Some(sqlstate) => write!(f, "the database refused the write (SQLSTATE {sqlstate})"),
-                None => f.write_str("the write got no answer from the database"),
+            Self::Database(error) => match (sqlstate_in(error), error) {
+                (Some(sqlstate), _) => {
+                    write!(f, "the database refused the write (SQLSTATE {sqlstate})")
+                }
+                (None, sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_)) => {
+                    f.write_str("the write got no answer from the database")
+                }
+                (None, _) => {
+                    f.write_str("the write ran, and the row that it returned cannot be read")
+                }
             },
         }
     }

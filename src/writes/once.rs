@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 
 use super::error::WriteError;
-use super::statement::{Found, Statement, change_or_look};
+use super::statement::{Statement, one_row, send};
 
 /// What [`upsert_once`] has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +20,9 @@ const TRIES: u32 = 3;
 /// Inserts a row unless one with the same natural key exists, and returns the row either way.
 ///
 /// `insert` is `insert .. on conflict (NATURAL KEY) do nothing returning ..`; name the key's columns, so that another
-/// unique constraint is an error and never taken for the row. `existing` reads the row by the natural key. An insert that
-/// meets another's open transaction waits for its end.
+/// unique constraint is an error and never mistaken for the row. `existing` reads the row by the natural key. An insert that
+/// meets another's open transaction waits for its end. The insert runs in a savepoint, which takes two more
+/// round trips, and a transaction.
 ///
 /// One statement that does both (`with new as (insert ..) .. union all select ..`) returns no row if another transaction
 /// commits the row meanwhile; these two statements do not. `do update` would write, and could not tell *created* from
@@ -52,8 +53,8 @@ const TRIES: u32 = 3;
 /// ```
 ///
 /// # Errors
-/// [`WriteError::Taken`] for another unique constraint; [`WriteError::Statement`] if the insert finds a conflict and
-/// `existing` finds no row, three times; a serialization failure (40001) at REPEATABLE READ and SERIALIZABLE, if the row
+/// [`WriteError::Taken`] for another unique constraint; [`WriteError::Statement`] outside of a transaction, or if the
+/// insert finds a conflict and `existing` finds no row, three times; a serialization failure (40001) at REPEATABLE READ and SERIALIZABLE, if the row
 /// was inserted after the transaction's snapshot.
 ///
 /// # Cancel safety
@@ -67,16 +68,33 @@ where
     I: Statement<T>,
     E: Statement<T>,
 {
+    let mut taken = None;
     for _ in 0..TRIES {
-        match change_or_look(conn, insert(), &existing).await? {
-            Found::Changed(row) => return Ok(Upserted::Created(row)),
-            Found::Unchanged(row) => return Ok(Upserted::Existing(row)),
-            Found::Nothing => {}
+        // Another insert of the same row may be on its way. PostgreSQL sees it in the natural key only after it has looked
+        // there, and can meet it in another unique constraint first. So that is an error only if it stays.
+        send("savepoint pgonce_upsert", conn).await?;
+        match one_row(insert(), conn).await {
+            Ok(inserted) => {
+                send("release savepoint pgonce_upsert", conn).await?;
+                if let Some(row) = inserted {
+                    return Ok(Upserted::Created(row));
+                }
+            }
+            Err(error @ WriteError::Taken { .. }) => {
+                send("rollback to savepoint pgonce_upsert", conn).await?;
+                taken = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+        if let Some(row) = one_row(existing(), conn).await? {
+            return Ok(Upserted::Existing(row));
         }
     }
-    Err(WriteError::Statement(
-        "the insert met a row that is there, and the other statement finds none: do both name the same columns, and \
-         may this role read the row?"
-            .to_owned(),
-    ))
+    Err(taken.unwrap_or_else(|| {
+        WriteError::Statement(
+            "the insert met a row that is there, and the other statement finds none: do both name the same columns, \
+             and may this role read the row?"
+                .to_owned(),
+        )
+    }))
 }

@@ -5,6 +5,7 @@ use sqlx::query::{Map, QueryAs, QueryScalar};
 use sqlx::{FromRow, IntoArguments, PgConnection, Postgres};
 
 use super::error::WriteError;
+use crate::error::sqlstate_in;
 
 /// A query that returns rows of type `T`: `query_as`, `query_scalar`, what `map` makes of a query, and what the macros
 /// of these names return.
@@ -75,7 +76,7 @@ where
     })
 }
 
-async fn one_row<T>(
+pub(super) async fn one_row<T>(
     statement: impl Statement<T>,
     conn: &mut PgConnection,
 ) -> Result<Option<T>, WriteError> {
@@ -85,5 +86,16 @@ async fn one_row<T>(
         count => Err(WriteError::Statement(format!(
             "a statement returned {count} rows; it must name one row"
         ))),
+    }
+}
+
+/// Sends a command about a savepoint.
+pub(super) async fn send(command: &'static str, conn: &mut PgConnection) -> Result<(), WriteError> {
+    match sqlx::raw_sql(command).execute(conn).await {
+        Ok(_) => Ok(()),
+        Err(error) if sqlstate_in(&error) == Some("25P01") => Err(WriteError::Statement(
+            "upsert_once needs a transaction, and none is open".to_owned(),
+        )),
+        Err(error) => Err(WriteError::Database(error)),
     }
 }

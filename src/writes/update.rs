@@ -80,7 +80,7 @@ impl<T> fmt::Debug for Expected<'_, T> {
 ///
 /// `update` changes one row and returns it (`update .. where id = $1 and .. returning ..`). `current` reads that row by
 /// its id alone. The update takes the row's lock, and waits for another transaction that has it. If the update changed
-/// nothing, the row is read as it is then, without a lock.
+/// nothing, the row is read as it is then, without a lock; at REPEATABLE READ and SERIALIZABLE, as it was at the snapshot.
 ///
 /// ```no_run
 /// use pgonce::writes::{Expected, Updated, conditional_update};
@@ -98,8 +98,8 @@ impl<T> fmt::Debug for Expected<'_, T> {
 /// .await?;
 /// match outcome {
 ///     Updated::Applied(now) | Updated::AlreadyThere(now) => println!("version {}", now.version),
-///     Updated::Conflict(now) => println!("somebody else changed it to {}", now.title),
-///     Updated::NotMet(_) => unreachable!("it has no other condition"),
+///     // Not met, although it has no other condition: a trigger or a policy kept the row as it was.
+///     Updated::Conflict(now) | Updated::NotMet(now) => println!("it is {}", now.title),
 ///     Updated::Gone => println!("it was deleted"),
 /// }
 /// # Ok(())
@@ -108,8 +108,8 @@ impl<T> fmt::Debug for Expected<'_, T> {
 ///
 /// # Errors
 /// [`WriteError::Taken`] if a unique constraint refuses the new values; [`WriteError::Statement`] if a statement returns
-/// several rows; a serialization failure (40001) at REPEATABLE READ and SERIALIZABLE, if the row was changed after the
-/// transaction's snapshot.
+/// several rows; a serialization failure (40001) at REPEATABLE READ and SERIALIZABLE, if the row that it would
+/// change was changed after the snapshot.
 ///
 /// # Cancel safety
 /// Dropped half way, the change may or may not be in the transaction: roll it back.

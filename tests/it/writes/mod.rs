@@ -8,7 +8,7 @@ use pgonce::writes::{
     soft_delete, upsert_once,
 };
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::{Connection, PgConnection, Row};
 
 use crate::support::db::PATIENCE;
 use rows::{Article, Customer, article, customer, delete, insert, tables, undelete, update};
@@ -18,7 +18,10 @@ async fn upsert(
     email: &str,
     phone: &str,
 ) -> Result<Upserted<Customer>, WriteError> {
-    upsert_once(conn, || insert(email, phone), || customer(email)).await
+    let mut tx = conn.begin().await.unwrap();
+    let upserted = upsert_once(&mut tx, || insert(email, phone), || customer(email)).await?;
+    tx.commit().await.unwrap();
+    Ok(upserted)
 }
 
 #[tokio::test]
@@ -44,12 +47,23 @@ async fn another_unique_constraint_is_an_error_that_names_it_and_no_value() {
 }
 
 #[tokio::test]
+async fn an_upsert_outside_of_a_transaction_is_refused_before_it_writes() {
+    let mut conn = tables().await.conn().await;
+    let error =
+        upsert_once(&mut conn, || insert("a@x", "1"), || customer("a@x")).await.unwrap_err();
+    assert_eq!(error.to_string(), "upsert_once needs a transaction, and none is open");
+    let count = sqlx::query_scalar::<_, i64>("select count(*) from customer");
+    assert_eq!(count.fetch_one(&mut conn).await.unwrap(), 0);
+}
+
+#[tokio::test]
 async fn an_insert_that_does_not_name_the_key_is_never_taken_for_existing() {
     let mut conn = tables().await.conn().await;
     upsert(&mut conn, "a@x", "1").await.unwrap();
     let any = "insert into customer (email, phone) values ('b@x', '1') on conflict do nothing returning *";
     let any = || sqlx::query_as::<_, Customer>(any);
-    let error = upsert_once(&mut conn, any, || customer("b@x")).await.unwrap_err();
+    let mut tx = conn.begin().await.unwrap();
+    let error = upsert_once(&mut tx, any, || customer("b@x")).await.unwrap_err();
     assert!(matches!(error, WriteError::Statement(_)), "{error}");
 }
 
@@ -58,8 +72,8 @@ async fn an_upsert_waits_for_another_and_gets_its_row_or_inserts_its_own() {
     for commits in [true, false] {
         let db = tables().await;
         let mut first = db.conn().await;
-        sqlx::query("begin").execute(&mut first).await.unwrap();
-        upsert(&mut first, "a@x", "1").await.unwrap();
+        sqlx::query("begin").execute(&mut first).await.unwrap(); // which the driver does not know of
+        upsert_once(&mut first, || insert("a@x", "1"), || customer("a@x")).await.unwrap();
         let mut conn = db.conn().await;
         let second = tokio::spawn(async move { upsert(&mut conn, "a@x", "2").await });
         db.until_waiting(1).await;
@@ -81,7 +95,8 @@ async fn a_row_that_is_deleted_before_it_is_looked_at_is_inserted() {
         ),
         _ => sqlx::query_as("select * from customer"),
     };
-    let again = upsert_once(&mut conn, || insert("a@x", "1"), look).await.unwrap();
+    let mut tx = conn.begin().await.unwrap();
+    let again = upsert_once(&mut tx, || insert("a@x", "1"), look).await.unwrap();
     assert!(matches!(again, Upserted::Created(_)), "{again:?}");
 }
 
@@ -137,8 +152,12 @@ async fn an_update_of_several_rows_is_refused() {
     let mut conn = tables().await.conn().await;
     sqlx::query("insert into article (title) values ('2')").execute(&mut conn).await.unwrap();
     let all = sqlx::query_as::<_, Article>("update article set title = 'x' returning *");
-    let error = conditional_update(&mut conn, all, article(), Expected::key()).await.unwrap_err();
+    let mut tx = conn.begin().await.unwrap();
+    let error = conditional_update(&mut tx, all, article(), Expected::key()).await.unwrap_err();
     assert_eq!(error.to_string(), "a statement returned 2 rows; it must name one row");
+    tx.rollback().await.unwrap();
+    let changed = "select count(*) from article where title = 'x'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(changed).fetch_one(&mut conn).await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -184,7 +203,9 @@ async fn unique_values_of_a_deleted_row_are_free_only_if_the_index_says_so() {
     let living = "select * from customer where email = 'a@x' and deleted_at is null";
     let insert = || sqlx::query_as::<_, Customer>(insert);
     for expected in ["Created", "Existing"] {
-        let next = upsert_once(&mut conn, insert, || sqlx::query_as(living)).await.unwrap();
+        let mut tx = conn.begin().await.unwrap();
+        let next = upsert_once(&mut tx, insert, || sqlx::query_as(living)).await.unwrap();
+        tx.commit().await.unwrap();
         assert!(format!("{next:?}").starts_with(expected), "{next:?}");
     }
     let undelete =

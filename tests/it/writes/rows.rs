@@ -28,7 +28,7 @@ pub async fn tables() -> TestDb {
     db.execute(
         "create table {}.customer (
            id bigint generated always as identity primary key, email text not null unique, phone text unique,
-           name text, deleted_at text);
+           name text unique, deleted_at text);
          create table {}.article (
            id bigint generated always as identity, title text not null, version integer not null default 1);
          insert into {}.article (title) values ('first');
