@@ -82,6 +82,11 @@ create table :"schema".history (
   commit_unknown bigint not null,
   duplicates     bigint not null, -- work prevented: replays, and messages seen before
   value          bigint not null, -- what the user says that the prevented work was worth
+  unkeyed        bigint not null, -- requests without a key
+  -- While protection was only observed:
+  observed_duplicates bigint not null, -- calls that it would have answered without work
+  observed_mismatches bigint not null, -- calls that it would have refused for another request's key
+  observed_value      bigint not null, -- what those duplicates were worth
   source         uuid not null,
   scope          text collate "C" not null, -- empty: scopes beyond the number that a process tells apart
   class          text collate "C" not null,
@@ -90,6 +95,19 @@ create table :"schema".history (
 -- A row is updated a few times in its minute, and its neighbours at the same moment: room for two versions of each.
 with (fillfactor = 50);
 create index history_expires_at on :"schema".history (expires_at);
+
+-- Which rollout mode a class got, when, and by whom: the last line of a class counts. Null: as its code says.
+create table :"schema".rollout (
+  id    bigint generated always as identity,
+  at    timestamptz not null,
+  role  text not null default session_user,
+  actor text default left(nullif(current_setting('pgonce.actor', true), ''), 255), -- whom the application names
+  mode  text,
+  class text collate "C" not null,
+  constraint rollout_pkey primary key (id),
+  constraint rollout_mode check (mode in ('off', 'observe', 'optional', 'required'))
+);
+create index rollout_class on :"schema".rollout (class, id);
 
 -- The audit trail: one line per transition of a key, by the triggers that audit_on makes. A partition per day, made ahead
 -- and dropped by reap.

@@ -18,6 +18,7 @@ use crate::protocol::claim::Claim;
 use crate::protocol::procedure::ANSWER_MAX;
 use crate::protocol::schema::SchemaName;
 use crate::protocol::statements::Statements;
+use crate::rollout::{Rollout, RolloutMode};
 use crate::telemetry::spans::span;
 use crate::telemetry::{Counts, Telemetry};
 #[cfg(feature = "tower")]
@@ -48,6 +49,7 @@ pub struct PgOnce {
     pub(crate) response_bytes_max: u32,
     pub(crate) class: Class,
     pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) rollout: Option<Rollout>,
 }
 
 const RESPONSE_BYTES_MAX_DEFAULT: u32 = 1024 * 1024;
@@ -73,6 +75,7 @@ impl PgOnce {
             response_bytes_max: RESPONSE_BYTES_MAX_DEFAULT,
             class: Class::default(),
             telemetry: Arc::default(),
+            rollout: None,
         }
     }
 
@@ -90,6 +93,13 @@ impl PgOnce {
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
+    }
+
+    /// How `run` treats an operation's key.
+    pub(crate) fn mode_of(&self, op: &Operation) -> RolloutMode {
+        let class = op.class.as_ref().unwrap_or(&self.class);
+        let set = self.rollout.as_ref().and_then(|rollout| rollout.mode(class));
+        set.or(op.mode).unwrap_or(RolloutMode::Required)
     }
 
     pub(crate) fn policy_of(&self, op: &Operation) -> Policy {

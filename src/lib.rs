@@ -10,6 +10,7 @@ mod leased;
 mod maintenance;
 mod operation;
 mod protocol;
+mod rollout;
 mod telemetry;
 mod transactional;
 #[cfg(feature = "tower")]
@@ -28,12 +29,14 @@ pub use maintenance::{Migrated, Reaped, Reaper};
 pub use operation::{
     Class, Fingerprint, FingerprintSecret, Key, OnLapse, Operation, Policy, Response, Scope,
 };
-pub use protocol::{Anomaly, AuditLine};
+pub use protocol::{Adoption, Anomaly, AuditLine, RolloutChange};
+pub use protocol::{BackfillUndone, Backfilled, PastOperation};
 pub use protocol::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Replay};
 pub use protocol::{
     Claim, ClaimState, Filter, Inspected, Listed, Progress, Record, SchemaName, Stats, Status,
 };
 pub use protocol::{HistoryBucket, HistoryCounts, HistoryQuery, HistoryScope};
+pub use rollout::{Rollout, RolloutMode};
 pub use telemetry::History;
 pub use transactional::{Done, Failure, RunError, WorkError, commit};
 
@@ -65,6 +68,10 @@ pub mod _docs {
     #[cfg(all(feature = "metrics", feature = "tower"))]
     #[doc = include_str!("docs/observability.md")]
     pub mod observability {}
+    // Links to the HTTP layer.
+    #[cfg(feature = "tower")]
+    #[doc = include_str!("docs/rollout.md")]
+    pub mod rollout {}
     #[doc = include_str!("docs/upgrading.md")]
     pub mod upgrading {}
     #[doc = include_str!("docs/compile-errors.md")]

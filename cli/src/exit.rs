@@ -72,6 +72,11 @@ impl CliError {
         self.sqlstate.as_deref() == Some("42501")
     }
 
+    /// Whether another transaction was in the way.
+    pub(crate) fn is_of_a_lock(&self) -> bool {
+        matches!(self.sqlstate.as_deref(), Some("55P03" | "40001" | "40P01"))
+    }
+
     /// Names the address, never the password.
     pub(crate) fn cannot_connect(options: &PgConnectOptions, error: &sqlx::Error) -> Self {
         let place = match options.get_socket() {

@@ -1,6 +1,8 @@
 //! `pgonce`: manages the schema and keys, and runs the demo, from a shell.
 
+mod adoption;
 mod audit;
+mod backfill;
 mod check;
 mod demo;
 mod derived_key;
@@ -12,6 +14,7 @@ mod inbox;
 mod interrupt;
 mod list;
 mod migrate;
+mod mode;
 mod output;
 mod reap;
 mod release;
@@ -52,6 +55,9 @@ enum Command {
     DerivedKey(derived_key::Args),
     Hash(hash::Args),
     Audit(audit::Args),
+    Mode(mode::Args),
+    Adoption(adoption::Args),
+    Backfill(backfill::Args),
     Release(release::Args),
     Resolve(resolve::Args),
     Inbox(inbox::Args),
@@ -96,6 +102,9 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::List(args) => list::run(&mut global.session().await?, &args).await,
         Command::Get(args) => get::run(&mut global.session().await?, &args).await,
         Command::Audit(args) => audit::run(&mut global.session().await?, &args).await,
+        Command::Mode(args) => mode::run(&mut global.session().await?, &args).await,
+        Command::Adoption(args) => adoption::run(&mut global.session().await?, &args).await,
+        Command::Backfill(args) => backfill::run(&global, &args).await,
         Command::Release(args) => release::run(&mut global.session().await?, &args).await,
         Command::Resolve(args) => resolve::run(&mut global.session().await?, &args).await,
         Command::Inbox(args) => inbox::run(&mut global.session().await?, &args).await,

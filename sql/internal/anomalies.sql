@@ -67,8 +67,31 @@ begin
 end
 $pgonce$;
 
--- Scopes whose keys look like counted numbers: among up to 100 of a scope, the last in their order, which are the newest if
--- keys begin with a time. Only keys with a fingerprint, so no messages: brokers count theirs.
+-- Looks at up to 100 keys of a scope: the last in their order, which are the newest if keys begin with a time. Only keys
+-- with a fingerprint, so no messages: brokers count theirs. Returns how many it has seen, how many of them are a number,
+-- or a word and a number, and how many follow another one directly.
+create or replace function :"schema"._sample_keys(p_scope text, out seen bigint, out numbers bigint, out next bigint)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_sort = off
+set jit = off
+as $pgonce$
+begin
+  execute format(
+    'with sample as (
+       select k.key, k.fingerprinted from %I.%I k where k.scope = $1 collate "C" order by k.key desc limit 100),
+     numbers as (
+       select substring(s.key from ''^[^0-9]*'') as prefix, substring(s.key from ''[0-9]+$'')::numeric as number
+         from sample s where s.fingerprinted and s.key ~ ''^[^0-9]*[0-9]{1,18}$'')
+     select (select count(*) from sample s where s.fingerprinted), count(*),
+            count(*) filter (where exists (select from numbers o where o.prefix = n.prefix and o.number = n.number - 1))
+       from numbers n', :'schema', :"schema"._keys_to_read())
+    into seen, numbers, next using p_scope;
+end
+$pgonce$;
+
+-- Scopes whose keys look like counted numbers.
 create or replace function :"schema"._guessable_keys()
 returns table (anomaly text, scope text, saw text, matters text, remedy text)
 language plpgsql volatile
@@ -85,16 +108,7 @@ declare
   v_found   integer := 0;
 begin
   for v_scope in select s.scope from :"schema"._some_scopes(1000) s loop
-    execute format(
-      'with sample as (
-         select k.key, k.fingerprinted from %I.%I k where k.scope = $1 collate "C" order by k.key desc limit 100),
-       numbers as (
-         select substring(s.key from ''^[^0-9]*'') as prefix, substring(s.key from ''[0-9]+$'')::numeric as number
-           from sample s where s.fingerprinted and s.key ~ ''^[^0-9]*[0-9]{1,18}$'')
-       select (select count(*) from sample s where s.fingerprinted), count(*),
-              count(*) filter (where exists (select from numbers o where o.prefix = n.prefix and o.number = n.number - 1))
-         from numbers n', :'schema', :"schema"._keys_to_read())
-      into v_count, v_numbers, v_next using v_scope;
+    select k.seen, k.numbers, k.next into v_count, v_numbers, v_next from :"schema"._sample_keys(v_scope) k;
     continue when v_count < 20 or v_numbers < 0.9 * v_count and v_next < 0.5 * v_count;
     anomaly := 'guessable_keys';
     scope := v_scope;

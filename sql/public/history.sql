@@ -6,7 +6,8 @@ create or replace function :"schema".history(
 returns table (
   bucket timestamptz, started bigint, replayed bigint, in_progress bigint, mismatch bigint, held bigint,
   recovered bigint, completed bigint, failed bigint, released bigint, claim_lost bigint, commit_unknown bigint,
-  duplicates bigint, value bigint)
+  duplicates bigint, value bigint, unkeyed bigint, observed_duplicates bigint, observed_mismatches bigint,
+  observed_value bigint)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
@@ -22,7 +23,9 @@ begin
          :"schema"._total(sum(h.mismatch)), :"schema"._total(sum(h.held)), :"schema"._total(sum(h.recovered)),
          :"schema"._total(sum(h.completed)), :"schema"._total(sum(h.failed)), :"schema"._total(sum(h.released)),
          :"schema"._total(sum(h.claim_lost)), :"schema"._total(sum(h.commit_unknown)),
-         :"schema"._total(sum(h.duplicates)), :"schema"._total(sum(h.value))
+         :"schema"._total(sum(h.duplicates)), :"schema"._total(sum(h.value)), :"schema"._total(sum(h.unkeyed)),
+         :"schema"._total(sum(h.observed_duplicates)), :"schema"._total(sum(h.observed_mismatches)),
+         :"schema"._total(sum(h.observed_value))
     from :"schema".history h
    where h.minute >= p_from and h.minute < p_until and (p_scope is null or h.scope = p_scope collate "C")
    group by 1

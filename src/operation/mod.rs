@@ -11,6 +11,7 @@ pub(crate) mod scope;
 use std::time::Duration;
 
 use crate::error::Result;
+use crate::rollout::RolloutMode;
 
 pub use class::Class;
 pub use fingerprint::{Fingerprint, FingerprintSecret};
@@ -42,8 +43,10 @@ pub struct Operation {
     pub(crate) optimistic: bool,
     pub(crate) class: Option<Class>,
     pub(crate) value: u64,
-    /// By a route that only observes: its answers are told nobody.
+    /// Where keys are only observed: its answers are told nobody.
     pub(crate) observed: bool,
+    /// Unless the database has a mode for the class. None: required.
+    pub(crate) mode: Option<RolloutMode>,
 }
 
 impl Operation {
@@ -67,6 +70,7 @@ impl Operation {
             class: None,
             value: 0,
             observed: false,
+            mode: None,
         })
     }
 
@@ -127,6 +131,20 @@ impl Operation {
     #[must_use]
     pub fn value(mut self, value: u64) -> Self {
         self.value = value;
+        self
+    }
+
+    /// How `run` treats the key while the database has no [rollout mode](crate::Rollout) for the operation's class:
+    /// [`Required`](RolloutMode::Required) unless this says otherwise. The verbs, leased work and the inbox ignore it.
+    ///
+    /// ```
+    /// # use pgonce::{Operation, RolloutMode};
+    /// let op = Operation::new("acme/payments.create", "order-17")?.mode(RolloutMode::Observe);
+    /// # Ok::<(), pgonce::Error>(())
+    /// ```
+    #[must_use]
+    pub fn mode(mut self, mode: RolloutMode) -> Self {
+        self.mode = Some(mode);
         self
     }
 

@@ -83,6 +83,14 @@ pub struct HistoryCounts {
     pub duplicates: u64,
     /// What the prevented work was worth, in the unit of the processes that recorded it.
     pub value: u64,
+    /// Requests without a key.
+    pub unkeyed: u64,
+    /// While protection was only observed: calls that it would have answered without work.
+    pub observed_duplicates: u64,
+    /// While protection was only observed: calls that it would have refused for another request's key.
+    pub observed_mismatches: u64,
+    /// What the observed duplicates were worth.
+    pub observed_value: u64,
 }
 
 impl PgOnce {
@@ -181,7 +189,7 @@ impl PgOnce {
 }
 
 /// Seconds since 1970, as `to_timestamp` takes them.
-fn seconds(at: OffsetDateTime) -> f64 {
+pub(super) fn seconds(at: OffsetDateTime) -> f64 {
     at.unix_timestamp_nanos() as f64 / 1e9
 }
 
@@ -201,6 +209,10 @@ fn counts(row: &PgRow) -> Result<HistoryCounts> {
         commit_unknown: count("commit_unknown")?,
         duplicates: count("duplicates")?,
         value: count("value")?,
+        unkeyed: count("unkeyed")?,
+        observed_duplicates: count("observed_duplicates")?,
+        observed_mismatches: count("observed_mismatches")?,
+        observed_value: count("observed_value")?,
     })
 }
 

@@ -94,6 +94,14 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "public/record_history"
     "public/history"
     "public/history_by_scope"
+    "internal/check_class"
+    "public/set_mode"
+    "public/rollout_modes"
+    "public/rollout_changes"
+    "public/adoption"
+    "internal/backfill_rows"
+    "public/backfill"
+    "public/undo_backfill"
     "public/audit_on"
     "public/audit_off"
     "public/audit"
@@ -141,11 +149,18 @@ macro_rules! record_columns {
 }
 
 /// The counts of `history` and `history_by_scope`.
+/// Times from microseconds since 1970, in their order.
+macro_rules! times {
+    ($parameter:literal) => {
+        concat!(r#":"schema"._times("#, $parameter, ")")
+    };
+}
+
 macro_rules! history_columns {
     () => {
         concat!(
             "started, replayed, in_progress, mismatch, held, recovered, completed, failed, released, claim_lost, ",
-            "commit_unknown, duplicates, value"
+            "commit_unknown, duplicates, value, unkeyed, observed_duplicates, observed_mismatches, observed_value"
         )
     };
 }
@@ -182,6 +197,12 @@ pub(crate) struct Statements {
     pub(crate) reap: SqlStr,
     pub(crate) reap_backlog: SqlStr,
     pub(crate) anomalies: SqlStr,
+    pub(crate) set_mode: SqlStr,
+    pub(crate) rollout_modes: SqlStr,
+    pub(crate) rollout_changes: SqlStr,
+    pub(crate) adoption: SqlStr,
+    pub(crate) backfill: SqlStr,
+    pub(crate) undo_backfill: SqlStr,
     pub(crate) audit_on: SqlStr,
     pub(crate) audit_off: SqlStr,
     pub(crate) audit_days_kept: SqlStr,
@@ -261,6 +282,32 @@ impl Statements {
             anomalies: fill(
                 r#"select anomaly, scope, saw, matters, remedy from :"schema".anomalies()"#,
             ),
+            set_mode: fill(r#"select :"schema".set_mode($1, $2)"#),
+            rollout_modes: fill(concat!(
+                "select class, mode, role, actor, ",
+                micros!("at"),
+                r#" from :"schema".rollout_modes()"#
+            )),
+            rollout_changes: fill(concat!(
+                "select class, mode, role, actor, ",
+                micros!("at"),
+                r#" from :"schema".rollout_changes($1, $2)"#
+            )),
+            adoption: fill(
+                r#"select a.* from :"schema".adoption(pg_catalog.to_timestamp($1), pg_catalog.to_timestamp($2)) a"#,
+            ),
+            backfill: fill(concat!(
+                "select inserted, known, expired from ",
+                r#":"schema".backfill($1, $2, "#,
+                times!("$3"),
+                ", $4, $5, $6, $7, $8, $9, $10)"
+            )),
+            undo_backfill: fill(concat!(
+                "select deleted, kept from ",
+                r#":"schema".undo_backfill($1, $2, "#,
+                times!("$3"),
+                ", $4, $5, $6, $7, $8, $9, $10)"
+            )),
             audit_on: fill(r#"select :"schema".audit_on($1)"#),
             audit_off: fill(r#"select :"schema".audit_off()"#),
             audit_days_kept: fill(

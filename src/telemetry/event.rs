@@ -37,4 +37,9 @@ events! {
     Acknowledged,
     Retried,
     DeadLettered,
+    Unkeyed,
+    ObservedReplayed,
+    ObservedInProgress,
+    ObservedMismatch,
+    ObservedHeld,
 }

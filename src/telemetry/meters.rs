@@ -141,5 +141,10 @@ fn of(event: Event) -> (Metric, Option<(&'static str, &'static str)>) {
         Event::Acknowledged => (names::VERDICTS, Some(("verdict", "ack"))),
         Event::Retried => (names::VERDICTS, Some(("verdict", "retry"))),
         Event::DeadLettered => (names::VERDICTS, Some(("verdict", "dead_letter"))),
+        Event::Unkeyed => (names::UNKEYED, None),
+        Event::ObservedReplayed => (names::OBSERVED, Some(("answer", "replayed"))),
+        Event::ObservedInProgress => (names::OBSERVED, Some(("answer", "in_progress"))),
+        Event::ObservedMismatch => (names::OBSERVED, Some(("answer", "mismatch"))),
+        Event::ObservedHeld => (names::OBSERVED, Some(("answer", "held"))),
     }
 }

@@ -27,6 +27,7 @@ use crate::operation::Operation;
 use crate::operation::class::Class;
 use crate::operation::key::Key;
 use crate::operation::scope::Scope;
+use crate::protocol::answer::Begin;
 
 /// Of one client and its clones.
 #[derive(Debug, Default)]
@@ -113,6 +114,10 @@ impl Counts {
     }
 
     pub(crate) fn count(&self, scope: &Scope, event: Event) {
+        self.count_in(scope.as_str(), event);
+    }
+
+    fn count_in(&self, scope: &str, event: Event) {
         if let Some(history) = &self.history {
             history.count(scope, &self.class, event);
         }
@@ -133,6 +138,29 @@ impl Counts {
         }
         #[cfg(feature = "metrics")]
         self.meters.duplicate(value);
+    }
+
+    /// What a call would have been told, if its key were not only observed.
+    pub(crate) fn observed(&self, op: &Operation, told: &Begin) {
+        let event = match told {
+            Begin::Started(_) => return,
+            Begin::Replay(_) => Event::ObservedReplayed,
+            Begin::InProgress(_) => Event::ObservedInProgress,
+            Begin::Mismatch(_) => Event::ObservedMismatch,
+            Begin::Held(_) => Event::ObservedHeld,
+        };
+        self.count(&op.scope, event);
+        if let Some(history) = &self.history
+            && matches!(event, Event::ObservedReplayed | Event::ObservedInProgress)
+        {
+            history.would_be_duplicate(&op.scope, &self.class, op.value);
+        }
+    }
+
+    /// A request without a key. Its scope is not asked for: only a key needs one.
+    #[cfg_attr(not(feature = "tower"), allow(dead_code, reason = "only requests have no key"))]
+    pub(crate) fn unkeyed(&self) {
+        self.count_in("", Event::Unkeyed);
     }
 
     /// What the HTTP layer did with a request: the code of an answer.

@@ -95,6 +95,10 @@ metrics! {
         "Duplicates prevented: calls and messages whose work did not run again, because their operation was finished.";
     DUPLICATES_VALUE = Counter "pgonce.duplicates.value" ["1"] {"class", "unit"}
         "The value of the duplicates prevented, as given by Operation::value, in the unit named by PgOnce::value_unit.";
+    UNKEYED = Counter "pgonce.unkeyed" ["{request}"] {"class"}
+        "Requests that came without a key to a route that would honor one.";
+    OBSERVED = Counter "pgonce.observed" ["{call}"] {"class", "answer"}
+        "What calls would have been told where keys are only observed; answer: replayed, in_progress, mismatch or held.";
     RECOVERIES = Counter "pgonce.recoveries" ["{operation}"] {"outcome"}
         "Abandoned operations that a Recovery handed to its handler; outcome: done or failed.";
     REAPED = Counter "pgonce.reaped" ["{key}"] {"schema"}

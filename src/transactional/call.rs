@@ -235,26 +235,37 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Commits the work, and the key with it if possible: for routes that only observe.
-    #[cfg(feature = "tower")]
+    /// Begins a transaction for work that ignores its key.
+    pub(super) async fn begin_unprotected(&mut self) -> Result<Performing> {
+        self.waiting.leave();
+        let tx = OwnedTransaction::begin(self.pool).await?;
+        Ok(Performing { tx, right: Right::None })
+    }
+
+    /// Commits the work, and the key with it if possible: where keys are only observed. Returns whether it was.
     pub(crate) async fn finish_or_commit(
         &mut self,
         performing: Performing,
         response: Response,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let Performing { mut tx, right } = performing;
         let finished = async {
             tx.check()?;
             tx.set_savepoint().await?;
+            // As an optimistic call, which waits only briefly for a row in the way.
+            let right = if matches!(right, Right::Lock) { Right::None } else { right };
             let written = self.write(&mut tx, &right, Finished::Completed, response).await;
-            if !matches!(written, Ok(Inserted::Written)) {
+            let has_key = matches!(written, Ok(Inserted::Written));
+            if !has_key {
                 tracing::warn!(error = ?written.err(), "an observed key was not completed");
                 tx.undo_work().await?;
             }
-            Ok(())
+            Ok(has_key)
         };
         let finished = finished.await;
-        tx.commit_after(finished).await
+        let (tx, has_key) = tx.unless_failed(finished).await?;
+        tx.commit().await?;
+        Ok(has_key)
     }
 
     /// Undoes the work and keeps its failure: takes the same path again, without the work. If another call ran in

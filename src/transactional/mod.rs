@@ -3,6 +3,7 @@
 mod call;
 mod key;
 pub(crate) mod later;
+mod observed;
 mod outcome;
 mod performing;
 mod restarts;

@@ -20,21 +20,26 @@
 //! (`restarts.rs`). `call.rs` has the steps.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::{PgConnection, PgPool};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::call::Call;
+use super::observed::{Observed, observed, unprotected};
 use super::outcome::{Done, Ending, answered, count};
 use super::performing::{Begun, Ended};
 use super::run_error::RunError;
 use super::work_error::WorkError;
 use crate::client::PgOnce;
+use crate::error::{Error, ErrorKind};
 use crate::operation::Operation;
 use crate::operation::response::Response;
 use crate::protocol::answer::Finished;
+use crate::rollout::RolloutMode;
+use crate::telemetry::Counts;
 use crate::telemetry::spans::span;
 
 impl PgOnce {
@@ -58,6 +63,9 @@ impl PgOnce {
     /// [`TransactionLost`](crate::ErrorKind::TransactionLost). Never send `COMMIT` or `ROLLBACK`: writes before the
     /// `COMMIT`, or after either, are committed without the key, and the next call repeats them. `run` then also
     /// answers `TransactionLost`, [where it can tell](crate::_docs::protocol#lock-only-run-and-transactional-routes).
+    ///
+    /// In a [rollout mode](Operation::mode) other than *required*, the key is ignored or only observed, and `work` always
+    /// runs.
     ///
     /// Uses a connection while `work` runs, and while it waits for another open transaction. Of the calls that
     /// [wait](crate::Policy::wait) with one request, on one pool and through clones of one `PgOnce`, at most one waits
@@ -101,11 +109,66 @@ impl PgOnce {
         let counts = self.counts(op);
         let span = span!("pgonce.run");
         counts.begun(&span, op);
-        let waiting = self.lines.wait(pool, self.policy_of(op).wait, Arc::clone(&counts));
-        let call = Call::new(self, pool, op, waiting);
-        let ended = perform(call, op, work).instrument(span.clone()).await;
-        count(&ended, op, &counts, &span);
-        ended
+        match self.mode_of(op) {
+            RolloutMode::Off | RolloutMode::Observe => {
+                self.run_unprotected(pool, op, work, &counts, &span).instrument(span.clone()).await
+            }
+            RolloutMode::Optional | RolloutMode::Required => {
+                let waiting = self.lines.wait(pool, self.policy_of(op).wait, Arc::clone(&counts));
+                let call = Call::new(self, pool, op, waiting);
+                let ended = perform(call, op, work).instrument(span.clone()).await;
+                count(&ended, op, &counts, &span);
+                ended
+            }
+        }
+    }
+
+    /// `run` where the key is ignored or only observed.
+    async fn run_unprotected<T, E, Kind, F>(
+        &self,
+        pool: &PgPool,
+        op: &Operation,
+        work: F,
+        counts: &Arc<Counts>,
+        span: &Span,
+    ) -> Result<Done<T>, RunError<E>>
+    where
+        T: Serialize + DeserializeOwned,
+        E: WorkError<Kind>,
+        F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
+    {
+        let is_off = self.mode_of(op) == RolloutMode::Off;
+        let op = &Operation { optimistic: false, lock_replay: false, observed: true, ..op.clone() };
+        let waiting = self.lines.wait(pool, Duration::ZERO, Arc::clone(counts));
+        let mut call = Call::new(self, pool, op, waiting);
+        let Observed { ended, told } = match is_off {
+            true => Observed { ended: unprotected(&mut call, op, work).await, told: None },
+            false => observed(&mut call, op, work).await,
+        };
+        if is_off || told.is_some() {
+            span.record("answer", if is_off { "off" } else { "observed" });
+            if let Err(RunError::Protocol(error)) = &ended {
+                counts.note(&op.scope, &op.key, error);
+            }
+        } else {
+            count(&ended, op, counts, span);
+        }
+        if let Some(told) = told {
+            counts.observed(op, &told);
+        }
+        ended.map_err(never_again)
+    }
+}
+
+/// Where the work always runs, another call does not find out what became of a COMMIT without an answer.
+fn never_again<E>(error: RunError<E>) -> RunError<E> {
+    match error {
+        RunError::Protocol(error) if error.kind() == ErrorKind::CommitUnknown => {
+            let says = "COMMIT got no answer; the work may be done or not, and while its key is off or observed, another \
+                        call would run it again";
+            Error::new(ErrorKind::Database, says).into()
+        }
+        error => error,
     }
 }
 

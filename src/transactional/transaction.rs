@@ -209,7 +209,6 @@ impl OwnedTransaction {
     }
 
     /// Commits a transaction in which an error may have been ignored; see [`commit`].
-    #[cfg(feature = "tower")]
     pub(crate) async fn commit_probed(mut self) -> Result<()> {
         let probed = self.execute("select").await;
         self.commit_after(probed).await

@@ -43,6 +43,7 @@ mod layer;
 mod leased;
 mod perform;
 mod replay;
+mod rollout;
 mod route;
 #[cfg(feature = "axum")]
 mod run_error;

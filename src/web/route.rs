@@ -143,12 +143,13 @@ impl IdempotencyLayer {
             key,
             fingerprint: None,
             policy: Some(self.policy),
-            lock_replay: self.lock_replay,
+            lock_replay: self.lock_replay && !self.observe,
             secret: self.secret,
             optimistic: self.optimistic && !self.observe,
             class: Some(self.class_of(extensions)),
             value: 0,
             observed: self.observe,
+            mode: None,
         }
     }
 

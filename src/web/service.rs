@@ -16,6 +16,7 @@ use super::answer::{Answer, Refusal, takes_json};
 use super::body::{BoxError, Buffered, Read, read};
 use super::layer::IdempotencyLayer;
 use super::perform::Panic;
+use super::rollout::Settings;
 use super::route::{Course, Mode, Presence};
 use super::unkeyed::{Unkeyed, unkeyed};
 use super::{leased, replay, transactional};
@@ -27,7 +28,7 @@ use crate::telemetry::spans::span;
 #[derive(Debug, Clone)]
 pub struct Idempotency<S> {
     inner: S,
-    config: Arc<IdempotencyLayer>,
+    settings: Arc<Settings>,
 }
 
 /// How a request ended.
@@ -47,7 +48,7 @@ pub(crate) enum Ended<R, E> {
 
 impl<S> Idempotency<S> {
     pub(crate) fn new(inner: S, config: Arc<IdempotencyLayer>) -> Self {
-        Self { inner, config }
+        Self { inner, settings: Arc::new(Settings::new(config)) }
     }
 }
 
@@ -73,7 +74,7 @@ where
         // The service that was polled ready is the one to call; the clone takes its place.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        let config = Arc::clone(&self.config);
+        let config = self.settings.of(request.extensions());
         let refusal = match config.course_of(&request) {
             Course::Serve => None,
             Course::Refuse(refusal) => Some(refusal),
@@ -173,6 +174,10 @@ where
     R::Data: Send,
 {
     let (parts, body) = request.into_parts();
+    if !parts.headers.contains_key(&config.key_rules.header) && config.presence != Presence::Off {
+        let class = config.class_of(&parts.extensions);
+        config.once.telemetry.of(&class).unkeyed();
+    }
     let mut op = match config.name(&parts) {
         Ok(op) => op,
         Err(refusal) if config.observe => {

@@ -96,7 +96,7 @@ where
     let performing = Performing { tx, right };
     let ended = match settle {
         Settle::Complete if config.observe => {
-            call.finish_or_commit(performing, stored).await.map(|()| TxEnd::Committed)
+            call.finish_or_commit(performing, stored).await.map(|_| TxEnd::Committed)
         }
         Settle::Complete => call.finish(performing, Finished::Completed, stored).await,
         Settle::Fail => call.keep(performing, stored).await,

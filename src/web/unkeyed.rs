@@ -102,7 +102,9 @@ pub(crate) fn not_begun(
 ) -> NotBegun {
     let error = match begun {
         Ok(begin) if config.observe => {
-            config.once.counts(op).http_observed(answer_to(&begin).code());
+            let counts = config.once.counts(op);
+            counts.http_observed(answer_to(&begin).code());
+            counts.observed(op, &begin);
             return NotBegun::Run(Unkeyed::USUAL);
         }
         Ok(begin) => return NotBegun::Told(begin),

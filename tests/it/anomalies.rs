@@ -29,7 +29,7 @@ async fn counted(db: &TestDb, scope: &str, now: [u32; 3], before: [u32; 3]) {
     for ([started, mismatch, duplicates], minutes) in [(now, "1, 59"), (before, "70, 1400")] {
         db.execute(&format!(
             "insert into {{}}.history select date_trunc('minute', {{}}._clock()) - n * interval '1 min', now(), {started},
-                    0, 0, {mismatch}, 0, 0, 0, 0, 0, 0, 0, {duplicates}, 0, gen_random_uuid(), '{scope}', 'c'
+                    0, 0, {mismatch}, 0, 0, 0, 0, 0, 0, 0, {duplicates}, 0, 0, 0, 0, 0, gen_random_uuid(), '{scope}', 'c'
                from generate_series({minutes}) n"
         ))
         .await;

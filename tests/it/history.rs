@@ -47,7 +47,7 @@ async fn total(db: &TestDb, of: Option<&str>) -> HistoryCounts {
 
 /// Records these totals of `started` for a source, in minute 1000 and scope `s`.
 async fn record(db: &TestDb, source: u8, started: &[i64]) -> sqlx::Result<()> {
-    let counts: Vec<i64> = started.iter().flat_map(|n| [&[*n], &[0; 12][..]].concat()).collect();
+    let counts: Vec<i64> = started.iter().flat_map(|n| [&[*n], &[0; 16][..]].concat()).collect();
     sqlx::query(db.sql("call {}.record_history($1, $2, $3, $4, $5, $6)"))
         .bind(sqlx::types::Uuid::from_u128(source.into()))
         .bind(vec![1000_i64; started.len()])
@@ -110,7 +110,7 @@ async fn steps_begin_at_multiples_of_their_length_and_empty_ones_are_left_out() 
     let db = TestDb::new().await;
     db.execute(
         "insert into {}.history select timestamptz 'epoch' + n * interval '1 min', now(), n, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                0, 0, 0, gen_random_uuid(), 's', 'c' from unnest(array[3, 59, 60, 200]) n",
+                0, 0, 0, 0, 0, 0, 0, gen_random_uuid(), 's', 'c' from unnest(array[3, 59, 60, 200]) n",
     )
     .await;
     let at = |minutes: u64| OffsetDateTime::UNIX_EPOCH + MINUTE * u32::try_from(minutes).unwrap();
@@ -167,7 +167,7 @@ async fn processes_do_not_wait_for_each_other() {
     let mut tx = busy.begin().await.unwrap();
     sqlx::query(db.sql(
         "select {}._record_history('00000000-0000-0000-0000-000000000001', array[1000, 1001], array['s', 's'],
-                                   array['c', 'c'], array_fill(7, array[26])::bigint[], 1000)",
+                                   array['c', 'c'], array_fill(7, array[34])::bigint[], 1000)",
     ))
     .execute(&mut *tx)
     .await
@@ -182,7 +182,7 @@ async fn old_rows_are_deleted_with_the_keys_and_a_full_batch_says_that_there_may
     db.stop_clock().await;
     db.execute(
         "insert into {}.history select {}._clock() - n * interval '1 min', {}._clock() + (20 - n) * interval '1 min',
-                1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, gen_random_uuid(), 's', 'c' from generate_series(1, 30) n",
+                1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, gen_random_uuid(), 's', 'c' from generate_series(1, 30) n",
     )
     .await;
     let left = "select count(*) from {}.history";
@@ -202,7 +202,7 @@ async fn a_clock_that_is_ahead_does_not_keep_its_rows_for_longer() {
     let db = TestDb::new().await;
     db.execute(
         "call {}.record_history(gen_random_uuid(), array[4000000000], array['s'], array['c'],
-                                array_fill(1, array[13])::bigint[], 3600000)",
+                                array_fill(1, array[17])::bigint[], 3600000)",
     )
     .await;
     let kept = "select expires_at < now() + interval '2 h' from {}.history";
@@ -214,7 +214,7 @@ async fn bad_arguments_are_refused_by_name() {
     let db = TestDb::new().await;
     let mut conn = db.conn().await;
     let record = |changed: &str, by: &str| {
-        "call {}.record_history(gen_random_uuid(), array[1], array['s'], array['c'], array_fill(1, array[13])::bigint[], 1)"
+        "call {}.record_history(gen_random_uuid(), array[1], array['s'], array['c'], array_fill(1, array[17])::bigint[], 1)"
             .replacen(changed, by, 1)
     };
     for (call, word) in [
@@ -226,7 +226,7 @@ async fn bad_arguments_are_refused_by_name() {
         (record("array['s']", "array[E'\\n']"), "scope contains a control character"),
         (record("array['s']", "array[null::text]"), "scope is empty"),
         (record("array['c']", "array['']"), "class is empty"),
-        (record("array[13]", "array[12]"), "has not 13 for each"),
+        (record("array[17]", "array[16]"), "has not 17 for each"),
         (record("array_fill(1", "array_fill(-1"), "one of counts"),
         (record("array_fill(1", "array_fill(1000000000000001"), "one of counts"),
         (record("bigint[], 1)", "bigint[], 0)"), "retention_ms is 0"),

@@ -55,6 +55,7 @@ mod reaper_log;
 mod recovery;
 mod restartable;
 mod roles;
+mod rollout;
 mod row_states;
 mod run;
 mod run_lost;

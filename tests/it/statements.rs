@@ -55,8 +55,8 @@ const VOLATILE: [&str; 6] =
     ["_clock()", "clock_timestamp()", "gen_random_uuid()", "set_config(", "random()", "nextval("];
 
 #[rustfmt::skip]
-const TABLES: [&str; 8] =
-    ["idempotency_keys", "steps", "unfinished", "history", "audit", "keys", "audit_keys", "abandoned"];
+const TABLES: [&str; 9] =
+    ["idempotency_keys", "steps", "unfinished", "history", "audit", "rollout", "keys", "audit_keys", "abandoned"];
 
 fn is_volatile(text: &str) -> bool {
     VOLATILE.iter().any(|function| text.contains(function))
@@ -142,7 +142,7 @@ const RULES: [Rule; 11] = [
     (
         "inserts keys from a SELECT, which Citus makes a COPY",
         |s| s.contains("insert into :\"schema\".idempotency_keys") && !s.contains(") values ("),
-        &["internal/insert_received"],
+        &["internal/insert_received", "public/backfill"],
     ),
     (
         "leaves a name to the search_path",
@@ -205,28 +205,13 @@ async fn run_since(db: &TestDb, server: &Throwaway) -> Vec<(String, String)> {
 }
 
 /// What writes or locks, unless it is a CALL.
-const WRITES: [&str; 21] = [
-    ".begin_operation(",
-    "._begin(",
-    ".complete(",
-    ".fail(",
-    ".release(",
-    ".record_step(",
-    ".recorded_steps(",
-    ".receive(",
-    ".take_over_claim(",
-    ".revoke_claim(",
-    ".redrive_message(",
-    ".audit_on(",
-    ".audit_off(",
-    ".audit_note(",
-    "._wait_for_key(",
-    "pg_try_advisory",
-    "pg_advisory",
-    "insert into",
-    "update ",
-    "delete from",
-    " for update",
+#[rustfmt::skip]
+const WRITES: [&str; 24] = [
+    ".backfill(", ".undo_backfill(",
+    ".set_mode(", ".begin_operation(", "._begin(", ".complete(", ".fail(", ".release(",
+    ".record_step(", ".recorded_steps(", ".receive(", ".take_over_claim(", ".revoke_claim(",
+    ".redrive_message(", ".audit_on(", ".audit_off(", ".audit_note(", "._wait_for_key(",
+    "pg_try_advisory", "pg_advisory", "insert into", "update ", "delete from", " for update",
 ];
 
 #[tokio::test]
@@ -361,8 +346,15 @@ async fn history(db: &TestDb) {
     db.once.history(&mut conn, &query).await.unwrap();
     db.once.history_by_scope(&mut conn, until, until, 10).await.unwrap();
     db.once.anomalies(&mut conn).await.unwrap();
+    db.once.adoption(&mut conn, until, until).await.unwrap();
+    db.once.rollout_modes(&mut conn).await.unwrap();
+    let class = pgonce::Class::default();
+    db.once.rollout_changes(&mut conn, &class, 1).await.unwrap();
     let mut tx = db.pool.begin().await.unwrap();
     let run = op("run");
+    db.once.set_mode(&mut tx, &class, None).await.unwrap();
+    db.once.backfill(&mut tx, &[], MINUTE, false).await.unwrap();
+    db.once.undo_backfill(&mut tx, &[], MINUTE, true).await.unwrap();
     db.once.audit_on(&mut tx, 30).await.unwrap();
     db.once.audit_note(&mut tx, "viewed", run.scope(), run.key()).await.unwrap();
     db.once.audit_off(&mut tx).await.unwrap();

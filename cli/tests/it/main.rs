@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
 mod audit;
+mod backfill;
 mod commands;
 mod inbox;
 mod resolve;
 mod roles;
+mod rollout;
 mod slayer;
 mod support;

@@ -18,7 +18,10 @@ use crate::operation::limits::{check_pause, check_retention};
 use crate::operation::millis;
 use crate::protocol::procedure;
 use crate::telemetry::Event;
-use tally::{DUPLICATES, REPLAYED, Row, Tally, VALUE};
+use tally::{
+    DUPLICATES, OBSERVED_DUPLICATES, OBSERVED_MISMATCHES, OBSERVED_VALUE, REPLAYED, Row, Tally,
+    UNKEYED, VALUE,
+};
 
 /// Keeps a history of what callers are answered: how many operations started, were replayed, failed, per minute, scope
 /// and [class](crate::Class). Off unless a client is given one ([`PgOnce::keep_history`]).
@@ -83,6 +86,8 @@ fn counter(event: Event) -> Option<usize> {
         Event::Released => 8,
         Event::ClaimLost => 9,
         Event::CommitUnknown => 10,
+        Event::Unkeyed => UNKEYED,
+        Event::ObservedMismatch => OBSERVED_MISMATCHES,
         _ => return None,
     })
 }
@@ -113,17 +118,23 @@ impl History {
     }
 
     /// Counts an event in memory. A replay is counted by [`replayed`](Self::replayed).
-    pub(crate) fn count(&self, scope: &Scope, class: &Class, event: Event) {
+    pub(crate) fn count(&self, scope: &str, class: &Class, event: Event) {
         if event != Event::Replayed
             && let Some(counter) = counter(event)
         {
-            self.tally().add(this_minute(), scope.as_str(), class, &[(counter, 1)]);
+            self.tally().add(this_minute(), scope, class, &[(counter, 1)]);
         }
     }
 
     /// Counts a duplicate that was prevented, and what it was worth.
     pub(crate) fn replayed(&self, scope: &Scope, class: &Class, value: u64) {
         let counters = [(REPLAYED, 1), (DUPLICATES, 1), (VALUE, value)];
+        self.tally().add(this_minute(), scope.as_str(), class, &counters);
+    }
+
+    /// Counts a duplicate that would have been prevented.
+    pub(crate) fn would_be_duplicate(&self, scope: &Scope, class: &Class, value: u64) {
+        let counters = [(OBSERVED_DUPLICATES, 1), (OBSERVED_VALUE, value)];
         self.tally().add(this_minute(), scope.as_str(), class, &counters);
     }
 

@@ -13,8 +13,12 @@ const OTHERS_MAX: usize = 2_000;
 pub(super) const REPLAYED: usize = 1;
 pub(super) const DUPLICATES: usize = 11;
 pub(super) const VALUE: usize = 12;
+pub(super) const UNKEYED: usize = 13;
+pub(super) const OBSERVED_DUPLICATES: usize = 14;
+pub(super) const OBSERVED_MISMATCHES: usize = 15;
+pub(super) const OBSERVED_VALUE: usize = 16;
 /// In the order of `record_history`.
-type Counts = [u64; 13];
+type Counts = [u64; 17];
 
 /// Totals, and what the database has of them. A batch writes totals, not what was added since the last one, so that a
 /// batch whose answer was lost can be written again.

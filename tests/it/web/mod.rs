@@ -24,6 +24,7 @@ mod payments;
 mod policy;
 mod replays;
 mod retryable;
+mod rollout;
 mod round_trip;
 mod run_errors;
 mod scopes;

@@ -117,7 +117,7 @@ pub(crate) async fn history(server: &Throwaway) {
             let call = format!(
                 "select pgonce._record_history('00000000-0000-0000-0000-000000000001', array_fill({minute}::bigint, array[{ROWS}]),
                    array(select 'bench/payments.' || lpad(n::text, 6, '0') from generate_series(1, {ROWS}) n),
-                   array_fill('payments'::text, array[{ROWS}]), array_fill({total}::bigint, array[{ROWS} * 13]), 1)"
+                   array_fill('payments'::text, array[{ROWS}]), array_fill({total}::bigint, array[{ROWS} * 17]), 1)"
             );
             let before = (bench.wal().await, bench.cpu_micros());
             bench.execute(call).await;
