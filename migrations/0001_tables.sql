@@ -52,11 +52,15 @@ create table :"schema".steps (
   constraint steps_pkey primary key (scope, key, name)
 );
 
--- Unfinished leased keys, so that a recovery finds abandoned ones without reading all keys. With an index on
--- idempotency_keys instead, the update of complete would not be HOT.
+-- Unfinished leased keys and failed messages, so that recoveries and operators find them without reading all keys. With
+-- an index on idempotency_keys instead, the update of complete would not be HOT.
 create table :"schema".unfinished (
-  try_at timestamptz not null, -- when a recovery may pick it: at the end of its first lease, later after each try
+  -- When a recovery may pick it: at the end of its first lease, later after each try. Infinity: never; it is a message.
+  try_at timestamptz not null,
   tries  integer not null default 0, -- how often a recovery has picked it
+  -- The policy of its last begin, so that operators see which keys are held.
+  max_attempts integer, -- null: any number
+  holds  boolean, -- whether it is held after a lapse; null: no
   scope  text collate "C" not null,
   key    text collate "C" not null,
   -- No foreign key, as above.

@@ -35,6 +35,10 @@ pub use protocol::{Begin, Finished, Held, HeldBecause, InProgress, Mismatch, Rep
 pub use protocol::{
     Claim, ClaimState, Filter, Inspected, Listed, Progress, Record, SchemaName, Stats, Status,
 };
+pub use protocol::{
+    Consumer, Details, Found, Overview, ScopeCounts, Search, StepDone, Unfinished,
+    UnfinishedFilter, UnfinishedState,
+};
 pub use protocol::{HistoryBucket, HistoryCounts, HistoryQuery, HistoryScope};
 pub use rollout::{Rollout, RolloutMode};
 pub use telemetry::History;

@@ -165,7 +165,8 @@ set jit = off
 as $pgonce$
 begin
   return query
-  with looked_at as (select u.scope from :"schema".unfinished u order by u.try_at limit 10000),
+  with looked_at as (
+    select u.scope from :"schema".unfinished u where isfinite(u.try_at) order by u.try_at limit 10000), -- no messages
   held as (
     select u.scope, count(*) as count, sum(count(*)) over () as of_all from looked_at u group by u.scope)
   select 'greedy_scope', h.scope,

@@ -84,12 +84,13 @@ begin
           on conflict (scope, key) do nothing
           returning k.token, 1, false into token, attempt, recovered;
           if found and p_lease_ms is not null then
-            perform :"schema"._list_unfinished(p_scope, p_key, v_at + p_lease_ms * interval '1 millisecond');
+            perform :"schema"._list_unfinished(p_scope, p_key, v_at + p_lease_ms * interval '1 millisecond',
+                                               p_on_lapse, p_max_attempts);
           end if;
         else
           select o.token, o.attempt, o.recovered into token, attempt, recovered
             from :"schema"._overwrite_row(p_scope, p_key, v_row.status, v_row.token, v_row.expires_at, v_row.lease_expires_at,
-                                         p_fingerprint, p_retention_ms, p_token, p_lease_ms) o;
+                                         p_fingerprint, p_retention_ms, p_token, p_lease_ms, p_on_lapse, p_max_attempts) o;
         end if;
         if token is null then
           raise exception 'look again' using errcode = 'IK000';

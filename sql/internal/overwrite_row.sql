@@ -5,6 +5,7 @@
 create or replace function :"schema"._overwrite_row(
   p_scope text, p_key text, p_seen_status smallint, p_seen_token uuid, p_seen_expires_at timestamptz,
   p_seen_lease_expires_at timestamptz, p_fingerprint bytea, p_retention_ms bigint, p_token uuid, p_lease_ms bigint,
+  p_on_lapse text, p_max_attempts integer,
   out token uuid, out attempt integer, out recovered boolean)
 language plpgsql volatile
 as $pgonce$
@@ -42,8 +43,10 @@ begin
      where k.scope = v_row.scope and k.key = v_row.key;
     if p_lease_ms is null then
       perform :"schema"._unlist_unfinished(v_row.scope, v_row.key);
-    elsif v_row.token is null or v_row.leased is not true then -- otherwise it is listed and keeps its tries
-      perform :"schema"._list_unfinished(v_row.scope, v_row.key, v_lease_end);
+    elsif v_row.token is null or v_row.leased is not true then
+      perform :"schema"._list_unfinished(v_row.scope, v_row.key, v_lease_end, p_on_lapse, p_max_attempts);
+    else -- it is listed and keeps its tries
+      perform :"schema"._note_policy(v_row.scope, v_row.key, p_on_lapse, p_max_attempts);
     end if;
   else
     -- Released without steps, or forgotten: a new operation in the old row.
@@ -62,7 +65,7 @@ begin
       delete from :"schema".steps s where s.scope = v_row.scope and s.key = v_row.key;
     end if;
     if p_lease_ms is not null then
-      perform :"schema"._list_unfinished(v_row.scope, v_row.key, v_lease_end);
+      perform :"schema"._list_unfinished(v_row.scope, v_row.key, v_lease_end, p_on_lapse, p_max_attempts);
     elsif v_row.leased then
       perform :"schema"._unlist_unfinished(v_row.scope, v_row.key);
     end if;

@@ -51,6 +51,16 @@ language sql immutable parallel safe
 return p_on_lapse = 'hold' and p_token is not null
   or coalesce(p_attempt, 1) - coalesce(p_attempts_uncounted, 0) >= p_max_attempts;
 
+-- Returns why a key is held, as a word: `lapsed` under the policy hold, or its `attempts` are used up. Null: it is not.
+create or replace function :"schema"._held_because(
+  p_token uuid, p_attempt integer, p_attempts_uncounted integer, p_on_lapse text, p_max_attempts integer)
+returns text
+language sql immutable parallel safe
+return case when not coalesce(:"schema"._is_held(p_token, p_attempt, p_attempts_uncounted, p_on_lapse, p_max_attempts), false)
+            then null
+            when p_on_lapse = 'hold' and p_token is not null then 'lapsed'
+            else 'attempts' end;
+
 -- The key is past its retention: begin treats it as new, and reap may delete it. A live claim is never forgotten.
 create or replace function :"schema"._is_forgotten(
   p_status smallint, p_expires_at timestamptz, p_lease_expires_at timestamptz, p_at timestamptz)
@@ -83,6 +93,28 @@ return case when p_status <> 1 then null
             when p_token is null then 'released'
             when p_lease_expires_at > p_at then 'live'
             else 'lapsed' end;
+
+-- Returns the state of an unfinished leased key as a word: `live` (its holder is at work), `held` (waits for an
+-- operator), `abandoned` (the next begin or a recovery continues it) or `free` (given back with nothing done). Null: it
+-- is finished, forgotten or corrupt.
+create or replace function :"schema"._unfinished_word(
+  p_status smallint, p_token uuid, p_lease_expires_at timestamptz, p_steps integer, p_attempts_uncounted integer,
+  p_expires_at timestamptz, p_held_because text, p_at timestamptz)
+returns text
+language sql immutable parallel safe
+return case when p_status <> 1 or :"schema"._is_corrupt(p_status, p_expires_at, p_lease_expires_at)
+              or :"schema"._is_forgotten(p_status, p_expires_at, p_lease_expires_at, p_at) then null
+            when :"schema"._is_live(p_status, p_token, p_lease_expires_at, p_at) then 'live'
+            when not :"schema"._is_abandoned(p_status, p_token, p_lease_expires_at, p_steps, p_attempts_uncounted,
+                                             p_expires_at, p_at) then 'free'
+            when p_held_because is not null then 'held'
+            else 'abandoned' end;
+
+-- The key may be a message: it is bound to no request, has no steps, and its attempts are limited.
+create or replace function :"schema"._is_message(p_fingerprint bytea, p_steps integer, p_max_attempts integer)
+returns boolean
+language sql immutable parallel safe
+return p_fingerprint is null and coalesce(p_steps, 0) = 0 and p_max_attempts is not null;
 
 -- Returns a digest of what an operator saw of a key. take_over_claim, revoke_claim and redrive_message refuse the key
 -- if it differs. The views show it instead of the token, with which a reader could finish the claim.

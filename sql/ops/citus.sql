@@ -20,7 +20,7 @@ select create_distributed_function(p.oid::regprocedure::text)
  where p.pronamespace = :'schema'::regnamespace
    and p.proname in ('_clock', '_lock_id', '_is_corrupt', '_is_live', '_is_released', '_is_free', '_is_finished',
                      '_is_mismatch', '_is_same', '_is_leased_at', '_is_held', '_is_forgotten', '_is_abandoned', '_decide',
-                     '_status_word', '_claim_word', '_seen');
+                     '_status_word', '_claim_word', '_seen', '_held_because', '_unfinished_word', '_is_message');
 
 -- One batch of reap. Rows can be locked on only one shard at a time, so it goes by scope: finds scopes with forgotten
 -- keys on all shards, without locks, then reaps each as usual.

@@ -1,5 +1,5 @@
 -- Abandoned leased operations, by the rule _is_abandoned. `tries`: how often a recovery has picked the key. `try_at`:
--- when a recovery may pick it again. Looks each up by its key: offset 0 keeps the planner from reading all keys,
+-- when a recovery may pick it again. Without the messages that no recovery may pick. Looks each up by its key: offset 0 keeps the planner from reading all keys,
 -- because it cannot know how few are unfinished.
 create or replace view :"schema".abandoned as
 select k.scope, k.key, k.status, k.claim, k.attempt, k.seen, k.fingerprinted, k.created_at, k.completed_at,
@@ -10,7 +10,8 @@ select k.scope, k.key, k.status, k.claim, k.attempt, k.seen, k.fingerprinted, k.
  cross join lateral (
    select r.status, r.token, r.lease_expires_at, r.steps, r.attempts_uncounted, r.expires_at, :"schema"._clock() as at
      from :"schema".idempotency_keys r where r.scope = u.scope and r.key = u.key offset 0) r
- where :"schema"._is_abandoned(r.status, r.token, r.lease_expires_at, r.steps, r.attempts_uncounted,
+ where isfinite(u.try_at)
+   and :"schema"._is_abandoned(r.status, r.token, r.lease_expires_at, r.steps, r.attempts_uncounted,
                                r.expires_at, r.at);
 comment on view :"schema".abandoned is
   'Lists leased operations that should continue and have no live holder.';

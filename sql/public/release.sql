@@ -22,7 +22,7 @@ begin
    where k.scope = p_scope collate "C" and k.key = p_key collate "C"
   returning k.leased, k.steps > 0 or k.attempts_uncounted is not null into v_leased, v_goes_on;
   if v_leased and v_goes_on then
-    perform :"schema"._list_unfinished(p_scope, p_key, v_at);
+    perform :"schema"._list_unfinished(p_scope, p_key, v_at, null, null);
   elsif v_leased then
     -- Nothing was done, so a recovery has nothing to continue.
     perform :"schema"._unlist_unfinished(p_scope, p_key);

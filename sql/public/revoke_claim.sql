@@ -22,7 +22,7 @@ begin
      set token = null, lease_expires_at = v_at, attempts_uncounted = coalesce(k.attempt, 1)
    where k.scope = p_scope collate "C" and k.key = p_key collate "C";
   if v_row.leased then
-    perform :"schema"._list_unfinished(p_scope, p_key, v_at);
+    perform :"schema"._list_unfinished(p_scope, p_key, v_at, null, null);
   end if;
 end
 $pgonce$;

@@ -141,10 +141,9 @@ fn fields(row: &PgRow) -> Result<(Record, bool)> {
     let mut is_sound = true;
     let mut time = |column| -> Result<Option<OffsetDateTime>> {
         let Some(micros) = get::<Option<i64>>(row, column)? else { return Ok(None) };
-        let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000);
-        is_sound &= time.is_ok();
-        let end = if micros > 0 { PrimitiveDateTime::MAX } else { PrimitiveDateTime::MIN };
-        Ok(Some(time.unwrap_or(end.assume_utc())))
+        let (time, is_real) = of_micros(micros);
+        is_sound &= is_real;
+        Ok(Some(time))
     };
     let record = Record {
         status: match get::<&str>(row, "status")? {
@@ -169,6 +168,18 @@ fn fields(row: &PgRow) -> Result<(Record, bool)> {
         response_omitted: get(row, "response_omitted")?,
     };
     Ok((record, is_sound))
+}
+
+/// The time, and whether it is a real one: others are cut to the first or the last that there is.
+fn of_micros(micros: i64) -> (OffsetDateTime, bool) {
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000);
+    let end = if micros > 0 { PrimitiveDateTime::MAX } else { PrimitiveDateTime::MIN };
+    (time.unwrap_or(end.assume_utc()), time.is_ok())
+}
+
+/// A time that says nothing about whether its row is sound.
+pub(crate) fn time_if_any(row: &PgRow, column: &str) -> Result<Option<OffsetDateTime>> {
+    Ok(get::<Option<i64>>(row, column)?.map(|micros| of_micros(micros).0))
 }
 
 fn corrupt() -> Error {

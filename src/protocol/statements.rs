@@ -78,6 +78,7 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "public/message_status"
     "public/count_attempt"
     "public/keys"
+    "internal/read_unfinished"
     "internal/is_auditor"
     "internal/list_keys"
     "internal/anomalies"
@@ -108,6 +109,11 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
     "public/audit_note"
     "public/reap"
     "public/reap_backlog"
+    "public/unfinished_keys"
+    "public/overview"
+    "public/scopes"
+    "public/search_keys"
+    "public/key_details"
 };
 
 /// Says what is installed, and so is installed last.
@@ -215,6 +221,15 @@ pub(crate) struct Statements {
     pub(crate) operation_status: SqlStr,
     pub(crate) list: SqlStr,
     pub(crate) table_stats: SqlStr,
+    pub(crate) unfinished_keys: SqlStr,
+    pub(crate) consumers: SqlStr,
+    pub(crate) overview: SqlStr,
+    pub(crate) takes_writes: SqlStr,
+    pub(crate) scopes: SqlStr,
+    pub(crate) search_keys: SqlStr,
+    pub(crate) key_details: SqlStr,
+    pub(crate) key_steps: SqlStr,
+    pub(crate) step_output: SqlStr,
     pub(crate) abandoned: SqlStr,
     pub(crate) pick_abandoned: SqlStr,
     pub(crate) picked: SqlStr,
@@ -367,6 +382,47 @@ impl Statements {
                 "select live, lapsed, released, completed, failed, overdue, oldest_in_progress_ms, ",
                 r#"table_bytes, index_bytes from :"schema".table_stats()"#
             )),
+            unfinished_keys: fill(concat!(
+                "select scope, key, state, held_because, is_message, used, max_attempts, steps, tries, last_error, ",
+                micros!("try_at"),
+                ", ",
+                record_columns!(),
+                r#" from :"schema".unfinished_keys($1, $2, $3, $4)"#
+            )),
+            consumers: fill(concat!(
+                "select consumer, handled, waiting, dead, longest_lapsed_ms ",
+                r#"from :"schema".consumers()"#
+            )),
+            overview: fill(concat!(
+                "select live, abandoned, held, waiting_messages, dead_messages, unfinished_capped, live_by_age, ",
+                "oldest_live_ms, longest_abandoned_ms, overdue, oldest_overdue_ms, keys_estimate, table_bytes, ",
+                "index_bytes, steps_bytes, unfinished_bytes, dead_rows, ",
+                micros!("vacuumed_at"),
+                r#" from :"schema".overview($1)"#
+            )),
+            takes_writes: fill(r#"select :"schema".takes_writes()"#),
+            scopes: fill(
+                r#"select scope, key_count, unfinished_count from :"schema".scopes($1, $2, $3)"#,
+            ),
+            search_keys: fill(concat!(
+                "select $1::pg_catalog.text as scope, key, ",
+                record_columns!(),
+                r#" from :"schema".search_keys($1, $2, $3, $4, $5)"#
+            )),
+            key_details: fill(concat!(
+                "select response_headers_bytes, response_body_bytes, overdue, leased, used, progress, last_error, ",
+                "state, held_because, is_message, max_attempts, tries, ",
+                micros!("try_at"),
+                ", ",
+                record_columns!(),
+                r#" from :"schema".key_details($1, $2)"#
+            )),
+            key_steps: fill(concat!(
+                "select number, name, output_bytes, ",
+                micros!("recorded_at"),
+                r#" from :"schema".key_steps($1, $2)"#
+            )),
+            step_output: fill(r#"select :"schema".step_output($1, $2, $3)"#),
         }
     }
 }

@@ -119,8 +119,8 @@ async fn a_reaper_that_is_late_is_found_after_ten_minutes() {
 async fn a_scope_that_holds_nearly_all_leased_keys_is_found() {
     let db = TestDb::new().await;
     db.execute(
-        "insert into {}.unfinished select now(), 0, 'greedy', n::text from generate_series(1, 100) n;
-         insert into {}.unfinished select now(), 0, 'other', n::text from generate_series(1, 25) n",
+        "insert into {}.unfinished (try_at, scope, key) select now(), 'greedy', n::text from generate_series(1, 100) n;
+         insert into {}.unfinished (try_at, scope, key) select now(), 'other', n::text from generate_series(1, 25) n",
     )
     .await;
     assert!(found(&db).await.is_empty(), "there are no other clients");
@@ -132,7 +132,10 @@ async fn a_scope_that_holds_nearly_all_leased_keys_is_found() {
     let greedy = found(&db).await;
     assert_eq!(names(&greedy), [("greedy_scope", "greedy")]);
     assert!(greedy[0].saw.starts_with("100 of 125 leased keys"), "{}", greedy[0].saw);
-    db.execute("insert into {}.unfinished values (now(), 0, 'other', 'one more')").await;
+    db.execute(
+        "insert into {}.unfinished (try_at, scope, key) values (now(), 'other', 'one more')",
+    )
+    .await;
     assert!(found(&db).await.is_empty());
 }
 

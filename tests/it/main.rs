@@ -42,6 +42,7 @@ mod missing_objects;
 mod model;
 mod observability;
 mod out_of_resources;
+mod overview;
 mod partitions;
 mod plans;
 mod poison;

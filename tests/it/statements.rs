@@ -11,6 +11,7 @@ use pgonce::{
 use pgonce_testing::Throwaway;
 use sqlx::PgConnection;
 
+use crate::overview::every_question_of_operators;
 use crate::server_log::{logged, logging};
 use crate::support::db::{PATIENCE, TestDb, effect, lasting, on_lapse, op, started};
 
@@ -319,6 +320,7 @@ async fn everything(db: &TestDb) {
     once.stats(&mut conn).await.unwrap();
     once.abandoned(&mut conn, 10).await.unwrap();
     history(db).await;
+    every_question_of_operators(db).await;
     messages(db).await;
     once.reap_once(&mut conn, 10).await.unwrap();
     pgonce::Reaper::new(once).pass(&mut conn).await.unwrap();
