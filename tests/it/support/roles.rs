@@ -7,7 +7,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use super::db::{PATIENCE, TestDb};
 
 pub const PAGE: &str = include_str!("../../../src/docs/operations.md");
-pub const ROLES: [&str; 5] = ["app", "reaper", "auditor", "acme", "globex"];
+pub const ROLES: [&str; 6] = ["app", "reaper", "auditor", "viewer", "acme", "globex"];
 
 /// The statements of a section of the page, for this schema and this test's roles.
 pub fn statements(db: &TestDb, section: &str) -> Vec<String> {
