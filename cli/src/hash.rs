@@ -22,12 +22,15 @@ pub(crate) struct Args {
     key: String,
 }
 
-/// Only from the environment: other users of the machine can see arguments.
 const SECRET: &str = "PGONCE_LOG_SECRET";
 
+/// The secret of the hashes. Only from the environment: other users of the machine can see arguments.
+pub(crate) fn secret() -> Option<String> {
+    std::env::var(SECRET).ok().filter(|secret| !secret.is_empty())
+}
+
 pub(crate) fn run(global: &Global, args: &Args) -> Result<(), CliError> {
-    let secret = std::env::var(SECRET).ok().filter(|secret| !secret.is_empty());
-    let secret = secret.ok_or_else(|| {
+    let secret = secret().ok_or_else(|| {
         CliError::usage(format!(
             "no secret: set {SECRET} to the one that the service gives to PgOnce::log_secret"
         ))

@@ -4,6 +4,7 @@ mod adoption;
 mod audit;
 mod backfill;
 mod check;
+mod dashboard;
 mod demo;
 mod derived_key;
 mod doctor;
@@ -49,6 +50,7 @@ enum Command {
     Migrate(migrate::Args),
     Check(check::Args),
     Doctor(doctor::Args),
+    Dashboard(dashboard::Args),
     Stats(stats::Args),
     List(list::Args),
     Get(get::Args),
@@ -69,8 +71,12 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),
     };
-    // Logs only if RUST_LOG asks: a command prints its result or one error.
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::OFF.into());
+    // Logs only if RUST_LOG asks: a command prints its result or one error. The page's log is its audit trail.
+    let logged = match cli.command {
+        Command::Dashboard(_) => dashboard::logged(),
+        _ => LevelFilter::OFF.into(),
+    };
+    let filter = EnvFilter::builder().with_default_directive(logged);
     tracing_subscriber::fmt()
         .with_env_filter(filter.from_env_lossy())
         .with_writer(std::io::stderr)
@@ -98,6 +104,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Migrate(args) => migrate::run(&mut global.session().await?, &args).await,
         Command::Check(_) => check::run(&global).await,
         Command::Doctor(args) => doctor::run(&global, &args).await,
+        Command::Dashboard(args) => dashboard::run(&global, &args).await,
         Command::Stats(_) => stats::run(&mut global.session().await?).await,
         Command::List(args) => list::run(&mut global.session().await?, &args).await,
         Command::Get(args) => get::run(&mut global.session().await?, &args).await,

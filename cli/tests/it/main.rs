@@ -4,6 +4,7 @@
 mod audit;
 mod backfill;
 mod commands;
+mod dashboard;
 mod inbox;
 mod resolve;
 mod roles;
