@@ -145,6 +145,25 @@ slayer("a client that gave up asks again with the same key, by keyboard alone", 
   for (const service of ["once", "lock"]) assert.equal(await verdict(page, service), "Balanced: 1 payment, 1 charge.");
 });
 
+slayer("the operator's page shows the same key", {}, async (page) => {
+  await setLoss(page, 0);
+  await page.getByRole("button", { name: "Pay €10" }).click();
+  await untilPaid(page, 1);
+  const key = await page.locator("#rows th").getAttribute("title");
+  const opened = page.waitForEvent("popup");
+  await page.getByRole("link", { name: "Operator's page" }).click();
+  const operator = await opened;
+  const complaints = listen(operator);
+  // It lives in another process than the payment server.
+  await page.getByRole("button", { name: "Kill the server now" }).click();
+  await operator.getByRole("link", { name: "Scopes" }).click();
+  await operator.getByRole("link", { name: "shop/payments.create" }).click();
+  await operator.getByRole("link", { name: key }).click();
+  await operator.getByRole("heading", { name: key }).waitFor();
+  await operator.getByText("completed").first().waitFor();
+  assert.deepEqual(complaints, []);
+});
+
 for (const colorScheme of ["light", "dark"]) {
   slayer(`axe finds nothing (${colorScheme})`, { colorScheme }, async (page) => {
     const check = async (when) => {
@@ -183,5 +202,6 @@ slayer("the picture: bursts with kills", { colorScheme: process.env.SCHEME ?? "l
     await page.locator("#once").getByText(`Balanced: ${payments} payments`).waitFor();
   }
   await page.mouse.move(0, 0);
+  await page.locator(".list").evaluate((list) => list.scrollTo(0, 0)); // to those that were charged again
   if (process.env.PICTURE) await page.screenshot({ path: process.env.PICTURE });
 });

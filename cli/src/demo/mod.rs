@@ -33,7 +33,7 @@ Exits with 1 if the half with pgonce charged a payment twice or lost one.
 
 With --serve, it serves a page on which you lose answers, kill the payment server and read the books, with pgonce and
 with a lock in Redis. The Redis is that of REDIS_URL, else a temporary one if redis-server is installed, else the lock
-is a row in the database.
+is a row in the database. The operator's page over the same keys is at /operator.
 
 Examples:
   pgonce demo

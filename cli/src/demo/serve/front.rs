@@ -75,7 +75,8 @@ impl Front {
     }
 }
 
-pub(super) fn router(front: Front) -> Router {
+/// The demo's page, and the operator's page beside it.
+pub(super) fn router(front: Front, operator: Router) -> Router {
     let front = Arc::new(front);
     let mut router = Router::new()
         .route("/state", get(state))
@@ -89,7 +90,8 @@ pub(super) fn router(front: Front) -> Router {
     let page = router.layer(from_fn(headers)).with_state(Arc::clone(&front));
     Router::new()
         .merge(page)
-        // The operator's page goes here, with headers of its own: .nest("/operator", ...). Then page.html gets its link.
+        // It sets its own headers.
+        .nest("/operator", operator)
         .layer(from_fn_with_state(front, refuse_strangers))
 }
 

@@ -17,7 +17,10 @@ mod wire;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use axum::Router;
 use pgonce::sqlx::ConnectOptions;
+use pgonce::{PgOnce, SchemaName};
+use pgonce_dashboard::{Access, Dashboard, Visitor};
 use pgonce_testing::Database;
 use serde::Deserialize;
 use serde_json::json;
@@ -103,6 +106,7 @@ pub(super) async fn serve(
         redis_url,
     }));
     let front = Front::new(ledger, lock, Arc::clone(&process), about, port);
+    let operator = operators_page(database, books)?;
     let url = format!("http://127.0.0.1:{port}/");
     match global.json {
         true => output::json(&json!({ "url": url }))?,
@@ -110,6 +114,15 @@ pub(super) async fn serve(
     }
     tokio::select! {
         error = process.keep_running() => Err(error),
-        never = wire::listen(listener, router(front)) => match never {},
+        never = wire::listen(listener, router(front, operator)) => match never {},
     }
+}
+
+/// The operator's page over the same keys. It lives in this process, so a kill of the payment server does not end it.
+/// Everything is allowed: the keys are the demo's, and only this machine reaches them.
+fn operators_page(database: &Database, books: &Books) -> Result<Router, CliError> {
+    let once = PgOnce::new().schema(SchemaName::new(books.schema())?);
+    let visitor = Visitor::new("visitor", Access::All);
+    let options = database.connect_options().clone();
+    Ok(Dashboard::new(options, &once, move |_| visitor.clone()).router())
 }

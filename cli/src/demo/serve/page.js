@@ -135,7 +135,7 @@ function show({ about, server, requests, unanswered, payments, once, lock }) {
   for (const id of ["pay", "burst"]) element(id).setAttribute("aria-disabled", String(isFull));
   text(element("about"), isFull ? "These are enough payments. Start over." : `On ${whose} ${about.postgres}. ${plural(requests, "request", "requests")} sent, ${unanswered} without an answer.`);
   const isOn = element("keys").checked;
-  text(element("once").querySelector(".how"), isOn ? "Key, charge and answer commit in one transaction." : "Switched off: no key is sent.");
+  text(element("once").querySelector(".how span"), isOn ? "Key, charge and answer commit in one transaction." : "Switched off: no key is sent.");
   text(element("lock-kind"), isOn ? `The lock is ${about.lock}.` : "Switched off: no key is sent.");
   showRows(payments);
   for (const [service, book] of Object.entries({ once, lock })) {
