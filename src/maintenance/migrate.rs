@@ -7,8 +7,9 @@ use super::environment;
 use crate::client::PgOnce;
 use crate::error::{Error, ErrorKind, Result, database};
 use crate::operation::key::digest_of_parts;
+use crate::protocol::files::{FUNCTIONS, MIGRATIONS, SCHEMA_VERSION};
 use crate::protocol::schema::SchemaName;
-use crate::protocol::statements::{FUNCTIONS, MIGRATIONS, SCHEMA_VERSION, render, statement};
+use crate::protocol::statements::{render, statement};
 
 /// What [`PgOnce::migrate`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,7 @@ pub(crate) mod audit;
 pub(crate) mod backfill;
 pub(crate) mod claim;
 pub(crate) mod details;
+pub(crate) mod files;
 pub(crate) mod history;
 pub(crate) mod inspection;
 pub(crate) mod overview;

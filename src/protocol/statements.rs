@@ -1,123 +1,10 @@
-//! The only place that names the SQL files and puts the schema into them.
+//! The statements that Rust sends, and the only place that puts the schema into SQL.
 
 use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use crate::protocol::schema::SchemaName;
-
-/// The tables: the schema version each migration leads to, its name and its text. A released one never changes.
-pub(crate) const MIGRATIONS: &[(u32, &str, &str)] =
-    &[(1, "0001_tables", include_str!("../../migrations/0001_tables.sql"))];
-
-macro_rules! files {
-    ($($name:literal)*) => {
-        &[$(($name, include_str!(concat!("../../sql/", $name, ".sql")))),*]
-    };
-}
-
-/// The functions, procedures and views, in the order in which they can be created.
-pub(crate) const FUNCTIONS: &[(&str, &str)] = files! {
-    "internal/clock"
-    "internal/is_slow"
-    "internal/lock_id"
-    "internal/refuse"
-    "internal/row_rules"
-    "internal/decide"
-    "internal/check_range"
-    "internal/check_name"
-    "internal/check_fingerprint"
-    "internal/check_begin"
-    "internal/check_receive"
-    "internal/holds"
-    "internal/raise_claim_lost"
-    "internal/raise_corrupt"
-    "internal/bound_waits"
-    "internal/take_lock"
-    "internal/check_locks"
-    "internal/list_unfinished"
-    "internal/overwrite_row"
-    "internal/lock_replay"
-    "internal/begin"
-    "internal/is_omitted"
-    "internal/wait_for_key"
-    "internal/lock_claim"
-    "internal/finish"
-    "internal/finished_by"
-    "internal/lapse"
-    "internal/report_progress"
-    "internal/extend_leases"
-    "internal/insert_received"
-    "internal/receive_one"
-    "internal/count_attempt"
-    "internal/lock_for_operator"
-    "internal/pick_abandoned"
-    "internal/reap_batch"
-    "internal/audit_state"
-    "internal/audit_lines"
-    "internal/keep_audit"
-    "internal/check_period"
-    "internal/record_history"
-    "internal/reap_history"
-    "public/fingerprint"
-    "public/begin_operation"
-    "public/complete"
-    "public/fail"
-    "public/release"
-    "public/begin_leased"
-    "public/extend_leases"
-    "public/complete_leased"
-    "public/fail_leased"
-    "public/release_leased"
-    "public/lapse_leased"
-    "public/record_step"
-    "public/commit_step"
-    "public/recorded_steps"
-    "public/report_progress"
-    "public/receive"
-    "public/message_status"
-    "public/count_attempt"
-    "public/keys"
-    "internal/read_unfinished"
-    "internal/is_auditor"
-    "internal/list_keys"
-    "internal/anomalies"
-    "public/consumer_retention"
-    "public/abandoned"
-    "public/inspect_key"
-    "public/operation_status"
-    "public/table_stats"
-    "public/take_over_claim"
-    "public/revoke_claim"
-    "public/redrive_message"
-    "public/pick_abandoned"
-    "public/anomalies"
-    "public/record_history"
-    "public/history"
-    "public/history_by_scope"
-    "internal/check_class"
-    "public/set_mode"
-    "public/rollout_modes"
-    "public/rollout_changes"
-    "public/adoption"
-    "internal/backfill_rows"
-    "public/backfill"
-    "public/undo_backfill"
-    "public/audit_on"
-    "public/audit_off"
-    "public/audit"
-    "public/audit_note"
-    "public/reap"
-    "public/reap_backlog"
-    "public/unfinished_keys"
-    "public/overview"
-    "public/scopes"
-    "public/search_keys"
-    "public/key_details"
-};
-
-/// Says what is installed, and so is installed last.
-pub(crate) const SCHEMA_VERSION: &str = include_str!("../../sql/public/schema_version.sql");
 
 /// Times cross as microseconds since the epoch: no `sqlx/time`, and `infinity` cannot panic. It is the largest number or
 /// the smallest.
@@ -154,7 +41,6 @@ macro_rules! record_columns {
     };
 }
 
-/// The counts of `history` and `history_by_scope`.
 /// Times from microseconds since 1970, in their order.
 macro_rules! times {
     ($parameter:literal) => {
@@ -162,6 +48,7 @@ macro_rules! times {
     };
 }
 
+/// The counts of `history` and `history_by_scope`.
 macro_rules! history_columns {
     () => {
         concat!(
