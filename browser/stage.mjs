@@ -49,10 +49,10 @@ export async function incident(db, schema) {
     insert into ${schema}.idempotency_keys (created_at, expires_at, status, scope, key)
     select now() - interval '1 day', now() - interval '3 hours' - n * interval '1 s', 2, 'acme/payments.create', 'old-' || n
       from generate_series(1, 12345) n;
-    insert into ${schema}.history (minute, scope, class, source, started, replayed, in_progress, mismatch, held, recovered, completed, failed, released, claim_lost, commit_unknown, duplicates, value, expires_at)
+    insert into ${schema}.history (minute, scope, class, source, started, replayed, in_progress, mismatch, held, recovered, completed, failed, released, claim_lost, commit_unknown, duplicates, value, unkeyed, observed_duplicates, observed_mismatches, observed_value, expires_at)
     select date_trunc('minute', now()) - m * interval '1 minute', s.scope, 'http', '00000000-0000-0000-0000-000000000001',
            s.base + (s.base * sin(m / 190.0) / 2)::int + m % 5, s.base / 12 + m % 3, m % 4 / 3, (m % 97 = 0)::int, (m < 47 and m % 9 = 0)::int, 0,
-           s.base, 0, 0, 0, 0, s.base / 12 + m % 3, (s.base / 12 + m % 3) * 250, now() + interval '7 days'
+           s.base, 0, 0, 0, 0, s.base / 12 + m % 3, (s.base / 12 + m % 3) * 250, 0, 0, 0, 0, now() + interval '7 days'
       from generate_series(0, 1439) m,
            (values ('acme/payments.create', 48), ('acme/orders.checkout', 20), ('acme/refunds.create', 6)) s(scope, base);
     analyze ${schema}.idempotency_keys`);

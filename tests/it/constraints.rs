@@ -68,12 +68,16 @@ impl Routine {
             ("uuid[]", format!("{{{TOKEN},{TOKEN}}}")),
             ("bigint[]", "{1000,1000}".to_owned()),
             ("bytea[]", "{a,b}".to_owned()),
+            ("boolean[]", "{f,t}".to_owned()),
+            ("integer[]", "{200,402}".to_owned()),
+            ("timestamp with time zone[]", "{2026-01-01,2026-01-02}".to_owned()),
             ("timestamp with time zone", "2026-01-01".to_owned()),
         ]);
         let value = |(name, r#type): &(String, String)| {
             let value = match (name.as_str(), r#type.as_str()) {
                 ("p_on_lapse", _) => "retry".to_owned(),
                 ("p_fingerprint" | "p_definition", _) => "f".repeat(36),
+                ("p_fingerprints", _) => format!("{{{0},{0}}}", "f".repeat(36)),
                 (_, "text") => key.clone(),
                 (_, "uuid") => TOKEN.to_owned(),
                 (_, "bigint" | "integer") => "1000".to_owned(),

@@ -266,7 +266,7 @@ async fn roles_have_just_the_rights_that_leased_work_needs() {
     let mut grants =
         rest.split_once("```").unwrap().0.replace("pgonce.", &format!("{}.", db.schema));
     grants = grants.replace("schema pgonce", &format!("schema {}", db.schema));
-    for role in ["app", "reaper", "auditor"] {
+    for role in ["app", "reaper", "auditor", "viewer"] {
         db.execute(&format!("create role {role}_s_{{}} login")).await;
         grants = grants.replace(&format!(" {role};"), &format!(" {role}_s_{};", db.schema));
     }

@@ -150,8 +150,25 @@ async fn the_history_is_drawn_if_there_is_one() {
     let minute = OffsetDateTime::now_utc().unix_timestamp() / 60;
     for (minute, [started, replayed, mismatch]) in [(minute - 10, [20, 9, 1]), (minute, [10, 1, 0])]
     {
-        let counts =
-            [started, replayed, 0, mismatch, 0, 0, 0, 0, 0, 0, 0, replayed, replayed * 250];
+        let counts = [
+            started,
+            replayed,
+            0,
+            mismatch,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            replayed,
+            replayed * 250,
+            0,
+            0,
+            0,
+            0,
+        ];
         sqlx::query(db.sql("call {}.record_history(gen_random_uuid(), $1, $2, $3, $4, $5)"))
             .bind([minute])
             .bind(["acme/payments"])
