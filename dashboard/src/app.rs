@@ -70,6 +70,13 @@ impl Schema {
         }
     }
 
+    /// After an action: the next page shows what it has changed.
+    pub(crate) fn forget_figures(&self) {
+        self.overview.forget();
+        self.consumers.forget();
+        self.scopes.forget();
+    }
+
     pub(crate) async fn overview(self: &Arc<Self>) -> Seen<Overview> {
         let this = Arc::clone(self);
         let read = async move || {

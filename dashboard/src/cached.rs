@@ -34,6 +34,9 @@ struct State<T> {
     read_at: Option<Instant>,
 }
 
+/// Figures older than this are of an earlier visit: pages ask again after five seconds.
+const STALE: Duration = Duration::from_secs(20);
+
 /// Beyond this, all is forgotten: visitors choose the names.
 const ENTRIES_MAX: usize = 64;
 
@@ -46,7 +49,8 @@ where
         Self { entries: Arc::default(), fresh }
     }
 
-    /// The last figures. If they are old, starts to read new ones; if there are none yet, waits for them.
+    /// The last figures. If they are old, starts to read new ones. If there are none, or only those of an earlier visit,
+    /// waits for them.
     pub(crate) async fn get<F, Fut>(&self, name: K, read: F) -> Seen<T>
     where
         F: FnOnce() -> Fut + Send + 'static,
@@ -63,12 +67,17 @@ where
             let entry = Arc::clone(&entry);
             async move { entry.read(fresh, read).await }
         });
-        if seen.value.is_some() {
+        if seen.value.is_some() && !entry.is_stale() {
             return seen;
         }
         // It ends early only if it panics; then there is still nothing to show.
         let _ = reading.await;
         entry.seen(fresh).0
+    }
+
+    /// Forgets the figures, because an action has changed what they count.
+    pub(crate) fn forget(&self) {
+        lock(&self.entries).clear();
     }
 
     fn entry(&self, name: K) -> Arc<Entry<T>> {
@@ -94,6 +103,10 @@ impl<T> Entry<T> {
         (Seen { value: state.value.clone(), problem: state.problem.clone() }, is_fresh)
     }
 
+    fn is_stale(&self) -> bool {
+        lock(&self.state).read_at.is_none_or(|at| at.elapsed() >= STALE)
+    }
+
     /// Reads, unless another reader has just done so. After a failure the last figures stay.
     async fn read<F, Fut>(&self, fresh: Duration, read: F)
     where
@@ -103,7 +116,7 @@ impl<T> Entry<T> {
         let _turn = match self.turn.try_lock() {
             Ok(turn) => turn,
             // Somebody reads: only those who have nothing to show wait.
-            Err(_) if lock(&self.state).value.is_some() => return,
+            Err(_) if lock(&self.state).value.is_some() && !self.is_stale() => return,
             Err(_) => self.turn.lock().await,
         };
         if self.seen(fresh).1 {

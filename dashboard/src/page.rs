@@ -164,7 +164,7 @@ fn done(word: &str) -> Option<&'static str> {
         "completed" => "Completed. Retries get the response that you entered.",
         "failed" => "Failed. Retries get the response that you entered, as a failure.",
         "resolved" => {
-            "Released. The work may run again, without its finished steps and with all its attempts."
+            "Resolved: it may run again, without its recorded steps and with all its attempts."
         }
         "redriven" => {
             "Redriven. The message will be handled at its next delivery: have the broker deliver it again."

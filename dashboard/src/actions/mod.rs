@@ -109,7 +109,10 @@ pub(crate) async fn settle(
     let (scope, key) = (form.get("scope"), form.get("key"));
     audit::log(page, action, scope, key, outcome.as_ref().copied());
     match outcome {
-        Ok(done) => see_other(&link("key", &[("scope", scope), ("key", key), ("done", done)])),
+        Ok(done) => {
+            page.schema.forget_figures();
+            see_other(&link("key", &[("scope", scope), ("key", key), ("done", done)]))
+        }
         Err(problem) => {
             let mut frame = page.frame("Nothing was done", "keys").await;
             frame.back = Some(link("key", &[("scope", scope), ("key", key)]));

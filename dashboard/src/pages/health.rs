@@ -157,12 +157,15 @@ fn reaper(seen: &Overview) -> Finding {
         "Reaper",
         State::ATTENTION,
         format!(
-            "{overdue} forgotten {} to be deleted, the oldest for {}. The table grows.",
-            overdue.of("key waits", "keys wait"),
+            "{overdue} {} past their retention and not deleted, the oldest for {}. The table grows.",
+            overdue.of("key is", "keys are"),
             lasting(late)
         ),
-        "Is one running? Start Reaper::run_until in your service, or pgonce reap from cron. \
-               If one runs and this figure grows, raise its share, end transactions that stay open, or add a reaper.",
+        "Run `pgonce reap` now, with DATABASE_URL set. It deletes in small batches, and can be stopped at any time. It \
+         changes no answer: a key past its retention counts as new already. Then see why no reaper did it: run a Reaper \
+         in the service (its log says `reaped` each minute), or `pgonce reap` from cron. If one runs and this time grows, \
+         look for transactions that stay open, or add a second reaper. The table's files keep their size; the room in \
+         them is used again.",
     )
 }
 

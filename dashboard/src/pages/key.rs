@@ -146,6 +146,9 @@ fn means(details: &Details) -> String {
         (Some(UnfinishedState::Held), _) => {
             "Its attempts are used up: callers are told that it is held until an operator decides."
         }
+        (Some(UnfinishedState::Abandoned), _) if details.is_message && details.used == 0 => {
+            "An operator let it be handled again: that happens when the broker delivers it again."
+        }
         (Some(UnfinishedState::Abandoned), _) if details.is_message => {
             "Its last attempt failed: it is handled again when the broker delivers it again."
         }
@@ -183,7 +186,9 @@ fn facts(details: &Details) -> Vec<Fact> {
     let uncounted = record.attempt.saturating_sub(details.used);
     let attempts = match uncounted {
         0 => format!("{}{limit}", record.attempt),
-        uncounted => format!("{}, of which {uncounted} no longer count{limit}", record.attempt),
+        uncounted => {
+            format!("{}{limit}; {uncounted} more before, which no longer count", details.used)
+        }
     };
     let mut facts = vec![fact("Attempts", attempts), at("Begun", record.created_at)];
     if details.state.is_some() {
@@ -302,23 +307,33 @@ fn derived(named: &Named, steps: &[StepDone], name: &str) -> Vec<(String, String
 }
 
 async fn offers(page: &Page, named: &Named, known: &Known) -> Vec<Offer> {
-    let is_live = known.details.record.claim == Some(ClaimState::Live);
-    let release = match is_live {
-        true => "Take the claim from a holder that is gone for good.",
-        false => "Give the claim back, without a result: the next caller begins the key at once.",
+    let details = &known.details;
+    let is_live = details.record.claim == Some(ClaimState::Live);
+    let redrives =
+        details.state == Some(UnfinishedState::Held) || details.record.completed_at.is_some();
+    let resolve = match details.is_message {
+        true => "Only if you know what became of the message: mark it as done, or as failed.",
+        false => "The usual way. Decide what became of the work: done, failed, or to be run again.",
     };
+    let release = match is_live {
+        true => {
+            "Take the claim from a holder that is gone for good. Then the next caller begins the key at once."
+        }
+        false => {
+            "The same as Resolve with \u{201c}It may run again\u{201d}, without a look at the steps."
+        }
+    };
+    let redrive =
+        "The usual way. Fix the cause first; then it is handled again at its next delivery.";
     let all = [
-        (Action::Redrive, "Redrive", "Let the message be handled again at its next delivery."),
-        (
-            Action::Resolve,
-            "Resolve",
-            "Decide what became of the work: done, failed, or to be run again.",
-        ),
+        (Action::Redrive, "Redrive", redrive),
+        (Action::Resolve, "Resolve", resolve),
         (Action::Release, "Release", release),
     ];
     let mut offers = Vec::new();
     for (action, says, explains) in all {
-        if allows(known, action) && page.may(action).await {
+        let fits = action != Action::Redrive || redrives;
+        if fits && allows(known, action) && page.may(action).await {
             offers.push(Offer { says, link: named.link(action.as_str()), explains });
         }
     }

@@ -19,6 +19,9 @@ pub(crate) const OVERDUE_LATE_SECONDS: u64 = 600;
 /// A recovery looks twice a second.
 pub(crate) const ABANDONED_LATE_SECONDS: u64 = 600;
 
+/// Leased work seldom takes this long.
+const LIVE_LONG_SECONDS: u64 = 3600;
+
 #[derive(Template)]
 #[template(path = "overview.html")]
 struct OverviewPage {
@@ -81,7 +84,7 @@ fn attention(seen: &Overview) -> Vec<Attention> {
         found.push(Attention {
             is_bad: true,
             says: format!(
-                "{held} {} held: no caller may continue until you decide.",
+                "{held} {} held: callers are refused, and told so, until you decide.",
                 held.of("key is", "keys are")
             ),
             link: link("waiting", &[("state", "held")]),
@@ -105,8 +108,9 @@ fn attention(seen: &Overview) -> Vec<Attention> {
         found.push(Attention {
             is_bad: false,
             says: format!(
-                "{waiting} {} and will be delivered again.",
-                waiting.of("message has failed", "messages have failed")
+                "{waiting} {} and {} for the next delivery.",
+                waiting.of("message has failed", "messages have failed"),
+                waiting.of("waits", "wait")
             ),
             link: "inbox".to_owned(),
             link_says: "Look at the inbox",
@@ -121,6 +125,17 @@ fn attention(seen: &Overview) -> Vec<Attention> {
             ),
             link: "health".to_owned(),
             link_says: "Look at the health page",
+        });
+    }
+    if let Some(age) = seen.oldest_live.filter(|age| age.as_secs() >= LIVE_LONG_SECONDS) {
+        found.push(Attention {
+            is_bad: false,
+            says: format!(
+                "The oldest key at work was begun {} ago: is its holder alive? Its callers are told that it is in progress.",
+                lasting(age)
+            ),
+            link: link("waiting", &[("state", "live")]),
+            link_says: "Look at keys at work",
         });
     }
     let abandoned = part(seen.abandoned);
@@ -159,7 +174,7 @@ fn tiles(seen: &Overview) -> Vec<Tile> {
         tile(
             "Failed messages",
             part(seen.waiting_messages),
-            "will be delivered again",
+            "wait for delivery",
             "inbox".to_owned(),
             "warn",
         ),
@@ -193,6 +208,10 @@ fn storage(seen: &Overview) -> Vec<(&'static str, String)> {
         });
     vec![
         ("Keys", estimate),
+        (
+            "All of pgonce's tables",
+            size(seen.table_bytes + seen.index_bytes + seen.steps_bytes + seen.unfinished_bytes),
+        ),
         ("Table of keys", size(seen.table_bytes)),
         ("Its indexes", size(seen.index_bytes)),
         ("Steps", size(seen.steps_bytes)),

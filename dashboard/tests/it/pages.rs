@@ -38,7 +38,7 @@ async fn the_overview_counts_what_waits() {
     let mut browser = Browser::new(&db, Access::All);
     let page = browser.get("overview").await;
     page.is(200)
-        .has("1 key is held: no caller may continue until you decide.")
+        .has("1 key is held: callers are refused, and told so, until you decide.")
         .has("1 message is dead")
         .has("No reaper keeps up")
         .lacks("Nothing waits for you");
@@ -52,7 +52,7 @@ async fn the_overview_counts_what_waits() {
     ] {
         page.has(&format!(">{name}</span> <strong>{count}</strong>"));
     }
-    browser.get("health").await.has(">attention</span>").has("3 forgotten keys wait");
+    browser.get("health").await.has(">attention</span>").has("3 keys are past their retention");
 }
 
 #[tokio::test]
