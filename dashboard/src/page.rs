@@ -164,7 +164,7 @@ fn done(word: &str) -> Option<&'static str> {
         "completed" => "Completed. Retries get the response that you entered.",
         "failed" => "Failed. Retries get the response that you entered, as a failure.",
         "resolved" => {
-            "Resolved: it may run again, without its recorded steps and with all its attempts."
+            "Resolved: it may run again, with all its attempts; recorded steps are not repeated. It runs when a client retries, or a Recovery picks it."
         }
         "redriven" => {
             "Redriven. The message will be handled at its next delivery: have the broker deliver it again."

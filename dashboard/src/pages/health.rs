@@ -161,9 +161,9 @@ fn reaper(seen: &Overview) -> Finding {
             overdue.of("key is", "keys are"),
             lasting(late)
         ),
-        "Run `pgonce reap` now, with DATABASE_URL set. It deletes in small batches, and can be stopped at any time. It \
+        "Run pgonce reap in a shell now, with DATABASE_URL set. It deletes in small batches, and can be stopped at any time. It \
          changes no answer: a key past its retention counts as new already. Then see why no reaper did it: run a Reaper \
-         in the service (its log says `reaped` each minute), or `pgonce reap` from cron. If one runs and this time grows, \
+         in the service (its log says reaped each minute), or pgonce reap from cron. If one runs and this time grows, \
          look for transactions that stay open, or add a second reaper. The table's files keep their size; the room in \
          them is used again.",
     )

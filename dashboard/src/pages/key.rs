@@ -311,9 +311,14 @@ async fn offers(page: &Page, named: &Named, known: &Known) -> Vec<Offer> {
     let is_live = details.record.claim == Some(ClaimState::Live);
     let redrives =
         details.state == Some(UnfinishedState::Held) || details.record.completed_at.is_some();
-    let resolve = match details.is_message {
-        true => "Only if you know what became of the message: mark it as done, or as failed.",
-        false => "The usual way. Decide what became of the work: done, failed, or to be run again.",
+    let resolve = match details.state {
+        _ if details.is_message => {
+            "Only if you know what became of the message: mark it as done, or as failed."
+        }
+        Some(UnfinishedState::Held) => {
+            "The usual way. Decide what became of the work: done, failed, or to be run again."
+        }
+        _ => "Only if it shall not run again: mark it as done, or as failed.",
     };
     let release = match is_live {
         true => {
@@ -332,7 +337,12 @@ async fn offers(page: &Page, named: &Named, known: &Known) -> Vec<Offer> {
     ];
     let mut offers = Vec::new();
     for (action, says, explains) in all {
-        let fits = action != Action::Redrive || redrives;
+        let fits = match action {
+            Action::Redrive => redrives,
+            // For a message, Redrive does it.
+            Action::Release => is_live || !details.is_message,
+            _ => true,
+        };
         if fits && allows(known, action) && page.may(action).await {
             offers.push(Offer { says, link: named.link(action.as_str()), explains });
         }
