@@ -236,7 +236,11 @@ impl PgOnce {
         })
     }
 
-    async fn ask_simply(&self, conn: &mut PgConnection, template: &str) -> Result<PgRow> {
+    pub(crate) async fn ask_simply(
+        &self,
+        conn: &mut PgConnection,
+        template: &str,
+    ) -> Result<PgRow> {
         let sql = statement(&self.schema, template);
         sqlx::raw_sql(sql).fetch_one(conn).await.map_err(database)
     }

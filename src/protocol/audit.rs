@@ -85,8 +85,12 @@ impl PgOnce {
     /// # Cancel safety
     /// Cancel safe: it only reads.
     pub async fn audit_days_kept(&self, conn: &mut PgConnection) -> Result<Option<u32>> {
-        let row = sqlx::query(self.statements.audit_days_kept.clone()).fetch_one(conn).await;
-        let days: Option<i32> = get(&row.map_err(database)?, "days_kept")?;
+        // In the simple protocol: `migrate` asks, through a pooler of which nothing is known yet. Not volatile, a proxy would
+        // ask a standby, which may lag.
+        let ask =
+            r#"select :"schema".audit_days_kept() as days_kept, pg_catalog.clock_timestamp()"#;
+        let row = self.ask_simply(conn, ask).await?;
+        let days: Option<i32> = get(&row, "days_kept")?;
         Ok(days.map(i32::unsigned_abs))
     }
 

@@ -98,7 +98,6 @@ pub(crate) struct Statements {
     pub(crate) undo_backfill: SqlStr,
     pub(crate) audit_on: SqlStr,
     pub(crate) audit_off: SqlStr,
-    pub(crate) audit_days_kept: SqlStr,
     pub(crate) audit: SqlStr,
     pub(crate) audit_note: SqlStr,
     pub(crate) record_history: SqlStr,
@@ -212,10 +211,6 @@ impl Statements {
             )),
             audit_on: fill(r#"select :"schema".audit_on($1)"#),
             audit_off: fill(r#"select :"schema".audit_off()"#),
-            audit_days_kept: fill(
-                // Not volatile, a proxy would ask a standby, which may lag.
-                r#"select :"schema".audit_days_kept() as days_kept, pg_catalog.clock_timestamp()"#,
-            ),
             audit: fill(concat!(
                 "select action, attempt, role, actor, seen, txid, ",
                 micros!("at"),
