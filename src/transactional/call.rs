@@ -242,12 +242,13 @@ impl<'a> Call<'a> {
         Ok(Performing { tx, right: Right::None })
     }
 
-    /// Commits the work, and the key with it if possible: where keys are only observed. Returns whether it was.
+    /// Commits the work, and the key with it if possible: where keys are only observed. Returns what became of the key;
+    /// `None`: it could not be written.
     pub(crate) async fn finish_or_commit(
         &mut self,
         performing: Performing,
         response: Response,
-    ) -> Result<bool> {
+    ) -> Result<Option<Inserted>> {
         let Performing { mut tx, right } = performing;
         let finished = async {
             tx.check()?;
@@ -255,17 +256,16 @@ impl<'a> Call<'a> {
             // As an optimistic call, which waits only briefly for a row in the way.
             let right = if matches!(right, Right::Lock) { Right::None } else { right };
             let written = self.write(&mut tx, &right, Finished::Completed, response).await;
-            let has_key = matches!(written, Ok(Inserted::Written));
-            if !has_key {
-                tracing::warn!(error = ?written.err(), "an observed key was not completed");
+            if !matches!(written, Ok(Inserted::Written)) {
+                tracing::warn!(error = ?written.as_ref().err(), "an observed key was not completed");
                 tx.undo_work().await?;
             }
-            Ok(has_key)
+            Ok(written.ok())
         };
         let finished = finished.await;
-        let (tx, has_key) = tx.unless_failed(finished).await?;
+        let (tx, inserted) = tx.unless_failed(finished).await?;
         tx.commit().await?;
-        Ok(has_key)
+        Ok(inserted)
     }
 
     /// Undoes the work and keeps its failure: takes the same path again, without the work. If another call ran in

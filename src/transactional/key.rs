@@ -68,7 +68,7 @@ pub(super) enum Isolation {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Inserted {
+pub(crate) enum Inserted {
     Written,
     /// Another transaction wrote a row, or something discarded this one.
     NoRow,

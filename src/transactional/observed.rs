@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
 
 use super::call::Call;
+use super::key::Inserted;
 use super::outcome::{Done, Ending};
 use super::performing::{Begun, Performing};
 use super::run_error::RunError;
@@ -45,11 +46,9 @@ where
         };
         match attempt(call, op, performing, work.clone(), true).await {
             None => {}
-            Some((ended, has_key)) => {
-                // Another call has finished the key since the look.
-                let beside = || Begin::InProgress(InProgress { lease_remaining: None });
-                let told = (ended.is_ok() && !has_key).then(beside);
-                return Observed { ended, told };
+            Some((ended, is_duplicate)) => {
+                let in_progress = || Begin::InProgress(InProgress { lease_remaining: None });
+                return Observed { ended, told: is_duplicate.then(in_progress) };
             }
         }
     }
@@ -74,8 +73,8 @@ where
     }
 }
 
-/// Runs the work once and commits it, with its key if it has the right to it and the value can be stored. None: start
-/// again.
+/// Runs the work once and commits it, with its key if it has the right to it and the value can be stored. Also returns
+/// whether another call got the key since the look. None: start again.
 async fn attempt<T, E, Kind, F>(
     call: &mut Call<'_>,
     op: &Operation,
@@ -92,10 +91,13 @@ where
         Ok(value) => {
             let committed = match storable(&value, op, with_key) {
                 Some(response) => call.finish_or_commit(performing, response).await,
-                None => performing.tx.commit_probed().await.map(|()| false),
+                None => performing.tx.commit_probed().await.map(|()| None),
             };
             match committed {
-                Ok(has_key) => Some((Ok(Done::new(value)), has_key)),
+                Ok(inserted) => {
+                    let is_duplicate = matches!(inserted, Some(Inserted::NoRow | Inserted::Taken));
+                    Some((Ok(Done::new(value)), is_duplicate))
+                }
                 Err(error) if call.starts_again(&error).await => None,
                 Err(error) => Some((Err(error.into()), false)),
             }
@@ -111,7 +113,7 @@ where
             if let Err(error) = kept {
                 tracing::warn!(%error, sqlstate = error.sqlstate(), "an observed failure was not kept");
             }
-            Some((Err(RunError::Failed { response, replayed: false }), with_key))
+            Some((Err(RunError::Failed { response, replayed: false }), false))
         }
         Err(Ending::Undo(error)) => {
             performing.tx.rollback().await;

@@ -109,9 +109,11 @@ impl PgOnce {
         let counts = self.counts(op);
         let span = span!("pgonce.run");
         counts.begun(&span, op);
+        // Read once: it may change at any time.
         match self.mode_of(op) {
-            RolloutMode::Off | RolloutMode::Observe => {
-                self.run_unprotected(pool, op, work, &counts, &span).instrument(span.clone()).await
+            mode @ (RolloutMode::Off | RolloutMode::Observe) => {
+                let run = self.run_unprotected(pool, op, work, mode, &counts, &span);
+                run.instrument(span.clone()).await
             }
             RolloutMode::Optional | RolloutMode::Required => {
                 let waiting = self.lines.wait(pool, self.policy_of(op).wait, Arc::clone(&counts));
@@ -129,6 +131,7 @@ impl PgOnce {
         pool: &PgPool,
         op: &Operation,
         work: F,
+        mode: RolloutMode,
         counts: &Arc<Counts>,
         span: &Span,
     ) -> Result<Done<T>, RunError<E>>
@@ -137,7 +140,7 @@ impl PgOnce {
         E: WorkError<Kind>,
         F: AsyncFnOnce(&mut PgConnection) -> Result<T, E> + Clone,
     {
-        let is_off = self.mode_of(op) == RolloutMode::Off;
+        let is_off = mode == RolloutMode::Off;
         let op = &Operation { optimistic: false, lock_replay: false, observed: true, ..op.clone() };
         let waiting = self.lines.wait(pool, Duration::ZERO, Arc::clone(counts));
         let mut call = Call::new(self, pool, op, waiting);

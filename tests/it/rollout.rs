@@ -135,6 +135,7 @@ async fn a_value_that_cannot_be_stored_is_returned_as_it_is() {
         hidden: u32,
         number: f64,
     }
+    let metrics = Metrics::of_thread();
     let (db, rollout) = rolled_out().await;
     for mode in [RolloutMode::Off, RolloutMode::Observe] {
         switch(&db, &rollout, mode).await;
@@ -148,6 +149,11 @@ async fn a_value_that_cannot_be_stored_is_returned_as_it_is() {
         }
     }
     assert_eq!((db.effects().await, rows(&db).await), (4, 1));
+    assert_no_duplicate(&metrics);
+}
+
+fn assert_no_duplicate(metrics: &Metrics) {
+    assert_eq!(metrics.all().keys().find(|name| name.starts_with("pgonce.observed")), None);
 }
 
 #[tokio::test]
@@ -181,6 +187,7 @@ async fn contention_starts_observed_and_unprotected_work_again() {
 
 #[tokio::test]
 async fn observed_work_runs_even_if_pgonce_may_not_write_its_key() {
+    let metrics = Metrics::of_thread();
     let mut db = with_roles().await;
     let rollout = Rollout::new();
     db.once = db.once.clone().class(class()).rollout(&rollout);
@@ -193,6 +200,7 @@ async fn observed_work_runs_even_if_pgonce_may_not_write_its_key() {
         db.once.run(&pool, &op("k"), work).await.unwrap();
     }
     assert_eq!((db.effects().await, rows(&db).await), (2, 0));
+    assert_no_duplicate(&metrics);
 }
 
 #[tokio::test]
