@@ -83,6 +83,38 @@ async fn an_upsert_waits_for_another_and_gets_its_row_or_inserts_its_own() {
     }
 }
 
+// PostgreSQL looks for a conflict in the natural key, then fills the indexes one after the other. An index in front of the
+// two unique ones stops the second insert between its look and its entries.
+#[tokio::test]
+async fn an_insert_that_meets_its_twin_in_another_constraint_finds_it() {
+    let db = tables().await;
+    db.execute(
+        "create function {}.stops(email text) returns text language plpgsql immutable as $$ begin
+           if current_setting('test.stops', true) = 'on' then
+             perform pg_advisory_lock_shared(4713);
+             perform pg_advisory_unlock_shared(4713);
+           end if;
+           return email;
+         end $$;
+         alter table {}.customer drop constraint customer_email_key, drop constraint customer_phone_key;
+         create index on {}.customer ({}.stops(email));
+         alter table {}.customer add unique (email);
+         alter table {}.customer add unique (phone)",
+    )
+    .await;
+    let mut gate = db.conn().await;
+    sqlx::query("select pg_advisory_lock(4713)").execute(&mut gate).await.unwrap();
+    let mut stopped = db.conn().await;
+    sqlx::query("set test.stops = 'on'").execute(&mut stopped).await.unwrap();
+    let second = tokio::spawn(async move { upsert(&mut stopped, "a@x", "1").await });
+    db.until_waiting(1).await;
+    let first = upsert(&mut db.conn().await, "a@x", "1").await.unwrap();
+    drop(gate);
+    let second = tokio::time::timeout(PATIENCE, second).await.unwrap().unwrap().unwrap();
+    let Upserted::Created(row) = first else { panic!("{first:?}") };
+    assert_eq!(second, Upserted::Existing(row));
+}
+
 #[tokio::test]
 async fn a_row_that_is_deleted_before_it_is_looked_at_is_inserted() {
     let mut conn = tables().await.conn().await;
