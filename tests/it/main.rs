@@ -57,6 +57,7 @@ mod recovery;
 mod restartable;
 mod roles;
 mod rollout;
+mod rollout_report;
 mod row_states;
 mod run;
 mod run_lost;

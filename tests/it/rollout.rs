@@ -1,38 +1,30 @@
 //! Rollout modes: what `run` does in each, who may change them, and what is known when the database cannot be asked.
 
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use pgonce::{
-    Adoption, Class, ErrorKind, Failure, Fingerprint, History, Operation, Response, Rollout,
-    RolloutMode, RunError,
-};
+use pgonce::{Class, ErrorKind, Failure, Fingerprint, Operation, Response};
+use pgonce::{Rollout, RolloutMode, RunError};
 use sqlx::PgConnection;
-use time::OffsetDateTime;
-use tokio::sync::{RwLock, oneshot};
-use tokio::task::JoinSet;
+use tokio::sync::oneshot;
 
 use crate::support::db::{PATIENCE, TestDb, effect, op, started, waits};
 use crate::support::metrics::Metrics;
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Cut, Proxy};
 use crate::support::roles::{conn_as, role, with_roles};
-
-const DAY: Duration = Duration::from_secs(86_400);
 
 fn class() -> Class {
     Class::new("payments").unwrap()
 }
 
 /// A client whose modes come from the database.
-async fn rolled_out() -> (TestDb, Rollout) {
+pub async fn rolled_out() -> (TestDb, Rollout) {
     let mut db = TestDb::new().await;
     let rollout = Rollout::new();
     db.once = db.once.clone().class(class()).rollout(&rollout);
     (db, rollout)
 }
 
-async fn switch(db: &TestDb, rollout: &Rollout, mode: impl Into<Option<RolloutMode>>) {
+pub async fn switch(db: &TestDb, rollout: &Rollout, mode: impl Into<Option<RolloutMode>>) {
     let mut conn = db.conn().await;
     db.once.set_mode(&mut conn, &class(), mode.into()).await.unwrap();
     rollout.read(&db.once, &mut conn).await.unwrap();
@@ -150,6 +142,25 @@ async fn a_value_that_cannot_be_stored_is_returned_as_it_is() {
     }
     assert_eq!((db.effects().await, rows(&db).await), (4, 1));
     assert_no_duplicate(&metrics);
+}
+
+// With protection, the same key finds out what became of it. Here another call would run the work again.
+#[tokio::test]
+async fn a_commit_without_an_answer_is_not_to_be_tried_again() {
+    let (db, rollout) = rolled_out().await;
+    let required = (RolloutMode::Required, ErrorKind::CommitUnknown, true);
+    let off = (RolloutMode::Off, ErrorKind::Database, false);
+    let observe = (RolloutMode::Observe, ErrorKind::Database, false);
+    for (mode, kind, is_retryable) in [required, off, observe] {
+        switch(&db, &rollout, mode).await;
+        let proxy = Proxy::start_once(&db, Cut::At("COMMIT"));
+        let pool = sqlx::postgres::PgPoolOptions::new().connect_lazy_with(proxy.options());
+        let work = async |tx: &mut PgConnection| effect(tx, &db.schema, mode.as_str()).await;
+        let error = db.once.run(&pool, &op(mode.as_str()), work).await.unwrap_err();
+        assert_eq!(error.is_retryable(), is_retryable, "{mode}");
+        let RunError::Protocol(error) = error else { panic!("{mode}: {error:?}") };
+        assert_eq!(error.kind(), kind, "{mode}");
+    }
 }
 
 fn assert_no_duplicate(metrics: &Metrics) {
@@ -297,92 +308,4 @@ async fn bad_modes_and_classes_are_refused() {
         assert_eq!(error.as_database_error().unwrap().message(), says);
     }
     assert_eq!("on".parse::<RolloutMode>().unwrap_err().kind(), ErrorKind::InvalidInput);
-}
-
-// The numbers of the test's own books, and those of the report.
-#[tokio::test(flavor = "multi_thread")]
-async fn under_live_load_the_report_equals_an_independent_count() {
-    let (mut db, rollout) = rolled_out().await;
-    let history = History::new(DAY).unwrap();
-    db.once = db.once.clone().keep_history(&history);
-    let phases = [
-        RolloutMode::Off,
-        RolloutMode::Observe,
-        RolloutMode::Optional,
-        RolloutMode::Required,
-        RolloutMode::Off,
-    ];
-    let (mut calls, mut prevented) = (0, 0);
-    // A switch waits for the calls on their way, so that each call has one mode; the next come at once.
-    let gate = Arc::new(RwLock::new(RolloutMode::Off));
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let mut callers = JoinSet::new();
-    for caller in 0..8_u32 {
-        let (once, pool, schema) = (db.once.clone(), db.pool.clone(), db.schema.clone());
-        let (gate, stopped) = (Arc::clone(&gate), stopped.clone());
-        callers.spawn(async move {
-            let mut counts = HashMap::<RolloutMode, (u64, u64)>::new();
-            let mut n = caller;
-            while !*stopped.borrow() {
-                n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let mode = gate.read().await;
-                // A few keys per phase, and new ones.
-                let key = format!("{}-{}", *mode, n >> 26);
-                let op = op(&key).policy(waits(PATIENCE)).value(7);
-                let work = async |tx: &mut PgConnection| effect(tx, &schema, &key).await;
-                let done = once.run(&pool, &op, work).await.unwrap();
-                let of_mode = counts.entry(*mode).or_default();
-                of_mode.0 += 1;
-                of_mode.1 += u64::from(done.is_replay());
-            }
-            counts
-        });
-    }
-    for mode in phases {
-        let mut current = gate.write().await;
-        switch(&db, &rollout, mode).await;
-        *current = mode;
-        drop(current);
-        let effects =
-            if matches!(mode, RolloutMode::Off | RolloutMode::Observe) { 200 } else { 40 };
-        let enough =
-            format!("select count(*) > {effects} from {{}}.effect where key like '{mode}-%'");
-        db.until(&enough).await;
-    }
-    stop.send(true).unwrap();
-    while let Some(counts) = callers.join_next().await {
-        for (mode, (called, replayed)) in counts.unwrap() {
-            calls += if mode == RolloutMode::Off { 0 } else { called };
-            prevented += replayed;
-        }
-    }
-    let observed: i64 = db
-        .ask("select count(*) - count(distinct key) from {}.effect where key like 'observe-%'")
-        .await;
-    let would_be = observed.unsigned_abs();
-    history.flush(&db.once, &db.pool).await.unwrap();
-    let now = OffsetDateTime::now_utc();
-    let report = db.once.adoption(&mut db.conn().await, now - DAY, now + DAY).await.unwrap();
-    let [
-        Adoption {
-            keyed,
-            calls: reported,
-            duplicates,
-            observed_duplicates,
-            value,
-            observed_value,
-            ..
-        },
-    ] = report[..]
-    else {
-        panic!("{report:?}")
-    };
-    assert_eq!((keyed, reported), (calls, calls));
-    assert_eq!((duplicates, value), (prevented, 7 * prevented));
-    assert_eq!((observed_duplicates, observed_value), (would_be, 7 * would_be));
-    assert!(prevented > 0 && would_be > 0);
-    let doubled =
-        "select count(*) from (select from {}.effect where key not like 'o%' or key like 'opt%'
-                     group by key having count(*) > 1 and key not like 'off-%') d";
-    assert_eq!(db.ask::<i64>(doubled).await, 0, "with protection none is doubled");
 }
