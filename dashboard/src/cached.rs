@@ -16,7 +16,7 @@ pub(crate) struct Seen<T> {
     pub(crate) problem: Option<Problem>,
 }
 
-/// Remembers figures, each under a name. Nothing is read while nobody asks.
+/// Remembers figures, each under a name. Nothing is read unless a page is open.
 pub(crate) struct Cached<K, T> {
     entries: Arc<Mutex<HashMap<K, Arc<Entry<T>>>>>,
     fresh: Duration,

@@ -2,8 +2,8 @@
 -- release's functions, and writes by hand, leave lines. Extended leases, steps and progress leave none. The lines commit or
 -- roll back with the transition.
 --
--- security definer: nobody but the owner has rights on the table, so no role can change, delete or forge lines. Nobody
--- else may make a trigger with these functions, which would forge lines too. Role, actor and transaction are defaults of
+-- security definer: only the owner has rights on the table, so no other role can change, delete or forge lines. No other
+-- role may make a trigger with these functions, which would forge lines too. Role, actor and transaction are defaults of
 -- the table's columns.
 --
 -- Pinning search_path would cost a third of a line. So the two functions of the hot path contain no operator, and no

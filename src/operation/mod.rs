@@ -43,7 +43,7 @@ pub struct Operation {
     pub(crate) optimistic: bool,
     pub(crate) class: Option<Class>,
     pub(crate) value: u64,
-    /// Where keys are only observed: its answers are told nobody.
+    /// Where keys are only observed: callers are not told its answers.
     pub(crate) observed: bool,
     /// Unless the database has a mode for the class. None: required.
     pub(crate) mode: Option<RolloutMode>,

@@ -33,8 +33,8 @@ pub enum Begin {
 }
 
 impl Begin {
-    /// Counts the answer that a call got, and says it in the call's span. Not for a route that only observes its keys:
-    /// it has told nobody.
+    /// Counts the answer that a call got, and says it in the call's span. Not where keys are only observed: no
+    /// caller is told the answer.
     pub(crate) fn count(&self, counts: &Counts, op: &Operation, span: &Span) {
         if op.observed && !matches!(self, Self::Started(_)) {
             return;

@@ -153,7 +153,7 @@ fn means(details: &Details) -> String {
             "Its last attempt failed: it is handled again when the broker delivers it again."
         }
         (Some(UnfinishedState::Abandoned), _) => {
-            "Nobody works on it: the next begin or a recovery continues it, and skips its recorded steps."
+            "No process works on it: the next begin or a recovery continues it, and skips its recorded steps."
         }
         (Some(UnfinishedState::Live), _) => {
             "Its holder is at work; callers are told that it is in progress."
@@ -318,7 +318,7 @@ async fn offers(page: &Page, named: &Named, known: &Known) -> Vec<Offer> {
         Some(UnfinishedState::Held) => {
             "The usual way. Decide what became of the work: done, failed, or to be run again."
         }
-        _ => "Only if it shall not run again: mark it as done, or as failed.",
+        _ => "Only if it must not run again: mark it as done, or as failed.",
     };
     let release = match is_live {
         true => {
