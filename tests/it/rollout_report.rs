@@ -29,8 +29,9 @@ async fn under_live_load_the_report_equals_an_independent_count() {
         RolloutMode::Off,
     ];
     let (mut calls, mut prevented) = (0, 0);
+    switch(&db, &rollout, phases[0]).await;
     // A switch waits for the calls on their way, so that each call has one mode; the next come at once.
-    let gate = Arc::new(RwLock::new(RolloutMode::Off));
+    let gate = Arc::new(RwLock::new(phases[0]));
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut callers = JoinSet::new();
     for caller in 0..8_u32 {
