@@ -248,11 +248,15 @@ impl Work {
         error: Error,
     ) -> Result<T, Failure> {
         // InvalidInput: the output is too large, or the name is already recorded.
-        let may_be = matches!(error.kind(), ErrorKind::CommitUnknown | ErrorKind::InvalidInput);
-        if may_be && let Ok(Some(output)) = self.recorded(step).await {
-            return Ok(output);
+        if !matches!(error.kind(), ErrorKind::CommitUnknown | ErrorKind::InvalidInput) {
+            return Err(error.into());
         }
-        Err(error.into())
+        match self.recorded(step).await {
+            Ok(Some(output)) => Ok(output),
+            // The name may be recorded by this very call, which is no fault of the caller's.
+            Err(unread) if error.kind() == ErrorKind::InvalidInput => Err(unread.into()),
+            _ => Err(error.into()),
+        }
     }
 
     async fn read_steps(&mut self) -> Result<()> {

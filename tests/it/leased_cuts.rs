@@ -63,6 +63,39 @@ async fn an_output_outlives_a_connection_that_breaks_after_the_step() {
     }
 }
 
+#[tokio::test]
+async fn a_record_that_can_be_neither_confirmed_nor_read_is_looked_for_by_the_next_call() {
+    let db = TestDb::new().await;
+    let clear = Proxy::start(&db, None);
+    let asked = one_step(&db, &clear).await.asked.into_inner();
+    let read: String = db.ask("select pg_get_functiondef('{}.recorded_steps'::regproc)").await;
+    let mut unread = 0;
+    for cut in cuts(asked..clear.requests().len()) {
+        db.execute(
+            "delete from {}.steps; delete from {}.idempotency_keys;
+             create or replace function {}.recorded_steps(p_scope text, p_key text, p_token uuid)
+               returns table (name text, definition bytea, output bytea) language plpgsql as
+               $$begin raise 'shutting down' using errcode = '57P01'; end$$",
+        )
+        .await;
+        let proxy = Proxy::start_once(&db, cut);
+        let (pool, counted, op) = (pool_of_one(proxy.options()), Counted::default(), op("k"));
+        let run = || {
+            db.once.run_leased(&pool, &op, lease(), async |work: &mut Work| {
+                work.step("charge", async || Ok::<_, Failure>(counted.call(&proxy))).await
+            })
+        };
+        if let Err(error) = run().await {
+            assert!(error.is_retryable(), "{cut:?}: {error:?}");
+            unread += 1;
+            db.execute(&read).await;
+            assert_eq!(*run().await.unwrap(), 1, "{cut:?}");
+        }
+        assert_eq!(counted.calls.into_inner(), 1, "{cut:?}");
+    }
+    assert!(unread > 0);
+}
+
 /// A run with one step in the database, called again if it fails.
 async fn one_step_tx(db: &TestDb, proxy: &Proxy) -> Counted {
     let counted = Counted::default();
