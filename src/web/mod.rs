@@ -42,6 +42,7 @@ mod key;
 mod layer;
 mod leased;
 mod perform;
+mod presets;
 mod replay;
 mod rollout;
 mod route;

@@ -22,6 +22,7 @@ mod omitted;
 mod page;
 mod payments;
 mod policy;
+mod presets;
 mod replays;
 mod retryable;
 mod rollout;

@@ -13,14 +13,14 @@ use super::kit::{App, MODES, Mode, app, handled, keys, tx_of};
 use super::{Got, post, send};
 use crate::support::db::{TestDb, effect, on_lapse, tried};
 
-struct Ended {
+pub struct Ended {
     first: Got,
     retry: Got,
     effects: i64,
     calls: u32,
 }
 
-async fn twice(db: &TestDb, app: &App) -> Ended {
+pub async fn twice(db: &TestDb, app: &App) -> Ended {
     let key = pgonce::Key::generate();
     let before = (db.effects().await, app.calls());
     let first = send(&app.router, post(key.as_str(), "")).await;
@@ -31,7 +31,7 @@ async fn twice(db: &TestDb, app: &App) -> Ended {
 
 impl Ended {
     /// Stored: the retry is a replay, and this many writes have stayed.
-    fn is_kept(&self, effects: i64) {
+    pub fn is_kept(&self, effects: i64) {
         assert_eq!(self.first.answer, Some(Answer::Performed));
         assert!(!self.first.is_replay() && self.retry.is_replay(), "{:?}", self.retry);
         assert_eq!((self.retry.status, &self.retry.body), (self.first.status, &self.first.body));
@@ -39,7 +39,7 @@ impl Ended {
     }
 
     /// Not stored: the retry ran the handler again, and neither run has written.
-    fn is_released(&self) {
+    pub fn is_released(&self) {
         let answers = [self.first.answer, self.retry.answer];
         assert_eq!(answers, [Some(Answer::Released); 2], "{}", self.first.status);
         assert_eq!((self.effects, self.calls), (0, 2), "{}", self.first.status);
