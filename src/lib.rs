@@ -60,6 +60,10 @@ pub mod _docs {
     pub mod sql {}
     #[doc = include_str!("docs/patterns.md")]
     pub mod patterns {}
+    // Its recipes use axum.
+    #[cfg(any(feature = "axum", all(feature = "tower", not(doctest))))]
+    #[doc = include_str!("docs/cookbook.md")]
+    pub mod cookbook {}
     // Its example is an axum program.
     #[cfg(any(feature = "axum", all(feature = "tower", not(doctest))))]
     #[doc = include_str!("docs/http.md")]
