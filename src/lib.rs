@@ -60,10 +60,22 @@ pub mod _docs {
     pub mod sql {}
     #[doc = include_str!("docs/patterns.md")]
     pub mod patterns {}
+    // Its recipes use axum.
+    #[cfg(any(feature = "axum", all(feature = "tower", not(doctest))))]
+    #[doc = include_str!("docs/cookbook.md")]
+    pub mod cookbook {}
     // Its example is an axum program.
     #[cfg(any(feature = "axum", all(feature = "tower", not(doctest))))]
     #[doc = include_str!("docs/http.md")]
     pub mod http {}
+    #[doc = include_str!("docs/comparison.md")]
+    pub mod comparison {}
+    #[doc = include_str!("docs/where-it-runs.md")]
+    pub mod where_it_runs {}
+    // Links to the HTTP layer.
+    #[cfg(feature = "tower")]
+    #[doc = include_str!("docs/security.md")]
+    pub mod security {}
     #[doc = include_str!("docs/failure-modes.md")]
     pub mod failure_modes {}
     #[doc = include_str!("docs/operations.md")]

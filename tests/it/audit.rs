@@ -290,7 +290,7 @@ async fn a_table_that_its_owner_has_partitioned_has_a_trail_too() {
 #[tokio::test]
 async fn nobody_changes_deletes_or_forges_lines() {
     let db = with_roles().await;
-    db.execute(&statements(&db, "Rights")[1]).await;
+    db.execute(&statements(&db, "Roles")[2]).await;
     db.once.audit_on(&mut db.conn().await, 30).await.unwrap();
     db.complete(&op("k"), "").await;
     for name in ["app", "reaper", "auditor"] {

@@ -15,6 +15,7 @@ mod claim;
 mod commit_errors;
 mod constraints;
 mod consumers;
+mod cookbook;
 mod counted;
 mod crash;
 mod decision;

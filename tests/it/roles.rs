@@ -1,13 +1,13 @@
-//! What each role of src/docs/operations.md can and cannot do.
+//! What each role of src/docs/security.md can and cannot do.
 
 use std::time::Duration;
 
-use pgonce::{ErrorKind, Failure, Filter, History, Inbox, Key, Message, Operation};
-use pgonce::{Reaper, Recovery, Work};
+use pgonce::{ErrorKind, Failure, Filter, History, Inbox, Key, Message, Operation, Policy};
+use pgonce::{Reaper, Recovery, Response, Work};
 use sqlx::{Executor, PgConnection, PgPool};
 use time::OffsetDateTime;
 
-use crate::support::db::{PATIENCE, TestDb, effect, lasting, op, started};
+use crate::support::db::{PATIENCE, TestDb, effect, lasting, op, server, started};
 use crate::support::roles::{
     conn_as, lease, pool_as, role, statements, step_and_fail, with_roles, with_tenants,
 };
@@ -15,6 +15,71 @@ use crate::support::roles::{
 fn refused<T>(answer: pgonce::Result<T>) {
     let error = answer.err().expect("it must be refused");
     assert_eq!((error.kind(), error.sqlstate().as_deref()), (ErrorKind::Database, Some("42501")));
+}
+
+#[tokio::test]
+async fn the_script_makes_a_schema_that_belongs_to_its_owner() {
+    let db = TestDb::open("t_roles_script", server().await.connect_options(), 2).await;
+    let blocks = statements(&db, "Roles");
+    db.execute(&blocks[0]).await;
+    let mut migrator = conn_as(&db, "migrator").await;
+    assert!(db.once.migrate(&mut migrator).await.unwrap().functions_replaced);
+    migrator.execute(sqlx::AssertSqlSafe(blocks[1..].concat())).await.unwrap();
+    let others: i64 = db
+        .ask(
+            "select (select count(*) from pg_class where relnamespace = '{}'::regnamespace
+                        and relowner <> 'pgonce_owner_{}'::regrole)
+                  + (select count(*) from pg_proc where pronamespace = '{}'::regnamespace
+                        and proowner <> 'pgonce_owner_{}'::regrole)",
+        )
+        .await;
+    assert_eq!(others, 0);
+    db.once.audit_on(&mut migrator, 30).await.unwrap();
+    let app = pool_as(&db, "app");
+    db.once.run(&app, &op("k"), async |_| Ok::<_, Failure>(1)).await.unwrap();
+    db.once.check(&app).await.unwrap();
+    assert!(db.once.migrate(&mut conn_as(&db, "app").await).await.is_ok(), "it is up to date");
+    for name in ["app", "operator", "reaper", "auditor", "viewer"] {
+        let created = db.sql("create table {}.evil ()");
+        let error = conn_as(&db, name).await.execute(created).await.unwrap_err();
+        assert_eq!(error.as_database_error().unwrap().code().unwrap(), "42501", "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_operator_settles_keys_and_begins_none() {
+    let db = with_roles().await;
+    let (released, completed, live) = (op("released"), op("completed"), op("live"));
+    for op in [&released, &completed] {
+        assert!(!step_and_fail(&db, &db.pool, op).await);
+    }
+    drop(db.lease(&live, PATIENCE).await);
+    let inbox = Inbox::new(&db.once, "orders").unwrap();
+    let inbox = inbox.policy(Policy::inbox().max_attempts(1).unwrap()).unwrap();
+    inbox.failed(&db.pool, "dead", "an error").await.unwrap();
+    let mut conn = conn_as(&db, "operator").await;
+    let claim = async |conn: &mut PgConnection, op: &Operation| {
+        let seen = db.seen(op).await;
+        db.once.take_over_claim(conn, op.scope(), op.key(), &seen).await.unwrap()
+    };
+    let taken = claim(&mut conn, &released).await;
+    taken.release(&mut conn).await.unwrap();
+    let taken = claim(&mut conn, &completed).await;
+    taken.complete(&mut conn, Response::bytes("1")).await.unwrap();
+    let seen = db.seen(&live).await;
+    db.once.revoke_claim(&mut conn, live.scope(), live.key(), &seen).await.unwrap();
+    let seen = db.seen(&Operation::new("orders", "dead").unwrap()).await;
+    inbox.redrive(&mut conn, "dead", &seen).await.unwrap();
+
+    db.once.overview(&mut conn, 100).await.unwrap();
+    assert!(
+        db.once.inspect(&mut conn, completed.scope(), completed.key()).await.unwrap().is_some()
+    );
+    db.once.audit(&mut conn, live.scope(), live.key(), 10).await.unwrap();
+    refused(db.once.begin(&mut conn, &op("new")).await);
+    refused(db.once.reap_once(&mut conn, 10).await);
+    let deleted = conn.execute(db.sql("delete from {}.idempotency_keys")).await;
+    assert!(deleted.is_err(), "a key is never forgotten by hand");
 }
 
 /// Runs a recovery in this pool until nothing in these scopes is half done.
@@ -91,7 +156,7 @@ async fn history(db: &TestDb, conn: &mut PgConnection) -> pgonce::Result<usize> 
 #[tokio::test]
 async fn the_reaper_runs_in_the_service_or_as_a_role_of_its_own() {
     let db = with_roles().await;
-    db.execute(&statements(&db, "Rights")[1]).await;
+    db.execute(&statements(&db, "Roles")[2]).await;
     for name in ["app", "reaper"] {
         db.plant_overdue(10, 1).await;
         let pool = pool_as(&db, name);

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection, Executor, PgConnection, Row};
+use sqlx::{Connection, Executor, Row};
 
 use crate::support::db::TestDb;
+use crate::support::roles::{conn_as, role, with_roles};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const BEGIN: &str = "select token::text from {}._begin('test/scope', 'k', null, 86400000, null, 60000, 0, 'retry', null, false)";
@@ -259,25 +260,13 @@ async fn steps_notes_and_releases_are_hot_updates() {
 
 #[tokio::test]
 async fn roles_have_just_the_rights_that_leased_work_needs() {
-    let db = TestDb::new().await;
+    let db = with_roles().await;
     db.stop_clock().await;
-    let page = include_str!("../../src/docs/operations.md");
-    let (_, rest) = page.split_once("```sql\n").unwrap();
-    let mut grants =
-        rest.split_once("```").unwrap().0.replace("pgonce.", &format!("{}.", db.schema));
-    grants = grants.replace("schema pgonce", &format!("schema {}", db.schema));
-    for role in ["app", "reaper", "auditor", "viewer"] {
-        db.execute(&format!("create role {role}_s_{{}} login")).await;
-        grants = grants.replace(&format!(" {role};"), &format!(" {role}_s_{};", db.schema));
-    }
-    db.execute(&grants).await;
     // The stopped clock is a table of the test.
-    db.execute("grant select on {}.test_clock to app_s_{}, reaper_s_{}, auditor_s_{}").await;
-    let connect = async |role: &str| {
-        let options = db.options.clone().username(&format!("{role}_s_{}", db.schema));
-        PgConnection::connect_with(&options).await.unwrap()
-    };
-    let mut app = connect("app").await;
+    for name in ["app", "reaper", "auditor"] {
+        db.execute(&format!("grant select on {{}}.test_clock to {}", role(&db, name))).await;
+    }
+    let mut app = conn_as(&db, "app").await;
     let token: String = sqlx::query_scalar(db.sql(BEGIN)).fetch_one(&mut app).await.unwrap();
     for (function, rest) in [
         ("record_step", "'charge', null, '1'"),
@@ -290,14 +279,14 @@ async fn roles_have_just_the_rights_that_leased_work_needs() {
     let token: String = db.ask("select token::text from {}.idempotency_keys").await;
     app.execute(db.sql(&call("release", &token, "'no'"))).await.expect("release");
     app.execute(db.sql("select from {}.operation_status('test/scope', 'k')")).await.unwrap();
-    let mut auditor = connect("auditor").await;
+    let mut auditor = conn_as(&db, "auditor").await;
     for sql in ["select output from {}.steps", "select from {}.operation_status('test/scope', 'k')"]
     {
         let error = auditor.execute(db.sql(sql)).await.unwrap_err();
         assert_eq!(error.as_database_error().unwrap().code().unwrap(), "42501", "{sql}");
     }
     db.advance(25 * 60 * MINUTE).await;
-    connect("reaper").await.execute(db.sql("call {}.reap()")).await.unwrap();
+    conn_as(&db, "reaper").await.execute(db.sql("call {}.reap()")).await.unwrap();
     assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 0);
     // Forgotten and begun again in the old row: its steps are deleted too.
     let token: String = sqlx::query_scalar(db.sql(BEGIN)).fetch_one(&mut app).await.unwrap();
@@ -305,6 +294,4 @@ async fn roles_have_just_the_rights_that_leased_work_needs() {
     db.advance(25 * 60 * MINUTE).await;
     app.execute(db.sql(BEGIN)).await.unwrap();
     assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 0);
-    db.execute("drop owned by app_s_{}, reaper_s_{}, auditor_s_{}").await;
-    db.execute("drop role app_s_{}; drop role reaper_s_{}; drop role auditor_s_{}").await;
 }

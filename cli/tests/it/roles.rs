@@ -1,9 +1,9 @@
-//! What each role of src/docs/operations.md can do with the program.
+//! What each role of src/docs/security.md can do with the program.
 
 use pgonce::{Inbox, Policy};
 
 use crate::commands::pgonce_with;
-use crate::support::db::{TestDb, op, server};
+use crate::support::db::{PATIENCE, TestDb, op, server};
 use crate::support::roles::{role, step_and_fail, with_roles};
 
 /// Arguments, exit code, part of the output.
@@ -20,21 +20,27 @@ async fn runs(db: &TestDb, name: &str, cases: &[Case<'_>]) {
         assert_eq!(said.code, *code, "{name} {args:?}: {printed}");
         assert!(printed.contains(says), "{name} {args:?}: {printed}");
         let private = printed.contains("secret") || printed.contains("charge");
-        assert!(name == "app" || !private, "{name} {args:?}: {printed}");
+        assert!(["app", "operator"].contains(&name) || !private, "{name} {args:?}: {printed}");
     }
 }
 
-#[tokio::test]
-async fn each_role_has_its_commands() {
+/// Roles, and a key in each state that they are asked about.
+async fn planted() -> TestDb {
     let db = with_roles().await;
     db.once.audit_on(&mut db.conn().await, 30).await.unwrap();
     db.complete(&op("k"), "secret body").await;
     assert!(!step_and_fail(&db, &db.pool, &op("half done")).await);
+    drop(db.lease(&op("live"), PATIENCE).await);
     let inbox = Inbox::new(&db.once, "orders")
         .unwrap()
         .policy(Policy::inbox().max_attempts(1).unwrap())
         .unwrap();
     inbox.failed(&db.pool, "1", "an error").await.unwrap();
+    db
+}
+
+#[tokio::test]
+async fn each_role_has_its_commands() {
     let auditor: &[Case<'_>] = &[
         (&["check"], 0, "is up to date"),
         (&["migrate"], 0, "is up to date"),
@@ -55,6 +61,21 @@ async fn each_role_has_its_commands() {
         (&["inbox", "redrive", "orders", "1"], 1, DENIED),
         (&["reap"], 1, DENIED),
     ];
+    let operator: &[Case<'_>] = &[
+        (&["check"], 0, "is up to date"),
+        (&["stats"], 0, "completed"),
+        (&["doctor", "--horizon", "test/scope=1h"], 0, "remembers messages for 1day"),
+        (&["audit", "test/scope", "k"], 0, "begun"),
+        (&["list", "--abandoned"], 0, "half done"),
+        (&["get", "test/scope", "half done"], 0, "charge"),
+        (&["get", "test/scope", "k", "--body", "-"], 0, "secret body"),
+        (&["inbox", "redrive", "orders", "1"], 0, "redriven"),
+        (&["resolve", "test/scope", "half done", "--release"], 0, "released"),
+        (&["release", "test/scope", "live", "--yes"], 0, "released"),
+        (&["migrate", "--audit", "7"], 1, DENIED),
+        (&["mode", "payments", "off"], 1, DENIED),
+        (&["reap"], 1, DENIED),
+    ];
     let app: &[Case<'_>] = &[
         (&["check"], 0, "is up to date"),
         (&["doctor", "--horizon", "test/scope=1h"], 0, "remembers messages for 1day"),
@@ -73,7 +94,9 @@ async fn each_role_has_its_commands() {
         (&["reap"], 0, "deleted"),
         (&["release", "test/scope", "half done", "--yes"], 1, DENIED),
     ];
-    for (name, cases) in [("auditor", auditor), ("app", app), ("reaper", reaper)] {
-        runs(&db, name, cases).await;
+    for (name, cases) in
+        [("auditor", auditor), ("operator", operator), ("app", app), ("reaper", reaper)]
+    {
+        runs(&planted().await, name, cases).await;
     }
 }

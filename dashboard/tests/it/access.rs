@@ -195,12 +195,12 @@ async fn other_methods_change_nothing() {
 }
 
 #[tokio::test]
-async fn the_roles_of_the_operations_page_suffice() {
+async fn the_roles_of_the_security_page_suffice() {
     let db = with_roles().await;
     hold(&db, "held").await;
     half_done(&db, "half", "output", "error").await;
     fail_message(&db, "dead", 3, "error").await;
-    for name in ["viewer", "app"] {
+    for name in ["viewer", "operator"] {
         let mut browser = Browser::with_options(&db, as_role(&db, name), Access::All);
         for page in PAGES {
             browser.get(page).await.is(200).lacks("role=\"alert\"");
@@ -213,7 +213,7 @@ async fn the_roles_of_the_operations_page_suffice() {
         for (action, key) in &ACTIONS[..3] {
             let done = browser.confirm(action, key, &[("decision", "release")]).await;
             match name {
-                "app" => done.is(303),
+                "operator" => done.is(303),
                 _ => done.is(403).has("lacks a right: permission denied for table"),
             };
         }

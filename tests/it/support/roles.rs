@@ -1,4 +1,4 @@
-//! The roles of src/docs/operations.md, created by the statements on that page.
+//! The roles of src/docs/security.md, created by the statements on that page.
 
 use pgonce::{Failure, Lease, Operation, Work};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -6,8 +6,20 @@ use sqlx::{Connection, PgConnection, PgPool};
 
 use super::db::{PATIENCE, TestDb};
 
-pub const PAGE: &str = include_str!("../../../src/docs/operations.md");
-pub const ROLES: [&str; 6] = ["app", "reaper", "auditor", "viewer", "acme", "globex"];
+pub const PAGE: &str = include_str!("../../../src/docs/security.md");
+/// Two of them are tenants, which the page's script does not create.
+const TENANTS: [&str; 2] = ["acme", "globex"];
+const ROLES: [&str; 9] = [
+    "pgonce_owner",
+    "migrator",
+    "app",
+    "operator",
+    "reaper",
+    "auditor",
+    "viewer",
+    TENANTS[0],
+    TENANTS[1],
+];
 
 /// The statements of a section of the page, for this schema and this test's roles.
 pub fn statements(db: &TestDb, section: &str) -> Vec<String> {
@@ -50,13 +62,15 @@ pub fn pool_as(db: &TestDb, name: &str) -> PgPool {
     PgPoolOptions::new().max_connections(5).connect_lazy_with(as_role(db, name))
 }
 
-/// A schema with the roles and the first block of their privileges.
+/// A schema with the roles and their privileges.
 pub async fn with_roles() -> TestDb {
     let db = TestDb::new().await;
-    for name in ROLES {
+    for name in TENANTS {
         db.execute(&format!("create role {} login", role(&db, name))).await;
     }
-    db.execute(&statements(&db, "Rights")[0]).await;
+    let [create, grant, ..] = &statements(&db, "Roles")[..] else { panic!("two blocks") };
+    db.execute(create).await;
+    db.execute(grant).await;
     db.execute(&format!("grant insert, select on {{}}.effect to {}", role(&db, "app"))).await;
     db
 }
