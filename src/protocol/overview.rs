@@ -1,5 +1,6 @@
 //! What an operator wants to know first: counts that cost little on a busy database.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -54,8 +55,8 @@ pub struct Overview {
     pub vacuumed_at: Option<OffsetDateTime>,
 }
 
-/// A scope, and how much it has; see [`PgOnce::scopes`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// A scope, and how much it has; see [`PgOnce::scopes`]. `Debug` does not show the scope.
+#[derive(Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ScopeCounts {
     /// The scope.
@@ -64,6 +65,16 @@ pub struct ScopeCounts {
     pub keys: u64,
     /// Its unfinished leased keys and failed messages; 1,001 if there are more than 1,000.
     pub unfinished: u64,
+}
+
+// By hand: logs have no scopes.
+impl fmt::Debug for ScopeCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScopeCounts")
+            .field("keys", &self.keys)
+            .field("unfinished", &self.unfinished)
+            .finish_non_exhaustive()
+    }
 }
 
 impl PgOnce {

@@ -164,8 +164,8 @@ impl PgOnce {
     }
 }
 
-/// A consumer with unfinished messages; see [`PgOnce::consumers`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A consumer with unfinished messages; see [`PgOnce::consumers`]. `Debug` does not show its name.
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Consumer {
     /// Its name, which is the scope of its keys.
@@ -178,6 +178,18 @@ pub struct Consumer {
     pub dead: u64,
     /// How long ago the first of them failed.
     pub longest_lapsed: Option<Duration>,
+}
+
+// By hand: logs have no scopes.
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer")
+            .field("handled", &self.handled)
+            .field("waiting", &self.waiting)
+            .field("dead", &self.dead)
+            .field("longest_lapsed", &self.longest_lapsed)
+            .finish_non_exhaustive()
+    }
 }
 
 fn unfinished(row: &PgRow) -> Result<Unfinished> {

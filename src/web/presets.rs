@@ -12,13 +12,15 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 impl IdempotencyLayer {
     /// Keys as in [Stripe's API v1](https://docs.stripe.com/api/idempotent_requests): optional, on POST only, remembered
-    /// for 24 hours. Whatever a handler answers once it has begun its work is final, 500 included: its writes are undone,
-    /// and retries get the same answer. 401, 409 and 429 are not stored.
+    /// for 24 hours. A success is replayed. So is a failure that is [the handler's own](crate::_docs::http#what-is-kept),
+    /// 500 included, but not 401, 409 and 429; its writes are undone. After a panic a retry runs the handler again.
     ///
     /// Changes [`optional`](Self::optional), [`methods`](Self::methods), [`final_statuses`](Self::final_statuses) and the
-    /// retention; settings that follow override it. Unlike Stripe, a key of another request is answered with 422 instead
-    /// of 400, and an answer of the handler before it uses its [`OnceTx`](super::OnceTx) or
-    /// [`OnceClaim`](super::OnceClaim) is not stored.
+    /// retention; settings that follow override it. [`policy`](Self::policy) replaces the retention, too: call it before.
+    /// Unlike Stripe, a key of another request is answered with 422 instead of 400.
+    ///
+    /// On a [leased](Self::leased) route a 5xx is final even if the remote has acted. If the handler does not know, let it
+    /// return [`Settle::Lapse`](super::Settle::Lapse).
     ///
     /// ```
     /// # use pgonce::web::IdempotencyLayer;
@@ -37,8 +39,8 @@ impl IdempotencyLayer {
     }
 
     /// Keys as in [Stripe's API v2](https://docs.stripe.com/api-v2-overview#idempotency): optional, on POST and DELETE,
-    /// remembered for 30 days. A success is replayed and never repeated. Failed and interrupted work is never final: a
-    /// retry of the same request runs the handler again, until it succeeds.
+    /// remembered for 30 days. A success is replayed and never repeated. Failed and interrupted work is not final: a
+    /// retry runs the handler again, until it succeeds or [`Settle::Fail`](super::Settle::Fail) ends it.
     ///
     /// Meant for [leased](Self::leased) routes: the retry calls remotes with the same
     /// [derived keys](super::OnceClaim::derived_key), and a key whose holder is gone is taken over. To skip parts that are
@@ -46,8 +48,9 @@ impl IdempotencyLayer {
     /// transactional route a failure is undone, and the retry begins anew.
     ///
     /// Changes [`optional`](Self::optional), [`methods`](Self::methods), [`final_statuses`](Self::final_statuses), the
-    /// retention and [`on_lapse`](crate::Policy::on_lapse); settings that follow override it. With
-    /// [`max_attempts`](crate::Policy::max_attempts), retries end at an operator.
+    /// retention and [`on_lapse`](crate::Policy::on_lapse); settings that follow override it. [`policy`](Self::policy)
+    /// replaces the retention, too: call it before. With [`max_attempts`](crate::Policy::max_attempts), retries of work
+    /// that may have called a remote end at an operator.
     ///
     /// ```
     /// # use pgonce::{Lease, web::IdempotencyLayer};
@@ -69,12 +72,12 @@ impl IdempotencyLayer {
 
     /// Keys by the letter of the [IETF draft](https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/07/):
     /// required, in the header `Idempotency-Key`, written as a string in quotes, on POST and PATCH. Problem answers link to
-    /// `docs`, your page about keys, which has to publish the retention: 400 without a key, 409 while the first request
-    /// runs, 422 for another request.
+    /// `docs`, your page about keys, with `#` and their code: 400 without a key, 409 while the first request runs, 422 for
+    /// another request. The page has to publish the retention; see [`specification`](Self::specification).
     ///
     /// Changes [`required`](Self::required), [`strict_keys`](Self::strict_keys), [`header`](Self::header),
-    /// [`methods`](Self::methods) and [`docs`](Self::docs); settings that follow override it. What is stored stays with
-    /// the other settings, because the draft leaves it open.
+    /// [`methods`](Self::methods) and [`docs`](Self::docs); settings that follow override it. It does not change which
+    /// responses are stored.
     ///
     /// ```
     /// # use pgonce::web::IdempotencyLayer;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pgonce::{
     Begin, Failure, Filter, Fingerprint, FingerprintSecret, Inbox, Key, Lease, Listed, Message,
-    Operation, Policy, Reaper, Recovery, Response, RunError, Step, Work,
+    Operation, Policy, Reaper, Recovery, Response, RunError, Step, UnfinishedFilter, Work,
 };
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use tracing_subscriber::fmt::MakeWriter;
@@ -264,7 +264,13 @@ async fn show_inbox(db: &TestDb, show: &mut impl FnMut(&dyn std::fmt::Debug)) {
     show(&inbox.failed(&db.pool, &format!("bad {CANARY}"), "clean").await.is_ok());
     let dead = Operation::new(format!("consumer {CANARY}"), format!("bad {CANARY}")).unwrap();
     let seen = db.seen(&dead).await;
-    inbox.redrive(&mut db.conn().await, dead.key().as_str(), &seen).await.unwrap();
+    let mut conn = db.conn().await;
+    let consumers = db.once.consumers(&mut conn).await.unwrap();
+    let scopes = db.once.scopes(&mut conn, None, None, 9).await.unwrap();
+    assert!(!consumers.is_empty() && !scopes.is_empty());
+    show(&(consumers, scopes));
+    show(&db.once.unfinished(&mut conn, &UnfinishedFilter::default(), 9).await.unwrap());
+    inbox.redrive(&mut conn, dead.key().as_str(), &seen).await.unwrap();
 }
 
 /// A line that contains the canary as hex digits of its bytes.
