@@ -10,7 +10,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
-use pgonce::web::{IdempotencyLayer, OnceTx, Settle};
+use pgonce::web::{IdempotencyLayer, OnceTx, RequestFingerprint, Settle};
 use pgonce::{PgOnce, Reaper, Scope};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -38,7 +38,8 @@ async fn main() -> anyhow::Result<()> {
     let once = PgOnce::new();
     let (reaper, reapers_pool) = (Reaper::new(&once), pool.clone());
     tokio::spawn(async move { reaper.run_until(reapers_pool, pending::<()>()).await });
-    let idempotency = IdempotencyLayer::new(once, pool, scope);
+    let fingerprint = RequestFingerprint::new().canonical_json(); // the old table compares jsonb
+    let idempotency = IdempotencyLayer::new(once, pool, scope).fingerprint(fingerprint);
     let app =
         Router::new().route("/payments", post(pay).layer(idempotency)).layer(from_fn(authenticate));
     let address = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
