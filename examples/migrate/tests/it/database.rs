@@ -101,4 +101,11 @@ impl Database {
                         where datname = current_database() and wait_event_type = 'Lock'";
         self.until(waiting, sessions).await;
     }
+
+    /// Waits until the server has given up the statements of a killed program that wait for locks.
+    pub async fn until_none_waits(&self) {
+        let none = "select (count(*) = 0)::int::bigint from pg_stat_activity
+                     where datname = current_database() and wait_event_type = 'Lock'";
+        self.until(none, 1).await;
+    }
 }

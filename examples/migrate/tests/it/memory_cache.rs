@@ -31,9 +31,9 @@ async fn payments_by(program: &str) -> Payments {
     }
 
     let held = db.hold_payments().await;
-    let one = first.paying("at once", 3);
+    let one = first.paying("at-once", 3);
     db.until_waiting(1).await;
-    let other = first.paying("at once", 3);
+    let other = first.paying("at-once", 3);
     let status = match program {
         BEFORE => {
             db.until_waiting(2).await;

@@ -51,6 +51,7 @@ async fn killed_behind_the_order(program: &str) -> i64 {
     }
     let orders = db.orders().await;
     process.kill();
+    db.until_none_waits().await;
     drop(held);
     let _process = consumer(program, &db).await;
     if program == BEFORE {
@@ -146,12 +147,24 @@ async fn moved_messages_are_seen() {
     let move_rows = ["backfill", "--retention", "14d", "--apply", "--json", "--from-query", MOVE];
     let moved: serde_json::Value = serde_json::from_str(&db.pgonce(&move_rows).await).unwrap();
     assert_eq!((&moved["counts"]["inserted"], &moved["counts"]["known"]), (&1.into(), &2.into()));
-    let _process = consumer(AFTER, &db).await;
-    for message in ["a", "b", "c"] {
+    let process = consumer(AFTER, &db).await;
+    for message in ["a", "b", "c", "d"] {
         db.publish(message).await;
     }
     db.until(EMPTY, 1).await;
-    assert_eq!(db.orders().await, 3);
+    process.kill();
+    assert_eq!(db.orders().await, 4);
+
+    // The way back, with the guide's statement.
+    let guide = include_str!("../../processed-messages/README.md");
+    let copy = guide.split("  ```sql\n").nth(1).unwrap().split("```").next().unwrap();
+    db.execute(copy).await;
+    let _process = consumer(BEFORE, &db).await;
+    for message in ["a", "d"] {
+        db.publish(message).await;
+    }
+    db.until(EMPTY, 1).await;
+    assert_eq!(db.orders().await, 4);
 }
 
 #[tokio::test]

@@ -51,6 +51,19 @@ impl Redis {
         command.query_async::<redis::Value>(&mut self.connection.clone()).await.unwrap();
     }
 
+    /// Waits until the killed program's connection is gone.
+    async fn until_alone(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let list = redis::cmd("CLIENT").arg("LIST").to_owned();
+            let list: String = list.query_async(&mut self.connection.clone()).await.unwrap();
+            if list.lines().count() == 1 {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{list}");
+        }
+    }
+
     /// As if the time of all locks were over. Kept responses stay.
     async fn let_locks_expire(&self) {
         let script = "for _, key in ipairs(redis.call('KEYS', '*')) do
@@ -82,6 +95,7 @@ async fn killed_before_the_response_is_kept(program: &str) -> i64 {
         paying.abort();
     }
     service.kill();
+    redis.until_alone().await;
     redis.send("CLIENT UNPAUSE").await;
     redis.let_locks_expire().await;
     let service = Service::start(program, &db, &redis.environment()).await;
