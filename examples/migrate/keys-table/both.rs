@@ -80,7 +80,7 @@ async fn pay(
     Ok((StatusCode::CREATED, Json(payment)).into_response())
 }
 
-/// Locks a key that is new, or was locked too long ago. Otherwise returns what to answer.
+/// Locks a key that is new. Otherwise returns what to answer.
 async fn locked(
     tx: &mut PgConnection,
     user: &str,
@@ -88,10 +88,8 @@ async fn locked(
     order: &Order,
 ) -> anyhow::Result<Option<Response>> {
     let request = serde_json::to_value(order)?;
-    let lock = "insert into idempotency_keys as k (user_id, key, request, locked_at)
-                values ($1, $2, $3, now())
-                on conflict (user_id, key) do update set locked_at = now()
-                 where k.request = excluded.request and k.locked_at < now() - interval '90 s'";
+    let lock = "insert into idempotency_keys (user_id, key, request, locked_at)
+                values ($1, $2, $3, now()) on conflict (user_id, key) do nothing";
     let lock = sqlx::query(lock).bind(user).bind(key).bind(&request);
     if lock.execute(&mut *tx).await?.rows_affected() == 1 {
         return Ok(None);

@@ -27,6 +27,9 @@ async fn main() -> anyhow::Result<()> {
         let delivery = queue.deliver().await?;
         let message = Message::new(&delivery.message_id).redelivered(delivery.deliveries > 1);
         let handled = inbox.handle(&pool, &message, async |tx| handle(tx, &delivery).await).await;
+        if let Err(error) = &handled.result {
+            eprintln!("{}: {error}", delivery.message_id);
+        }
         match handled.verdict {
             Verdict::Ack => queue.acknowledge(&delivery).await?,
             Verdict::Retry(pause) => queue.again_after(&delivery, pause).await?,
