@@ -94,7 +94,9 @@ fn only_some_files_touch_the_database() {
 fn no_link_of_a_page_leads_nowhere() {
     let mut pages = files("src/docs", &["md"]);
     pages.extend(files("examples", &["md", "json", "yml"]));
-    for name in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "sql/README.md"] {
+    for name in
+        ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "sql/README.md", "llms.txt"]
+    {
         pages.push((name.into(), std::fs::read_to_string(name).unwrap()));
     }
     for (path, text) in &pages {
@@ -120,6 +122,16 @@ fn no_link_of_a_page_leads_nowhere() {
                 assert!(there.iter().any(|one| one == anchor), "{}: {link}", path.display());
             }
         }
+    }
+}
+
+#[test]
+fn programs_that_read_llms_txt_find_every_page() {
+    let list = std::fs::read_to_string("llms.txt").unwrap();
+    for (path, _) in files("src/docs", &["md"]) {
+        let page = path.file_stem().unwrap().to_string_lossy().replace('-', "_");
+        let link = format!("(https://docs.rs/pgonce/latest/pgonce/_docs/{page}/index.html)");
+        assert!(list.contains(&link), "llms.txt does not list {}", path.display());
     }
 }
 
