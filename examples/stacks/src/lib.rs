@@ -110,7 +110,7 @@ impl Begun {
 ///
 /// # Errors
 /// The last error of `pay`.
-pub async fn answered(wait: Duration, pay: impl AsyncFn() -> Paid) -> Paid {
+pub async fn answered<F: Future<Output = Paid>>(wait: Duration, pay: impl Fn() -> F) -> Paid {
     let deadline = Instant::now() + wait;
     let mut pause = Duration::from_millis(5);
     loop {

@@ -112,5 +112,6 @@ pub fn request(amount: i64) -> Request {
 
 /// Pays one, with as many tries as are needed.
 pub async fn pay_one(stack: &impl Stack, key: &str) -> Paid {
-    answered(PATIENCE, async || stack.pay(key, &request(1)).await).await
+    let request = request(1);
+    answered(PATIENCE, || stack.pay(key, &request)).await
 }

@@ -3,9 +3,9 @@
 use deadpool_postgres::tokio_postgres::{Config, NoTls};
 use diesel_async::AsyncPgConnection;
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, bb8};
-use stacks::{Paid, Request};
+use stacks::{Paid, Request, answered};
 
-use crate::database::{CONNECTIONS, Database};
+use crate::database::{CONNECTIONS, Database, PATIENCE};
 
 pub trait Stack: Sized {
     async fn new(db: &Database) -> Self;
@@ -52,4 +52,13 @@ impl Stack for TokioPostgres {
     async fn pay(&self, key: &str, request: &Request) -> Paid {
         stacks::tokio_postgres::pay(&self.0, key, request).await
     }
+}
+
+/// Tasks and the handlers of web frameworks need this.
+#[expect(dead_code, reason = "it only has to compile")]
+fn a_call_is_send(a: &SeaOrm, b: &DieselAsync, c: &TokioPostgres, request: &Request) {
+    fn is_send(_: impl Send) {}
+    is_send(answered(PATIENCE, || stacks::sea_orm::pay(&a.0, "k", request)));
+    is_send(answered(PATIENCE, || stacks::diesel_async::pay(&b.0, "k", request)));
+    is_send(answered(PATIENCE, || stacks::tokio_postgres::pay(&c.0, "k", request)));
 }
