@@ -41,6 +41,19 @@ async fn the_sql_function_takes_effect_once_per_key() {
     let other = conn.execute("select pay('acme', 'k', 999)").await.unwrap_err();
     let other = other.as_database_error().unwrap();
     assert_eq!((other.code().unwrap().as_ref(), other.message()), ("PAY02", "mismatch"));
+    // Finished elsewhere: a kept failure and an omitted response are not told as "paid".
+    for (key, finish, status) in [
+        ("f", "fail('acme/payments.create', 'f', token)", "failed"),
+        ("o", "complete('acme/payments.create', 'o', token, p_omit => true)", "completed"),
+    ] {
+        let begin = format!("pgonce.begin_operation('acme/payments.create', '{key}')");
+        let finish = format!("select pgonce.{finish} from {begin}");
+        conn.execute(AssertSqlSafe(finish)).await.unwrap();
+        let pay = sqlx::query("select pay('acme', $1, 100)").bind(key);
+        let refused = pay.execute(&mut conn).await.unwrap_err();
+        let refused = refused.as_database_error().unwrap();
+        assert_eq!((refused.code().unwrap().as_ref(), refused.message()), ("PAY04", status));
+    }
     let count: i64 =
         sqlx::query_scalar("select count(*) from payment").fetch_one(&mut conn).await.unwrap();
     assert_eq!(count, 1);
