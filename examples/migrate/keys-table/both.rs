@@ -2,6 +2,7 @@
 
 use std::env;
 use std::future::pending;
+use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::request::Parts;
@@ -11,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
 use pgonce::web::{IdempotencyLayer, OnceTx, RequestFingerprint, Settle};
-use pgonce::{PgOnce, Reaper, Scope};
+use pgonce::{PgOnce, Policy, Reaper, Scope};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::{PgConnection, PgPool};
@@ -38,8 +39,10 @@ async fn main() -> anyhow::Result<()> {
     let once = PgOnce::new();
     let (reaper, reapers_pool) = (Reaper::new(&once), pool.clone());
     tokio::spawn(async move { reaper.run_until(reapers_pool, pending::<()>()).await });
+    let policy = Policy::new().retention(Duration::from_secs(7 * 86_400))?; // longer than clients retry
     let fingerprint = RequestFingerprint::new().canonical_json(); // the old table compares jsonb
-    let idempotency = IdempotencyLayer::new(once, pool, scope).fingerprint(fingerprint);
+    let idempotency = IdempotencyLayer::new(once, pool, scope).policy(policy)?;
+    let idempotency = idempotency.fingerprint(fingerprint).final_statuses(|_| false);
     let app =
         Router::new().route("/payments", post(pay).layer(idempotency)).layer(from_fn(authenticate));
     let address = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());

@@ -1,5 +1,5 @@
 select user_id || '/payments' as scope, key, created_at as completed_at,
        response_code, response_body,
        convert_to(E'pgonce headers 1\r\ncontent-type: application/json\r\n', 'UTF8') as response_headers
-  from idempotency_keys
+  from public.idempotency_keys
  where response_code is not null

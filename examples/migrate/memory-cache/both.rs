@@ -45,6 +45,7 @@ async fn main() -> anyhow::Result<()> {
     rollout.read(&once, &mut *pool.acquire().await?).await?;
     tokio::spawn(in_background(rollout, history, once.clone(), pool.clone()));
     let idempotency = IdempotencyLayer::new(once, pool, scope).observe();
+    let idempotency = idempotency.final_statuses(|_| false); // a 4xx runs again, as before
     let cached = from_fn_with_state(Cache::default(), cached);
     let app = Router::new()
         .route("/payments", post(pay).layer(idempotency).layer(cached))

@@ -19,8 +19,9 @@ async fn main() -> anyhow::Result<()> {
     let once = PgOnce::new();
     let (reaper, reapers_pool) = (Reaper::new(&once), pool.clone());
     tokio::spawn(async move { reaper.run_until(reapers_pool, pending::<()>()).await });
-    let policy = Policy::inbox().retention(Duration::from_secs(14 * 86_400))?;
+    let policy = Policy::inbox().retention(Duration::from_secs(15 * 86_400))?;
     let inbox = Inbox::new(&once, "orders")?.policy(policy)?.lease(Lease::new(VISIBLE_AFTER)?)?;
+    let inbox = inbox.outlasts(Duration::from_secs(14 * 86_400))?; // the broker's longest time
     let mut queue = Queue::connect(&url).await?;
     println!("ready");
     loop {

@@ -44,6 +44,7 @@ async fn main() -> anyhow::Result<()> {
     rollout.read(&once, &mut *pool.acquire().await?).await?;
     tokio::spawn(in_background(rollout, history, once.clone(), pool.clone()));
     let idempotency = IdempotencyLayer::new(once, pool, scope).observe();
+    let idempotency = idempotency.final_statuses(|_| false); // a 4xx runs again, as before
     let redis = redis::Client::open(env::var("REDIS_URL")?)?;
     let locked = from_fn_with_state(redis.get_multiplexed_async_connection().await?, locked);
     let app = Router::new()

@@ -37,6 +37,7 @@ async fn main() -> anyhow::Result<()> {
     let pool = pool.connect(&env::var("DATABASE_URL")?).await?;
     sqlx::raw_sql(include_str!("schema.sql")).execute(&pool).await?;
     let policy = Policy::new().wait(Duration::from_secs(2))?; // for a duplicate
+    let policy = policy.retention(Duration::from_secs(7 * 86_400))?; // longer than clients retry
     let once = PgOnce::new();
     let (reaper, reapers_pool) = (Reaper::new(&once), pool.clone());
     tokio::spawn(async move { reaper.run_until(reapers_pool, pending::<()>()).await });

@@ -47,10 +47,12 @@ async fn main() -> anyhow::Result<()> {
     let pool = pool.connect(&env::var("DATABASE_URL")?).await?;
     sqlx::raw_sql(include_str!("schema.sql")).execute(&pool).await?;
     let policy = Policy::new().wait(Duration::from_secs(2))?; // for a duplicate
+    let policy = policy.retention(Duration::from_secs(7 * 86_400))?; // longer than clients retry
     let once = PgOnce::new();
     let (reaper, reapers_pool) = (Reaper::new(&once), pool.clone());
     tokio::spawn(async move { reaper.run_until(reapers_pool, pending::<()>()).await });
     let idempotency = IdempotencyLayer::new(once, pool, scope).policy(policy)?;
+    let idempotency = idempotency.final_statuses(|_| false); // a 4xx runs again
     let app =
         Router::new().route("/payments", post(pay).layer(idempotency)).layer(from_fn(authenticate));
     let address = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());

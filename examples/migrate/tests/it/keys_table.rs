@@ -97,11 +97,11 @@ async fn moved_keys_are_answered_as_before() {
     let before = old.pay("a", 1).await;
     db.execute(
         "insert into idempotency_keys (user_id, key, request, created_at, response_code, response_body)
-         values ('alice', 'forgotten', '{}', now() - interval '25 h', 201, '{}');
+         values ('alice', 'forgotten', '{}', now() - interval '169 h', 201, '{}');
          insert into idempotency_keys (user_id, key, request, locked_at) values ('alice', 'running', '{}', now())",
     )
     .await;
-    let move_rows = ["backfill", "--retention", "24h", "--from-query", MOVE];
+    let move_rows = ["backfill", "--retention", "7d", "--from-query", MOVE];
     let counted = db.pgonce(&move_rows).await;
     assert!(counted.contains("nothing was written"), "{counted}");
     let both = Service::start(BOTH, &db, &[]).await;
@@ -114,6 +114,7 @@ async fn moved_keys_are_answered_as_before() {
     let after = Service::start(AFTER, &db, &[]).await;
     assert_same(&after.pay("a", 1).await, &before);
     assert_eq!(after.pay("b", 1).await, known);
+    assert!(db.pgonce(&["get", "alice/payments", "a"]).await.contains("completed"));
     let last = after.pay("c", 1).await;
     assert_eq!(both.pay("c", 1).await, last, "the way back");
     assert_eq!(db.payments().await, 3);
@@ -130,12 +131,16 @@ async fn keys_that_the_old_program_left_locked_are_for_people() {
     db.execute("update idempotency_keys set locked_at = locked_at - interval '90 s'").await;
     let both = Service::start(BOTH, &db, &[]).await;
     assert_eq!(both.pay("a", 1).await.status, 409, "however old");
-    // The guide: the payment was made.
-    db.execute(
-        r#"update idempotency_keys set locked_at = null, response_code = 201, response_body = '{"id": 1, "cents": 1}'
-            where user_id = 'alice' and key = 'a'"#,
-    )
-    .await;
+    // A person decides late, and by the guide.
+    db.execute("update idempotency_keys set created_at = now() - interval '8 days'").await;
+    let guide = include_str!("../../keys-table/README.md");
+    let decide = guide.split("-- It was made").nth(1).unwrap().split("-- It was not made").next();
+    let (_, decide) = decide.unwrap().split_once('\n').unwrap();
+    db.execute(&decide.replace("'order-17'", "'a'").replace("17", "1").replace("1999", "1")).await;
+    let move_rows = ["backfill", "--retention", "7d", "--apply", "--from-query", MOVE];
+    db.pgonce(&move_rows).await;
+    let after = Service::start(AFTER, &db, &[]).await;
+    assert_eq!(after.pay("a", 1).await.status, 201);
     assert_eq!(both.pay("a", 1).await.status, 201);
     assert_eq!(db.payments().await, 1);
 }

@@ -144,7 +144,7 @@ async fn moved_messages_are_seen() {
     process.kill();
     assert_eq!(db.orders().await, 3);
 
-    let move_rows = ["backfill", "--retention", "14d", "--apply", "--json", "--from-query", MOVE];
+    let move_rows = ["backfill", "--retention", "15d", "--apply", "--json", "--from-query", MOVE];
     let moved: serde_json::Value = serde_json::from_str(&db.pgonce(&move_rows).await).unwrap();
     assert_eq!((&moved["counts"]["inserted"], &moved["counts"]["known"]), (&1.into(), &2.into()));
     let process = consumer(AFTER, &db).await;

@@ -121,7 +121,7 @@ async fn moved_keys_are_answered_as_before() {
     assert!(before.location.is_some());
     let both = Service::start(BOTH, &db, &[]).await;
     let known = both.pay("b", 1).await;
-    let move_rows = ["backfill", "--retention", "24h", "--apply", "--json", "--from-query", MOVE];
+    let move_rows = ["backfill", "--retention", "7d", "--apply", "--json", "--from-query", MOVE];
     let moved: serde_json::Value = serde_json::from_str(&db.pgonce(&move_rows).await).unwrap();
     assert_eq!((&moved["counts"]["inserted"], &moved["counts"]["known"]), (&1.into(), &1.into()));
     let after = Service::start(AFTER, &db, &[]).await;
