@@ -255,6 +255,11 @@ impl Work {
             Ok(Some(output)) => Ok(output),
             // The name may be recorded by this very call, which is no fault of the caller's.
             Err(unread) if error.kind() == ErrorKind::InvalidInput => Err(unread.into()),
+            Err(unread)
+                if matches!(unread.kind(), ErrorKind::ClaimLost | ErrorKind::StepChanged) =>
+            {
+                Err(unread.into())
+            }
             _ => Err(error.into()),
         }
     }
@@ -292,17 +297,18 @@ impl Work {
             // Refuse a bad name now: later the work is already done.
             return checked("step", step.name.clone()).map(|_| None);
         };
-        if std::mem::replace(&mut recorded.passed, true) {
+        if recorded.passed {
             return changed("two steps have one name");
         }
         let definition = step.definition.as_ref().map(Fingerprint::as_bytes);
         if recorded.definition.as_deref() != definition {
             return changed("a recorded step was made from something else");
         }
-        match serde_json::from_slice(&recorded.output) {
-            Ok(output) => Ok(Some(output)),
-            Err(_) => changed("a recorded step's output is not of the wanted type"),
-        }
+        let Ok(output) = serde_json::from_slice(&recorded.output) else {
+            return changed("a recorded step's output is not of the wanted type");
+        };
+        recorded.passed = true;
+        Ok(Some(output))
     }
 
     fn passed(&mut self, step: Step, output: Vec<u8>) {

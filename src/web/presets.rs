@@ -15,9 +15,9 @@ impl IdempotencyLayer {
     /// for 24 hours. A success is replayed. So is a failure that is [the handler's own](crate::_docs::http#what-is-kept),
     /// 500 included, but not 401, 409 and 429; its writes are undone. After a panic a retry runs the handler again.
     ///
-    /// Changes [`optional`](Self::optional), [`methods`](Self::methods), [`final_statuses`](Self::final_statuses) and the
-    /// retention; settings that follow override it. [`policy`](Self::policy) replaces the retention, too: call it before.
-    /// Unlike Stripe, a key of another request is answered with 422 instead of 400.
+    /// Changes [`optional`](Self::optional), [`methods`](Self::methods), [`final_statuses`](Self::final_statuses), the
+    /// retention of successes and failures, and [`on_lapse`](crate::Policy::on_lapse); settings that follow override it.
+    /// [`policy`](Self::policy) replaces the retention, too: call it before. Unlike Stripe, a key of another request is answered with 422 instead of 400.
     ///
     /// On a [leased](Self::leased) route a 5xx is final even if the remote has acted. If the handler does not know, let it
     /// return [`Settle::Lapse`](super::Settle::Lapse).
@@ -33,7 +33,7 @@ impl IdempotencyLayer {
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) when the lease of a [leased](Self::leased) route is longer than
     /// 24 hours.
     pub fn as_stripe_v1(self) -> Result<Self> {
-        let policy = self.policy.retention(DAY)?;
+        let policy = self.policy.retention(DAY)?.failed_retention(DAY)?.on_lapse(OnLapse::Retry);
         let are_final = |status: StatusCode| !matches!(status.as_u16(), 401 | 409 | 429);
         self.optional().methods([Method::POST]).final_statuses(are_final).policy(policy)
     }

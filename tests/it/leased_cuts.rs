@@ -63,6 +63,14 @@ async fn an_output_outlives_a_connection_that_breaks_after_the_step() {
     }
 }
 
+async fn delete_and_let_reads_fail(db: &TestDb, code: &str) {
+    let function = "create or replace function {}.recorded_steps(p_scope text, p_key text, p_token uuid)
+                      returns table (name text, definition bytea, output bytea) language plpgsql as";
+    let body = format!("$$begin raise 'no' using errcode = '{code}'; end$$");
+    let delete = "delete from {}.steps; delete from {}.idempotency_keys;";
+    db.execute(&format!("{delete} {function} {body}")).await;
+}
+
 #[tokio::test]
 async fn a_record_that_can_be_neither_confirmed_nor_read_is_looked_for_by_the_next_call() {
     let db = TestDb::new().await;
@@ -71,13 +79,7 @@ async fn a_record_that_can_be_neither_confirmed_nor_read_is_looked_for_by_the_ne
     let read: String = db.ask("select pg_get_functiondef('{}.recorded_steps'::regproc)").await;
     let mut unread = 0;
     for cut in cuts(asked..clear.requests().len()) {
-        db.execute(
-            "delete from {}.steps; delete from {}.idempotency_keys;
-             create or replace function {}.recorded_steps(p_scope text, p_key text, p_token uuid)
-               returns table (name text, definition bytea, output bytea) language plpgsql as
-               $$begin raise 'shutting down' using errcode = '57P01'; end$$",
-        )
-        .await;
+        delete_and_let_reads_fail(&db, "57P01").await; // shutting down
         let proxy = Proxy::start_once(&db, cut);
         let (pool, counted, op) = (pool_of_one(proxy.options()), Counted::default(), op("k"));
         let run = || {
@@ -139,6 +141,31 @@ async fn a_step_in_the_database_is_done_once_wherever_its_connection_breaks() {
         assert_eq!(db.effects().await, 1, "{cut:?}");
         assert_eq!(db.ask::<i64>("select count(*) from {}.steps").await, 1, "{cut:?}");
     }
+}
+
+#[tokio::test]
+async fn a_claim_that_is_found_lost_is_told_instead_of_an_unknown_commit() {
+    let db = TestDb::new().await;
+    let clear = Proxy::start(&db, None);
+    let asked = one_step_tx(&db, &clear).await.asked.into_inner();
+    let mut lost = 0;
+    for cut in cuts(asked..clear.requests().len()) {
+        delete_and_let_reads_fail(&db, "IK002").await;
+        let proxy = Proxy::start_once(&db, cut);
+        let (pool, op) = (pool_of_one(proxy.options()), op("k"));
+        let run = db.once.run_leased(&pool, &op, lease(), async |work: &mut Work| {
+            let step = work.step_tx("ledger", async |_| Ok::<_, Failure>(1)).await;
+            if let Err(failure) = &step {
+                let error = failure.error().and_then(|error| error.downcast_ref());
+                let kind = error.map(pgonce::Error::kind);
+                assert_ne!(kind, Some(ErrorKind::CommitUnknown), "{cut:?}");
+                lost += usize::from(kind == Some(ErrorKind::ClaimLost));
+            }
+            step
+        });
+        drop(run.await);
+    }
+    assert!(lost > 0);
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! The presets of a layer, as their interfaces describe themselves.
 
+use std::time::Duration;
+
 use http::{Method, StatusCode};
 use pgonce::web::Answer;
 use serde_json::json;
@@ -17,13 +19,24 @@ fn status(code: u16) -> StatusCode {
 async fn stripe_v1_repeats_any_answer_of_work_that_has_begun() {
     for mode in MODES {
         let db = TestDb::new().await;
-        let preset = || mode.layer(&db).as_stripe_v1().unwrap();
+        let hasty =
+            on_lapse(pgonce::OnLapse::Hold).failed_retention(Duration::from_secs(1)).unwrap();
+        let preset = || mode.layer(&db).policy(hasty).unwrap().as_stripe_v1().unwrap();
         twice(&db, &app(&db, preset(), |_| StatusCode::CREATED)).await.is_kept(1);
         for code in [400, 402, 403, 404, 422, 500, 503] {
             twice(&db, &app(&db, preset(), move |_| status(code))).await.is_kept(0);
         }
         for code in [401, 409, 429] {
             twice(&db, &app(&db, preset(), move |_| status(code))).await.is_released();
+        }
+        let failed =
+            "select min(expires_at - completed_at) >= '23 h' from {}.keys where status = 'failed'";
+        assert!(db.ask::<bool>(failed).await);
+        let third = app(&db, preset(), |call| if call < 3 { panic!("a bug") } else { status(201) });
+        for succeeds in [false, false, true] {
+            let router = third.router.clone();
+            let sent = tokio::spawn(async move { send(&router, post("third", "")).await.status });
+            assert_eq!(sent.await.is_ok_and(|status| status == 201), succeeds);
         }
         covers(&db, preset(), &[Method::POST], 86_400).await;
     }
@@ -75,7 +88,10 @@ async fn the_draft_by_its_letter_wants_a_key_in_quotes_and_links_to_the_document
     let docs = "https://api.example.com/docs/idempotency";
     for mode in MODES {
         let db = TestDb::new().await;
-        let app = app(&db, mode.layer(&db).optional().as_ietf_draft(docs), numbered);
+        let own = mode.layer(&db).optional().methods([Method::PUT]);
+        let draft = own.as_ietf_draft(docs);
+        assert_eq!(draft.specification()["methods"], json!(["POST", "PATCH"]));
+        let app = app(&db, draft, numbered);
         let mut keyless = post("k", "100");
         keyless.headers_mut().remove("idempotency-key");
         let requests = [
@@ -89,7 +105,9 @@ async fn the_draft_by_its_letter_wants_a_key_in_quotes_and_links_to_the_document
             let got = send(&app.router, request).await;
             assert_eq!((got.status, got.answer), (status(code), Some(answer)));
             if code >= 400 {
-                assert_eq!(got.json()["docs"], docs);
+                let problem = got.json();
+                let page = format!("{docs}#{}", problem["code"].as_str().unwrap());
+                assert_eq!((&problem["docs"], &problem["type"]), (&json!(docs), &json!(page)));
             }
         }
         assert_eq!(app.calls(), 1);
