@@ -58,6 +58,8 @@ pub mod _docs {
     pub mod inbox {}
     #[doc = include_str!("docs/sql.md")]
     pub mod sql {}
+    #[doc = include_str!("docs/agents.md")]
+    pub mod agents {}
     #[doc = include_str!("docs/patterns.md")]
     pub mod patterns {}
     // Its recipes use axum.

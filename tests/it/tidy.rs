@@ -10,7 +10,7 @@ fn files(folder: &str, extensions: &[&str]) -> Vec<(PathBuf, String)> {
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() && !path.ends_with("target") {
+            if path.is_dir() && !path.ends_with("target") && !path.ends_with("node_modules") {
                 folders.push(path);
             } else if path.extension().is_some_and(|e| extensions.iter().any(|x| e == *x)) {
                 let text = std::fs::read_to_string(&path).unwrap();
