@@ -66,6 +66,8 @@ pub struct IdempotencyLayer {
     pub(crate) presence: Presence,
     pub(crate) observe: bool,
     pub(crate) fail_open: bool,
+    /// Inside of a [`GrpcLayer`](super::GrpcLayer).
+    pub(crate) grpc: bool,
     pub(crate) key_rules: KeyRules,
     pub(crate) methods: Vec<Method>,
     /// How its keys are treated.
@@ -117,6 +119,7 @@ impl IdempotencyLayer {
             presence: Presence::Required,
             observe: false,
             fail_open: false,
+            grpc: false,
             key_rules: KeyRules::default(),
             methods: vec![Method::POST, Method::PATCH],
             waiters: Arc::new(Semaphore::new(WAITERS_MAX_DEFAULT)),

@@ -36,6 +36,7 @@ mod body;
 #[cfg(feature = "axum")]
 mod extract;
 mod fingerprint;
+mod grpc;
 mod handle;
 mod handler_test;
 mod key;
@@ -59,6 +60,7 @@ pub use body::Buffered;
 #[cfg(feature = "axum")]
 pub use extract::IdempotencyKey;
 pub use fingerprint::RequestFingerprint;
+pub use grpc::{Grpc, GrpcLayer};
 pub use handle::{OnceClaim, OnceRejection, OnceTx};
 pub use handler_test::HandlerTest;
 pub use layer::IdempotencyLayer;

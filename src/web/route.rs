@@ -62,7 +62,7 @@ impl IdempotencyLayer {
             // To pass would be to ignore this one's rules: a secret would be stored, a replay not asked about.
             let detail = "The service's operators must look.";
             Refusal::new(Answer::LayeredTwice, detail)
-        } else if is_grpc(request.headers()) {
+        } else if !self.grpc && is_grpc(request.headers()) {
             let detail = "An outcome that comes in trailers cannot be stored.";
             Refusal::new(Answer::GrpcUnsupported, detail)
         } else {
