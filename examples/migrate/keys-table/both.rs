@@ -104,7 +104,9 @@ async fn locked(
     Ok(Some(match code {
         _ if !is_same => (StatusCode::UNPROCESSABLE_ENTITY, Settle::Release, ()).into_response(),
         None => (StatusCode::CONFLICT, Settle::Release, ()).into_response(),
-        Some(code) => (StatusCode::from_u16(code.try_into()?)?, Json(body)).into_response(),
+        Some(code) => {
+            (StatusCode::from_u16(code.try_into()?)?, Settle::Release, Json(body)).into_response()
+        }
     }))
 }
 

@@ -13,7 +13,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
-use pgonce::web::{IdempotencyLayer, OnceTx};
+use pgonce::web::{IdempotencyLayer, OnceTx, Settle};
 use pgonce::{PgOnce, Policy, Reaper, Scope};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -84,7 +84,9 @@ async fn pay(
     let key = key.ok_or(StatusCode::BAD_REQUEST)?;
     match try_processing(&mut tx, &user, key).await.map_err(internal)? {
         NextAction::StartProcessing => {}
-        NextAction::ReturnSavedResponse(response) => return Ok(response),
+        NextAction::ReturnSavedResponse(response) => {
+            return Ok((Settle::Release, response).into_response());
+        }
     }
     let insert = "insert into payment (user_id, cents) values ($1, $2) returning id";
     let insert = sqlx::query_scalar(insert).bind(&user).bind(order.cents);
