@@ -1,13 +1,17 @@
 //! The error of a payment, and what each library says about an error of the database.
 
 use std::error::Error;
+use std::io::{self, ErrorKind};
 
+use deadpool_postgres::PoolError;
+use diesel::ConnectionError;
 use diesel::result::DatabaseErrorKind::{
     ClosedConnection, SerializationFailure, UnableToSendCommand, Unknown,
 };
 use diesel::result::Error as DieselError;
-use sea_orm::{DbErr, RuntimeErr};
-use tokio_postgres::error::SqlState;
+use diesel_async::pooled_connection::PoolError as DieselPoolError;
+use diesel_async::pooled_connection::bb8::RunError;
+use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, SqlxError};
 
 /// Why there is no payment.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +34,10 @@ pub enum PayError {
     /// Paid or declined, but the response was not kept.
     #[error("finished, but the response was not kept")]
     Omitted,
-    /// The database failed.
+    /// The time was up during a try. Whether it paid is unknown: the next call with this key finds out.
+    #[error("the time is up, and whether the last try paid is unknown")]
+    TimedOut,
+    /// The database or the library failed.
     #[error("the database failed: {source}")]
     Database {
         /// The same call may succeed. If the database did not answer COMMIT, the next call finds out what became of it.
@@ -50,59 +57,91 @@ impl PayError {
     }
 }
 
-/// Whether another try can help after an error with this SQLSTATE. None: the server did not answer.
-fn helps(sqlstate: Option<&str>) -> bool {
+/// Whether another try can help after an error of the server.
+fn helps(sqlstate: &str) -> bool {
     // Serialization failure, deadlock, lock not available; connection lost; server shut down or session ended.
-    sqlstate.is_none_or(|code| {
-        matches!(code, "40001" | "40P01" | "55P03")
-            || code.starts_with("08")
-            || code.starts_with("57P")
-    })
+    matches!(sqlstate, "40001" | "40P01" | "55P03")
+        || sqlstate.starts_with("08")
+        || sqlstate.starts_with("57P")
 }
+
+// Without the server's answer, another try can help if the connection broke or the pool had none in time. An error that
+// the library made itself, such as a value it cannot read, would come again.
 
 impl From<DbErr> for PayError {
     fn from(error: DbErr) -> Self {
-        let driver = match &error {
+        let again = match &error {
+            DbErr::ConnectionAcquire(ConnAcquireErr::Timeout) => true,
             DbErr::Conn(RuntimeErr::SqlxError(driver))
             | DbErr::Exec(RuntimeErr::SqlxError(driver))
-            | DbErr::Query(RuntimeErr::SqlxError(driver)) => driver.as_database_error(),
-            _ => None,
-        };
-        Self::database(helps(driver.and_then(|driver| driver.code()).as_deref()), error)
-    }
-}
-
-impl From<DieselError> for PayError {
-    fn from(error: DieselError) -> Self {
-        // diesel keeps no SQLSTATE. Deadlocks, and ends of sessions, are among the unknown kinds.
-        let again = match &error {
-            DieselError::DatabaseError(kind, _) => matches!(
-                kind,
-                SerializationFailure | ClosedConnection | UnableToSendCommand | Unknown
-            ),
-            DieselError::BrokenTransactionManager | DieselError::RollbackErrorOnCommit { .. } => {
-                true
-            }
+            | DbErr::Query(RuntimeErr::SqlxError(driver)) => match &**driver {
+                SqlxError::Database(error) => error.code().is_some_and(|code| helps(&code)),
+                driver => matches!(driver, SqlxError::Io(_)),
+            },
             _ => false,
         };
         Self::database(again, error)
     }
 }
 
-impl From<diesel_async::pooled_connection::bb8::RunError> for PayError {
-    fn from(error: diesel_async::pooled_connection::bb8::RunError) -> Self {
-        Self::database(true, error)
+impl From<DieselError> for PayError {
+    fn from(error: DieselError) -> Self {
+        Self::database(diesel_helps(&error), error)
+    }
+}
+
+fn diesel_helps(error: &DieselError) -> bool {
+    match error {
+        // diesel keeps no SQLSTATE: deadlocks, and ends of sessions, are among the unknown kinds. diesel-async gives
+        // UnableToSendCommand for every other error of tokio-postgres, which is mostly a lost connection.
+        DieselError::DatabaseError(kind, _) => {
+            matches!(kind, SerializationFailure | ClosedConnection | UnableToSendCommand | Unknown)
+        }
+        // The connection broke before.
+        DieselError::BrokenTransactionManager => true,
+        DieselError::RollbackErrorOnCommit { commit_error, .. } => diesel_helps(commit_error),
+        _ => false,
+    }
+}
+
+impl From<RunError> for PayError {
+    fn from(error: RunError) -> Self {
+        let again = match &error {
+            RunError::TimedOut => true,
+            RunError::User(DieselPoolError::QueryError(error))
+            | RunError::User(DieselPoolError::ConnectionError(
+                ConnectionError::CouldntSetupConfiguration(error),
+            )) => diesel_helps(error),
+            RunError::User(_) => false,
+        };
+        Self::database(again, error)
     }
 }
 
 impl From<tokio_postgres::Error> for PayError {
     fn from(error: tokio_postgres::Error) -> Self {
-        Self::database(helps(error.code().map(SqlState::code)), error)
+        Self::database(tokio_postgres_helps(&error), error)
     }
 }
 
-impl From<deadpool_postgres::PoolError> for PayError {
-    fn from(error: deadpool_postgres::PoolError) -> Self {
-        Self::database(true, error)
+fn tokio_postgres_helps(error: &tokio_postgres::Error) -> bool {
+    if let Some(code) = error.code() {
+        return helps(code.code());
+    }
+    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    // Of these kinds are messages that tokio-postgres cannot write or read.
+    let io = io.map(io::Error::kind);
+    let io = io.is_some_and(|io| !matches!(io, ErrorKind::InvalidInput | ErrorKind::InvalidData));
+    io || error.is_closed()
+}
+
+impl From<PoolError> for PayError {
+    fn from(error: PoolError) -> Self {
+        let again = match &error {
+            PoolError::Timeout(_) => true,
+            PoolError::Backend(error) => tokio_postgres_helps(error),
+            _ => false,
+        };
+        Self::database(again, error)
     }
 }

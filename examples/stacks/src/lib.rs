@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 pub mod diesel_async;
 mod error;
@@ -105,16 +105,16 @@ impl Begun {
     }
 }
 
-/// Calls `pay` until it has an answer, for as long as another call is in progress and after errors that a retry can
-/// cure, but no longer than `wait`. Uses no connection between two calls.
+/// Calls `pay` until it has an answer: again while another call is in progress, and after errors that a retry can cure.
+/// Takes no longer than `wait`. A try that runs when the time is up is dropped. Uses no connection between two tries.
 ///
 /// # Errors
-/// The last error of `pay`.
+/// The last error of `pay`, or [`PayError::TimedOut`] if the last try was dropped: whether it paid is then unknown.
 pub async fn answered<F: Future<Output = Paid>>(wait: Duration, pay: impl Fn() -> F) -> Paid {
     let deadline = Instant::now() + wait;
     let mut pause = Duration::from_millis(5);
     loop {
-        match pay().await {
+        match timeout_at(deadline, pay()).await.unwrap_or(Err(PayError::TimedOut)) {
             Err(error) if error.is_retryable() && Instant::now() + pause < deadline => {}
             ended => return ended,
         }

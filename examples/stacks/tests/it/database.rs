@@ -5,10 +5,11 @@ use std::time::Duration;
 use pgonce::PgOnce;
 use pgonce_testing::Throwaway;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, PgPool};
+use sqlx::{AssertSqlSafe, ConnectOptions, PgPool, PgTransaction};
 use stacks::{Paid, Request, answered};
 use tokio::time::Instant;
 
+use crate::proxy::Proxy;
 use crate::stack::Stack;
 
 /// How long a test waits for something that must happen.
@@ -47,6 +48,19 @@ impl Database {
         db
     }
 
+    /// Puts a proxy between the stack and the server.
+    pub async fn behind_proxy(&mut self) -> Proxy {
+        let options = &self.options;
+        let (socket, port) = (options.get_socket().unwrap(), options.get_port());
+        let (port, proxy) = Proxy::start(socket.join(format!(".s.PGSQL.{port}"))).await;
+        self.options = PgConnectOptions::new_without_pgpass()
+            .host("127.0.0.1")
+            .port(port)
+            .username(options.get_username())
+            .database(options.get_database().unwrap());
+        proxy
+    }
+
     pub fn url(&self) -> String {
         self.options.to_url_lossy().to_string()
     }
@@ -54,9 +68,10 @@ impl Database {
     /// The address in the form that libpq has, too.
     pub fn key_values(&self) -> String {
         let options = &self.options;
-        let socket = options.get_socket().unwrap().display();
+        let socket = options.get_socket().map(|socket| socket.display().to_string());
+        let host = socket.as_deref().unwrap_or(options.get_host());
         let (port, user) = (options.get_port(), options.get_username());
-        format!("host={socket} port={port} user={user} dbname={}", options.get_database().unwrap())
+        format!("host={host} port={port} user={user} dbname={}", options.get_database().unwrap())
     }
 
     pub async fn execute(&self, sql: &str) {
@@ -65,6 +80,20 @@ impl Database {
 
     pub async fn number(&self, sql: &str) -> i64 {
         sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.pool).await.expect(sql)
+    }
+
+    /// From now on each COMMIT of a payment waits until the returned transaction ends.
+    pub async fn hold_commits(&self) -> PgTransaction<'static> {
+        self.execute(
+            "create function wait() returns trigger language plpgsql as
+             'begin perform pg_advisory_xact_lock_shared(1); return null; end';
+             create constraint trigger wait after update on account deferrable initially deferred
+             for each row execute function wait()",
+        )
+        .await;
+        let mut tx = self.pool.begin().await.unwrap();
+        sqlx::query("select pg_advisory_xact_lock(1)").execute(&mut *tx).await.unwrap();
+        tx
     }
 
     /// Waits until the query returns `expected`.

@@ -5,6 +5,7 @@ mod answers;
 mod cancel;
 mod database;
 mod failures;
+mod proxy;
 mod races;
 mod stack;
 
@@ -39,6 +40,9 @@ macro_rules! suites {
             failures::{
                 a_lost_connection_leaves_nothing,
                 a_lost_claim_is_not_committed,
+                a_commit_without_answer_is_found_again,
+                a_call_ends_by_its_limit,
+                an_error_of_the_library_is_returned_at_once,
             }
             cancel::{
                 a_call_dropped_in_its_work_leaves_nothing,
@@ -49,3 +53,13 @@ macro_rules! suites {
 }
 
 suites! { sea_orm: SeaOrm, diesel_async: DieselAsync, tokio_postgres: TokioPostgres }
+
+#[test]
+fn each_example_is_short() {
+    let sea_orm = include_str!("../../src/sea_orm.rs");
+    let diesel_async = include_str!("../../src/diesel_async.rs");
+    let tokio_postgres = include_str!("../../src/tokio_postgres.rs");
+    for example in [sea_orm, diesel_async, tokio_postgres] {
+        assert!(example.lines().count() <= 60, "{example}");
+    }
+}
