@@ -11,7 +11,8 @@ use diesel::result::DatabaseErrorKind::{
 use diesel::result::Error as DieselError;
 use diesel_async::pooled_connection::PoolError as DieselPoolError;
 use diesel_async::pooled_connection::bb8::RunError;
-use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, SqlxError};
+use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, SqlxError, TransactionError};
+use tokio::task::JoinError;
 
 /// Why there is no payment.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +82,21 @@ impl From<DbErr> for PayError {
             _ => false,
         };
         Self::database(again, error)
+    }
+}
+
+impl From<TransactionError<PayError>> for PayError {
+    fn from(error: TransactionError<PayError>) -> Self {
+        match error {
+            TransactionError::Connection(error) => error.into(),
+            TransactionError::Transaction(error) => error,
+        }
+    }
+}
+
+impl From<JoinError> for PayError {
+    fn from(error: JoinError) -> Self {
+        Self::database(false, error)
     }
 }
 
