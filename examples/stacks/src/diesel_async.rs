@@ -27,6 +27,7 @@ struct Row {
 /// # Errors
 /// [`PayError`](crate::PayError). Only a declined payment leaves its key.
 pub async fn pay(pool: &Pool<AsyncPgConnection>, key: &str, request: &Request) -> Paid {
+    request.check()?;
     let mut conn = pool.get().await?;
     // Commits after Ok, rolls back after Err.
     conn.transaction(async |tx| {

@@ -17,6 +17,16 @@ use tokio::task::JoinError;
 /// Why there is no payment.
 #[derive(Debug, thiserror::Error)]
 pub enum PayError {
+    /// The request is refused, and nothing was sent.
+    #[error("`{field}` is {value}, but must be at least {min}")]
+    Invalid {
+        /// The field of the request.
+        field: &'static str,
+        /// What it is.
+        value: i64,
+        /// The least that it may be.
+        min: i64,
+    },
     /// Final: stored with the key, and every retry gets it.
     #[error("declined: {0}")]
     Declined(String),

@@ -37,8 +37,21 @@ pub const FAIL: &str =
 pub struct Request {
     /// Whose account pays.
     pub customer: String,
-    /// How much.
+    /// How much. At least 1.
     pub amount: i64,
+}
+
+impl Request {
+    /// Refuses what no payment can be, before anything is sent.
+    ///
+    /// # Errors
+    /// [`PayError::Invalid`], if the amount is less than 1: it would credit the account.
+    pub fn check(&self) -> Result<(), PayError> {
+        match self.amount {
+            ..1 => Err(PayError::Invalid { field: "amount", value: self.amount, min: 1 }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What was paid. A retry gets the payment of the first call.

@@ -23,6 +23,7 @@ mod account {
 /// # Errors
 /// [`PayError`](crate::PayError). Only a declined payment leaves its key.
 pub async fn pay(db: &DatabaseConnection, key: &str, request: &Request) -> Paid {
+    request.check()?;
     let sql = |sql: &str, rest: [Value; 2]| {
         let values = [SCOPE.into(), key.into()].into_iter().chain(rest);
         Statement::from_sql_and_values(DbBackend::Postgres, sql, values)

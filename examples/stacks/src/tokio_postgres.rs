@@ -9,6 +9,7 @@ use crate::{BEGIN, Begun, COMPLETE, FAIL, Paid, PayError, Payment, Request, SCOP
 /// # Errors
 /// [`PayError`](crate::PayError). Only a declined payment leaves its key.
 pub async fn pay(pool: &Pool, key: &str, request: &Request) -> Paid {
+    request.check()?;
     let mut client = pool.get().await?;
     let mut tx = client.transaction().await?; // dropped without COMMIT, it rolls back
     let row = tx.query_one(BEGIN, &[&SCOPE, &key, &request.customer, &request.amount]).await?;

@@ -43,6 +43,23 @@ pub async fn a_declined_payment_is_kept<S: Stack>() {
     }
 }
 
+pub async fn an_amount_below_one_is_refused<S: Stack>() {
+    let db = Database::new(LEVELS[0]).await;
+    let stack = S::new(&db).await;
+    for amount in [0, -5] {
+        let refused = stack.pay("k", &request(amount)).await;
+        let Err(PayError::Invalid { field: "amount", value, min: 1 }) = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(value, amount);
+        // No key, and the balance is as before.
+        db.has(0, 0).await;
+    }
+    // The key is still free.
+    assert_eq!(stack.pay("k", &request(1)).await.unwrap(), Payment { balance: BALANCE - 1 });
+    db.has(1, 1).await;
+}
+
 pub async fn failed_work_leaves_nothing<S: Stack>() {
     for level in LEVELS {
         let db = Database::new(level).await;
@@ -51,8 +68,10 @@ pub async fn failed_work_leaves_nothing<S: Stack>() {
         let unknown = stack.pay("k", &bob).await;
         assert!(matches!(unknown, Err(PayError::NoCustomer)), "{unknown:?}");
         // An error of the database: 22003, out of range.
-        let huge = stack.pay("l", &request(-i64::MAX)).await;
+        db.execute("update account set balance = -2").await;
+        let huge = stack.pay("l", &request(i64::MAX)).await;
         assert!(matches!(huge, Err(PayError::Database { .. })), "{huge:?}");
+        db.execute(&format!("update account set balance = {BALANCE}")).await;
         db.until_idle().await;
         db.has(0, 0).await;
         // A retry tries again.

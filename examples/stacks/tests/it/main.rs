@@ -29,6 +29,7 @@ macro_rules! suites {
             answers::{
                 a_retry_gets_the_first_payment,
                 a_declined_payment_is_kept,
+                an_amount_below_one_is_refused,
                 failed_work_leaves_nothing,
                 a_response_that_was_not_kept,
             }
