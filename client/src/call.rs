@@ -1,0 +1,166 @@
+//! One call: its key, and what to do after each try. No input or output.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use uuid::Uuid;
+
+use crate::policy::RetryPolicy;
+
+/// The longest problem document that is read.
+const PROBLEM_BYTES_MAX: u64 = 64 * 1024;
+
+/// How a call went, in the extensions of its response.
+///
+/// ```no_run
+/// # async fn example(client: reqwest_middleware::ClientWithMiddleware) -> Result<(), reqwest_middleware::Error> {
+/// let response = client.post("https://api.example.com/charges").body("{}").send().await?;
+/// let sent = response.extensions().get::<pgonce_client::Sent>().expect("of this client");
+/// println!("{} tries, replayed: {}", sent.tries, sent.replayed);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// How often the request was sent.
+    pub tries: u32,
+    /// The server says that this is the response of an earlier request (`Idempotent-Replayed: true`).
+    pub replayed: bool,
+}
+
+/// What came of a try.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Outcome {
+    /// None: no answer came.
+    pub(crate) status: Option<StatusCode>,
+    pub(crate) pause: Option<Duration>,
+    /// The server's word.
+    pub(crate) retryable: Option<bool>,
+    pub(crate) replayed: bool,
+}
+
+#[derive(Debug, PartialEq)]
+pub(crate) enum Next {
+    Return,
+    AgainAfter(Duration),
+}
+
+#[derive(Debug)]
+pub(crate) struct Call {
+    policy: RetryPolicy,
+    begun: Instant,
+    tries: u32,
+    /// May be sent again at all.
+    repeatable: bool,
+}
+
+impl Outcome {
+    /// `problem`: the body, if [`has_problem`].
+    pub(crate) fn of(status: StatusCode, headers: &HeaderMap, problem: Option<&[u8]>) -> Self {
+        let is = |name: &str, word: &str| {
+            headers.get(name).is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(word.as_bytes()))
+        };
+        let stripes = match () {
+            () if is("stripe-should-retry", "true") => Some(true),
+            () if is("stripe-should-retry", "false") => Some(false),
+            () => None,
+        };
+        let problem =
+            problem.and_then(|body| serde_json::from_slice::<serde_json::Value>(body).ok());
+        let retryable = stripes.or_else(|| problem?.get("retryable")?.as_bool());
+        let pause = headers.get(RETRY_AFTER).and_then(|it| pause(it, SystemTime::now()));
+        Self { status: Some(status), pause, retryable, replayed: is("idempotent-replayed", "true") }
+    }
+
+    fn may_come_again(&self) -> bool {
+        let by_status = || match self.status.map(|status| status.as_u16()) {
+            None => true,
+            Some(code) => matches!(code, 409 | 425 | 429 | 502 | 503 | 504),
+        };
+        self.retryable.unwrap_or_else(by_status)
+    }
+}
+
+/// Whether the body is a problem document (RFC 9457) that is short enough to read.
+pub(crate) fn has_problem(status: StatusCode, headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let length = text(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
+    status.as_u16() >= 400
+        && text(CONTENT_TYPE).is_some_and(|it| it.starts_with("application/problem+json"))
+        && length.is_some_and(|length| length <= PROBLEM_BYTES_MAX)
+}
+
+/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
+fn pause(value: &HeaderValue, now: SystemTime) -> Option<Duration> {
+    let value = value.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = httpdate::parse_http_date(value).ok()?;
+    Some(at.duration_since(now).unwrap_or_default())
+}
+
+impl Call {
+    /// Gives the request its key and its id, once for all tries.
+    pub(crate) fn begin(policy: &RetryPolicy, method: &Method, headers: &mut HeaderMap) -> Self {
+        if policy.methods.contains(method) && !headers.contains_key(&policy.header) {
+            let mut key = Uuid::new_v4().to_string();
+            if policy.quoted {
+                key = format!("\"{key}\"");
+            }
+            if let Ok(mut key) = HeaderValue::from_str(&key) {
+                key.set_sensitive(true); // no log shows it
+                headers.insert(&policy.header, key);
+            }
+        }
+        if let Some(name) = &policy.correlation
+            && !headers.contains_key(name)
+            && let Ok(id) = HeaderValue::from_str(&Uuid::new_v4().to_string())
+        {
+            headers.insert(name, id);
+        }
+        let repeatable = headers.contains_key(&policy.header) || method.is_idempotent();
+        Self { policy: policy.clone(), begun: Instant::now(), tries: 0, repeatable }
+    }
+
+    /// Whether its body must be sendable twice.
+    pub(crate) fn is_repeatable(&self) -> bool {
+        self.repeatable && self.policy.tries_max > 1
+    }
+
+    /// Counts a try. The time that it has.
+    pub(crate) fn try_now(&mut self) -> Duration {
+        self.tries += 1;
+        self.policy.deadline.saturating_sub(self.begun.elapsed())
+    }
+
+    /// What to do after a try.
+    pub(crate) fn after(&self, outcome: &Outcome) -> Next {
+        let again = self.repeatable && outcome.may_come_again();
+        if !again {
+            self.policy.budget.give_back(self.tries.saturating_sub(1));
+            return Next::Return;
+        }
+        let pause =
+            outcome.pause.unwrap_or_default().saturating_add(self.policy.jitter(self.tries));
+        let in_time = self.begun.elapsed().saturating_add(pause) < self.policy.deadline;
+        if self.tries < self.policy.tries_max && in_time && self.policy.budget.take() {
+            Next::AgainAfter(pause)
+        } else {
+            Next::Return
+        }
+    }
+
+    pub(crate) fn sent(&self, outcome: &Outcome) -> Sent {
+        Sent { tries: self.tries, replayed: outcome.replayed }
+    }
+
+    pub(crate) fn tries(&self) -> u32 {
+        self.tries
+    }
+}
+
+#[cfg(test)]
+#[path = "call_tests.rs"]
+mod tests;
