@@ -96,6 +96,10 @@ async fn a_file_survives_restarts_belongs_to_one_and_mends_a_line_that_was_cut_o
     let first = store.begin("order 1").await.unwrap();
     assert!(matches!(FileIntentStore::open(&path, DAY), Err(IntentError::InUse)));
     drop(store);
+    let again = FileIntentStore::open(&path, DAY).unwrap();
+    assert_eq!(again.begin("order 1").await.unwrap().key(), first.key(), "after a restart");
+    assert_eq!(again.unknown().await.unwrap().len(), 1);
+    drop(again);
     // A crash in the middle of a line, at each of its bytes.
     let whole = std::fs::read(&path).unwrap();
     for cut in 0..whole.len() {
