@@ -29,7 +29,7 @@ async fn main() -> anyhow::Result<()> {
         let message = Message::new(&delivery.message_id).redelivered(delivery.deliveries > 1);
         let handled =
             inbox.handle(&pool, &message, async |tx| place_order(tx, &delivery).await).await;
-        if let Err(error) = &handled.result {
+        if let (Err(error), Verdict::Retry(_)) = (&handled.result, &handled.verdict) {
             eprintln!("{}: {error}", delivery.message_id);
         }
         match handled.verdict {
