@@ -26,8 +26,10 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(session: &mut Session, args: &Args) -> Result<(), CliError> {
     let until = OffsetDateTime::now_utc() + time::Duration::MINUTE; // the clocks of the services
+    // Counts are per minute: the first one is whole.
+    let last = time::Duration::try_from(args.last).unwrap_or(time::Duration::MAX);
     let from =
-        until.checked_sub(time::Duration::try_from(args.last).unwrap_or(time::Duration::MAX));
+        until.checked_sub(last).and_then(|from| from.checked_sub(2 * time::Duration::MINUTE));
     let from = from.ok_or_else(|| CliError::usage("--last is too long"))?;
     let classes = session.once.adoption(&mut session.conn, from, until).await?;
     if session.json {

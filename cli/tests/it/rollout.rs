@@ -29,7 +29,7 @@ async fn a_mode_is_set_shown_and_followed_and_the_report_counts_it() {
     }
     assert_eq!(db.effects().await, 3);
     history.flush(&db.once, &db.pool).await.unwrap();
-    let report = pgonce(&db, &["adoption", "--last", "1h"]).await.stdout;
+    let report = pgonce(&db, &["adoption", "--last", "1s"]).await.stdout;
     let rows: Vec<Vec<&str>> =
         report.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(

@@ -73,6 +73,16 @@ impl Database {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&self.pool).await.expect(sql);
     }
 
+    /// A guide's check of the names: the keys that pgonce has, and those that are not in the query that moves rows.
+    pub async fn check_names(&self, guide: &str, moved: &str) -> (i64, i64) {
+        let check = guide.split("psql $DATABASE_URL -c \"select count(*) as known").nth(1).unwrap();
+        let check = check.split('"').next().unwrap().replace("$(cat move.sql)", moved);
+        let check = AssertSqlSafe(format!("select count(*){check}"));
+        let row: (i64, i64, Option<String>) =
+            sqlx::query_as(check).fetch_one(&self.pool).await.unwrap();
+        (row.0, row.1)
+    }
+
     pub async fn payments(&self) -> i64 {
         self.number("select count(*) from payment").await
     }

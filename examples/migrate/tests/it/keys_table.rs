@@ -106,6 +106,9 @@ async fn moved_keys_are_answered_as_before() {
     assert!(counted.contains("nothing was written"), "{counted}");
     let both = Service::start(BOTH, &db, &[]).await;
     let known = both.pay("b", 1).await;
+    let guide = include_str!("../../keys-table/README.md");
+    assert_eq!(db.check_names(guide, MOVE).await, (1, 0));
+    assert_eq!(db.check_names(guide, &MOVE.replace("/payments", "/pay")).await, (1, 1));
     let moved = db.pgonce(&[&move_rows[..], &["--apply", "--json"]].concat()).await;
     let moved: serde_json::Value = serde_json::from_str(&moved).unwrap();
     assert_eq!(moved["counts"]["inserted"], 1, "{moved}");

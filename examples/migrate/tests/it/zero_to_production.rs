@@ -121,6 +121,8 @@ async fn moved_keys_are_answered_as_before() {
     assert!(before.location.is_some());
     let both = Service::start(BOTH, &db, &[]).await;
     let known = both.pay("b", 1).await;
+    let guide = include_str!("../../zero-to-production/README.md");
+    assert_eq!(db.check_names(guide, MOVE).await, (1, 0));
     let move_rows = ["backfill", "--retention", "7d", "--apply", "--json", "--from-query", MOVE];
     let moved: serde_json::Value = serde_json::from_str(&db.pgonce(&move_rows).await).unwrap();
     assert_eq!((&moved["counts"]["inserted"], &moved["counts"]["known"]), (&1.into(), &1.into()));
