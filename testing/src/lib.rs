@@ -26,6 +26,8 @@ mod database;
 #[cfg(feature = "download")]
 mod download;
 mod error;
+#[cfg(feature = "exactly-once")]
+mod exactly_once;
 #[cfg(not(unix))]
 #[path = "server_unsupported.rs"]
 mod server;
@@ -41,6 +43,8 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 pub use database::Database;
 pub use error::ThrowawayError;
+#[cfg(feature = "exactly-once")]
+pub use exactly_once::{Attempt, ExactlyOnce, Fault, Finding, Report, Scenario};
 
 use error::Tried;
 use server::Server;
