@@ -22,6 +22,7 @@
 //! ```
 
 mod binaries;
+mod clock;
 mod database;
 #[cfg(feature = "download")]
 mod download;
@@ -41,6 +42,7 @@ use std::path::{Path, PathBuf};
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
+pub use clock::Clock;
 pub use database::Database;
 pub use error::ThrowawayError;
 #[cfg(feature = "exactly-once")]

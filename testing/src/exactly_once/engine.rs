@@ -118,10 +118,24 @@ impl Engine {
 
     /// Cuts all connections to this database but the one used here, and waits until they are gone.
     pub(super) async fn cut_connections(&mut self) -> Found {
-        let cut = "select count(pg_terminate_backend(pid, 5000)) from pg_catalog.pg_stat_activity
+        let cut = "select pid, pg_terminate_backend(pid) from pg_catalog.pg_stat_activity
                     where datname = current_database() and backend_type = 'client backend'
                       and pid <> pg_backend_pid()";
-        sqlx::query(cut).execute(&mut self.conn).await.map(drop).map_err(unusable)
+        let cut: Vec<i32> =
+            sqlx::query_scalar(cut).fetch_all(&mut self.conn).await.map_err(unusable)?;
+        let left = "select exists (select from pg_catalog.pg_stat_activity where pid = any($1))";
+        let deadline = Instant::now() + self.patience;
+        while Instant::now() < deadline {
+            let left: bool = sqlx::query_scalar(left)
+                .bind(&cut)
+                .fetch_one(&mut self.conn)
+                .await
+                .map_err(unusable)?;
+            if !left {
+                return Ok(());
+            }
+        }
+        Err((Fault::Unusable, "connections do not end".to_owned()))
     }
 
     /// Notes how a scenario ended. Returns whether it found nothing.

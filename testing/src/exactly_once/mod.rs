@@ -14,6 +14,7 @@ use std::time::Duration;
 use ::http::{HeaderName, Request, Response};
 use bytes::Bytes;
 use http_body::Body;
+use http_body_util::BodyExt;
 use serde::Serialize;
 use sqlx::{Connection, PgConnection, PgPool};
 use tower_service::Service;
@@ -42,12 +43,13 @@ const PATIENCE_DEFAULT: Duration = Duration::from_secs(10);
 ///
 /// ```no_run
 /// # async fn example(pool: sqlx::PgPool, router: axum::Router) -> Result<(), http::Error> {
+/// use axum::body::Body;
 /// use http::Request;
 /// use pgonce_testing::ExactlyOnce;
 ///
 /// let request = Request::post("/payments")
 ///     .header("content-type", "application/json")
-///     .body(r#"{"amount": 100}"#)?;
+///     .body(Body::from(r#"{"amount": 100}"#))?;
 /// let effects = "select count(*) from payment";
 /// ExactlyOnce::new(&pool, effects).request(router, request).await.assert();
 /// # Ok(())
@@ -119,17 +121,27 @@ impl ExactlyOnce {
     ///
     /// # Cancel safety
     /// Dropped, it leaves the rows and keys of the calls so far.
-    pub async fn request<S, B, R>(self, service: S, request: Request<impl Into<Bytes>>) -> Report
+    pub async fn request<S, B, R>(self, service: S, request: Request<B>) -> Report
     where
         S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
         S::Error: Display,
         S::Future: Send,
-        B: From<Bytes> + Send + 'static,
+        B: Body + From<Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
         R: Body + Send + 'static,
         R::Data: Send,
         R::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let request = request.map(Into::into);
+        let (parts, body) = request.into_parts();
+        let body = match body.collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => {
+                let mut report = Report::new(self.seed);
+                report.unusable(format!("the request's body is broken: {}", error.into()));
+                return report;
+            }
+        };
+        let request = Request::from_parts(parts, body);
         let changed = self.changed.clone().unwrap_or_else(|| http::changed(request.body()));
         let (header, quoted) = (self.header.clone(), self.quoted);
         let call = http::call(service, Template { request, changed, header, quoted });

@@ -11,10 +11,12 @@ use super::report::{Fault, Scenario};
 /// Calls with one key at the same time.
 const AT_ONCE: u32 = 8;
 /// Rounds of `AT_ONCE`. The first finds a pool without connections.
-const ROUNDS: u32 = 8;
+const ROUNDS: u32 = 4;
 /// A call is cut off at no later stage.
-const STAGES_MAX: u32 = 64;
-/// Cuts of the connections at random times. They reach work that a service does in a task of its own.
+const STAGES_MAX: u32 = 200;
+/// Times that a call is hung up on at each stage.
+const PASSES: u32 = 4;
+/// Cuts of the connections at random times.
 const CUTS: u32 = 16;
 
 impl Engine {
@@ -108,18 +110,21 @@ impl Engine {
         Ok(())
     }
 
-    /// A stage is a poll of the call's future: it sends a statement, for example.
+    /// A stage ends where the call's future waits: for the answer to a statement, for example. A quick answer leaves a
+    /// stage out, so there are several passes.
     async fn hang_up(&mut self) -> Found {
-        for times in 1..=STAGES_MAX {
-            let stage = format!("hung up at stage {times}");
-            let before = self.effects().await?;
-            let attempt = Attempt::new(&new_key());
-            let mut running = self.start(attempt.clone());
-            let ended = poll_times(&mut running, times).await.is_some();
-            drop(running);
-            self.settled(&attempt, before, &stage).await?;
-            if ended {
-                return Ok(());
+        for pass in 1..=PASSES {
+            for times in 1..=STAGES_MAX {
+                let stage = format!("pass {pass}, hung up at stage {times}");
+                let before = self.effects().await?;
+                let attempt = Attempt::new(&new_key());
+                let mut running = self.start(attempt.clone());
+                let ended = poll_times(&mut running, times).await.is_some();
+                drop(running);
+                self.settled(&attempt, before, &stage).await?;
+                if ended {
+                    break;
+                }
             }
         }
         Ok(())
@@ -135,7 +140,7 @@ impl Engine {
 
     async fn killed(&mut self) -> Found {
         for times in 1..=STAGES_MAX {
-            let stage = format!("cut the connections at stage {times}");
+            let stage = format!("connections cut at stage {times}");
             let before = self.effects().await?;
             let attempt = Attempt::new(&new_key());
             let mut running = self.start(attempt.clone());
@@ -149,10 +154,11 @@ impl Engine {
                 break;
             }
         }
+        // A service may do the work in another task, of which no stage is seen here.
         let usual = self.usual.as_ref().map_or(Duration::ZERO, |(_, took)| *took);
         for _ in 0..CUTS {
             let after = usual.mul_f64(self.rng.f64());
-            let stage = format!("cut the connections after {after:?}");
+            let stage = format!("connections cut after {after:?}");
             let before = self.effects().await?;
             let attempt = Attempt::new(&new_key());
             let running = tokio::spawn(self.start(attempt.clone()));
