@@ -1,13 +1,15 @@
 //! The program of pgonce's page on testing. A test holds the page to it.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::Json;
 use axum::http::{Request, StatusCode, request::Parts};
 use axum::{Router, routing::post};
 use pgonce::web::{HandlerTest, IdempotencyLayer, OnceClaim, OnceTx};
-use pgonce::{Operation, PgOnce, Scope};
-use pgonce_testing::Throwaway;
+use pgonce::{Done, Fingerprint, Inbox, Message, Operation, PgOnce, Scope, Verdict};
+use pgonce_testing::{Attempt, Clock, ExactlyOnce, Throwaway};
 use sqlx::{PgConnection, PgPool};
 use tower::ServiceExt;
 
@@ -43,6 +45,10 @@ async fn create_charge(claim: OnceClaim, Json(payment): Json<Payment>) -> Status
         Ok(mut tx) => insert(&mut tx, payment.amount).await,
         Err(_) => StatusCode::SERVICE_UNAVAILABLE,
     }
+}
+
+async fn pay(tx: &mut PgConnection, amount: i64) -> sqlx::Result<()> {
+    sqlx::query("insert into payment (amount) values ($1)").bind(amount).execute(tx).await.map(drop)
 }
 
 async fn database() -> PgPool {
@@ -91,6 +97,66 @@ async fn the_handler_writes_a_payment() {
     assert_eq!(status, StatusCode::CREATED);
     drop(test); // rolls back
     assert_eq!(payments(&pool).await, 1);
+}
+
+#[tokio::test]
+async fn a_payment_is_made_exactly_once() {
+    let pool = database().await;
+    let request = Request::post("/payments")
+        .header("content-type", "application/json")
+        .body(Body::from(r#"{"amount": 100}"#))
+        .unwrap();
+    let tester = ExactlyOnce::new(&pool, "select count(*) from payment");
+    tester.request(router(pool.clone()), request).await.assert();
+}
+
+#[tokio::test]
+async fn run_pays_exactly_once() {
+    let pool = database().await;
+    let tester = ExactlyOnce::new(&pool, "select count(*) from payment");
+    let operation = move |attempt: Attempt| {
+        let pool = pool.clone();
+        async move {
+            let amount = if attempt.changed { 200 } else { 100 };
+            let op = Operation::new("acme/payments.create", attempt.key)?
+                .fingerprint(Fingerprint::of_json(&amount)?);
+            let work = async |tx: &mut PgConnection| pay(tx, amount).await;
+            PgOnce::new().run(&pool, &op, work).await.map(Done::into_inner)
+        }
+    };
+    tester.operation(operation).await.assert();
+}
+
+#[tokio::test]
+async fn a_message_pays_exactly_once() {
+    let pool = database().await;
+    let tester = ExactlyOnce::new(&pool, "select count(*) from payment");
+    let inbox = Inbox::new(&PgOnce::new(), "orders").unwrap();
+    let consumer = move |id: String| {
+        let (inbox, pool) = (inbox.clone(), pool.clone());
+        async move {
+            let message = Message::new(id).redelivered(false);
+            let work = async |tx: &mut PgConnection| pay(tx, 100).await;
+            match inbox.handle(&pool, &message, work).await.verdict {
+                Verdict::Ack => Ok(()),
+                verdict => Err(format!("{verdict:?}")), // the broker delivers it again
+            }
+        }
+    };
+    tester.consumer(consumer).await.assert();
+}
+
+#[tokio::test]
+async fn a_key_is_forgotten_after_a_day() {
+    let pool = database().await;
+    let mut clock = Clock::install(&pool, "pgonce").await.unwrap();
+    let op = Operation::new("acme/payments.create", "order-17").unwrap();
+    for payments_then in [1, 2] {
+        let work = async |tx: &mut PgConnection| pay(tx, 100).await;
+        PgOnce::new().run(&pool, &op, work).await.unwrap();
+        assert_eq!(payments(&pool).await, payments_then);
+        clock.advance(Duration::from_secs(24 * 60 * 60)).await.unwrap();
+    }
 }
 
 #[test]
