@@ -9,8 +9,8 @@ use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 ///
 /// All of pgonce's rules read the time from two SQL functions in pgonce's schema, `_clock` and `_transaction_start`.
 /// `Clock` replaces both by versions that add an offset. So all sessions of this database see the new time at once,
-/// whether they call pgonce from Rust, SQL or a service. Nothing else moves: not `now()` in your own statements, not the
-/// bounds of waits, and not timers in a process, such as those of the [`Reaper`] and of lease renewal.
+/// whether they call pgonce from Rust, SQL or a service. Nothing else moves: `now()` in your own statements, the bounds
+/// of waits, and timers in a process, such as those of the [`Reaper`] and of lease renewal, keep the real time.
 ///
 /// ```no_run
 /// use std::time::Duration;

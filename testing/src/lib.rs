@@ -7,6 +7,9 @@
 //! panic, Ctrl-C, `process::exit`, `kill -9`. A small `sh` watches the server, and cleans up as soon as the pipe to
 //! this process breaks.
 //!
+//! [`Clock`] moves the time that pgonce sees in a test's database. `ExactlyOnce` (feature `exactly-once`) calls a service
+//! as bad networks do, and counts its effects.
+//!
 //! ```no_run
 //! use sqlx::PgPool;
 //! use pgonce_testing::{Options, Throwaway};

@@ -139,7 +139,7 @@ async fn a_message_pays_exactly_once() {
             let work = async |tx: &mut PgConnection| pay(tx, 100).await;
             match inbox.handle(&pool, &message, work).await.verdict {
                 Verdict::Ack => Ok(()),
-                verdict => Err(format!("{verdict:?}")), // the broker delivers it again
+                verdict => Err(format!("{verdict:?}")), // redelivered
             }
         }
     };

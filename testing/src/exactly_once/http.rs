@@ -97,8 +97,7 @@ where
     }
 }
 
-/// Another body of the same form: a JSON number or string is altered. A body that is no JSON, or has none, gets one more
-/// byte.
+/// Another body of the same form: a JSON number or string is altered. A body without one gets one more byte.
 pub(super) fn changed(body: &Bytes) -> Bytes {
     if let Ok(mut json) = serde_json::from_slice::<Value>(body)
         && (alter(&mut json, &mut add_one) || alter(&mut json, &mut lengthen))
