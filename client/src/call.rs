@@ -2,14 +2,15 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, DATE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use uuid::Uuid;
 
+use crate::Error;
 use crate::policy::RetryPolicy;
 
-/// The longest problem document that is read.
-const PROBLEM_BYTES_MAX: u64 = 64 * 1024;
+/// The longest body that is read before the caller gets the answer.
+const WHOLE_BYTES_MAX: u64 = 64 * 1024;
 
 /// How a call went, in the extensions of its response.
 ///
@@ -56,8 +57,8 @@ pub(crate) struct Call {
 }
 
 impl Outcome {
-    /// `problem`: the body, if [`has_problem`].
-    pub(crate) fn of(status: StatusCode, headers: &HeaderMap, problem: Option<&[u8]>) -> Self {
+    /// `body`: if it was read whole.
+    pub(crate) fn of(status: StatusCode, headers: &HeaderMap, body: Option<&[u8]>) -> Self {
         let is = |name: &str, word: &str| {
             headers.get(name).is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(word.as_bytes()))
         };
@@ -66,39 +67,49 @@ impl Outcome {
             () if is("stripe-should-retry", "false") => Some(false),
             () => None,
         };
-        let problem =
-            problem.and_then(|body| serde_json::from_slice::<serde_json::Value>(body).ok());
+        let problem = body
+            .filter(|_| has_problem(status, headers))
+            .and_then(|body| serde_json::from_slice::<serde_json::Value>(body).ok());
         let retryable = stripes.or_else(|| problem?.get("retryable")?.as_bool());
-        let pause = headers.get(RETRY_AFTER).and_then(|it| pause(it, SystemTime::now()));
+        let pause = pause(headers, SystemTime::now());
         Self { status: Some(status), pause, retryable, replayed: is("idempotent-replayed", "true") }
     }
 
     fn may_come_again(&self) -> bool {
         let by_status = || match self.status.map(|status| status.as_u16()) {
             None => true,
+            Some(_) if self.replayed => false, // a stored response does not change
             Some(code) => matches!(code, 409 | 425 | 429 | 502 | 503 | 504),
         };
         self.retryable.unwrap_or_else(by_status)
     }
 }
 
-/// Whether the body is a problem document (RFC 9457) that is short enough to read.
-pub(crate) fn has_problem(status: StatusCode, headers: &HeaderMap) -> bool {
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let length = text(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
-    status.as_u16() >= 400
-        && text(CONTENT_TYPE).is_some_and(|it| it.starts_with("application/problem+json"))
-        && length.is_some_and(|length| length <= PROBLEM_BYTES_MAX)
+/// Whether a body of this length is read before the caller gets the answer: so that a connection that breaks in it is a
+/// broken try, and a problem document can be looked at.
+pub(crate) fn is_short(length: Option<u64>) -> bool {
+    length.is_some_and(|length| length <= WHOLE_BYTES_MAX)
 }
 
-/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
-fn pause(value: &HeaderValue, now: SystemTime) -> Option<Duration> {
-    let value = value.to_str().ok()?.trim();
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
+/// Whether the body is a problem document (RFC 9457).
+fn has_problem(status: StatusCode, headers: &HeaderMap) -> bool {
+    const KIND: &str = "application/problem+json";
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next());
+    status.as_u16() >= 400 && kind.is_some_and(|kind| kind.trim().eq_ignore_ascii_case(KIND))
+}
+
+/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3), by the server's clock if it says its time.
+fn pause(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let value = text(RETRY_AFTER)?.trim();
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More digits than a number has are a long time, too.
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
-    let at = httpdate::parse_http_date(value).ok()?;
-    Some(at.duration_since(now).unwrap_or_default())
+    let date = |text| httpdate::parse_http_date(text).ok();
+    let now = text(DATE).and_then(date).unwrap_or(now);
+    Some(date(value)?.duration_since(now).unwrap_or_default())
 }
 
 impl Call {
@@ -132,7 +143,14 @@ impl Call {
     /// Counts a try. The time that it has.
     pub(crate) fn try_now(&mut self) -> Duration {
         self.tries += 1;
-        self.policy.deadline.saturating_sub(self.begun.elapsed())
+        self.policy.deadline.saturating_sub(self.begun.elapsed()).min(self.policy.try_deadline)
+    }
+
+    /// The error of a try that had no answer in its time.
+    pub(crate) fn over(&self) -> Error {
+        let is_last = self.begun.elapsed() >= self.policy.deadline;
+        let deadline = if is_last { self.policy.deadline } else { self.policy.try_deadline };
+        Error::Deadline { deadline, tries: self.tries }
     }
 
     /// What to do after a try.
@@ -154,10 +172,6 @@ impl Call {
 
     pub(crate) fn sent(&self, outcome: &Outcome) -> Sent {
         Sent { tries: self.tries, replayed: outcome.replayed }
-    }
-
-    pub(crate) fn tries(&self) -> u32 {
-        self.tries
     }
 }
 

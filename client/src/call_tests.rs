@@ -12,6 +12,9 @@ fn call(policy: &RetryPolicy, method: Method) -> (Call, HeaderMap) {
 
 fn answer(code: u16, headers: &[(&'static str, &str)], problem: Option<&str>) -> Outcome {
     let mut map = HeaderMap::new();
+    if problem.is_some() {
+        map.insert(CONTENT_TYPE, "Application/Problem+JSON; charset=utf-8".parse().unwrap());
+    }
     for (name, value) in headers {
         map.insert(*name, value.parse().unwrap());
     }
@@ -24,6 +27,8 @@ fn the_servers_word_wins_and_else_the_status_decides() {
     let cases = [
         (answer(200, &[], None), false),
         (answer(409, &[], None), true),
+        (answer(409, &[("idempotent-replayed", "true")], None), false),
+        (answer(409, &[("idempotent-replayed", "true")], Some(yes)), true),
         (answer(409, &[], Some(no)), false),
         (answer(409, &[], Some("no JSON")), true),
         (answer(400, &[], None), false),
@@ -60,10 +65,21 @@ fn no_pause_is_shorter_than_the_server_says_nor_longer_than_the_deadline() {
         }
     }
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-    let date = |at: SystemTime| httpdate::fmt_http_date(at).parse().unwrap();
-    assert_eq!(pause(&date(now + Duration::from_secs(7)), now), Some(Duration::from_secs(7)));
-    assert_eq!(pause(&date(now - Duration::from_secs(7)), now), Some(Duration::ZERO));
-    assert_eq!(pause(&"soon".parse().unwrap(), now), None);
+    let date = httpdate::fmt_http_date;
+    let (later, earlier) = (date(now + Duration::from_secs(7)), date(now - Duration::from_secs(7)));
+    let said = |value: &str, date: Option<&str>| {
+        let mut headers = HeaderMap::new();
+        headers.insert(RETRY_AFTER, value.parse().unwrap());
+        headers.extend(date.map(|date| (DATE, date.parse().unwrap())));
+        pause(&headers, now)
+    };
+    assert_eq!(said(&later, None), Some(Duration::from_secs(7)));
+    assert_eq!(said(&later, Some(&earlier)), Some(Duration::from_secs(14)), "the server's clock");
+    assert_eq!(said(&earlier, None), Some(Duration::ZERO));
+    assert_eq!(said("99999999999999999999999", None), Some(Duration::from_secs(u64::MAX)));
+    for none in ["soon", "-1", "+1", "1.5", ""] {
+        assert_eq!(said(none, None), None, "{none}");
+    }
 }
 
 #[test]
@@ -125,17 +141,18 @@ fn tries_and_the_budget_of_all_calls_end() {
 }
 
 #[test]
-fn only_short_problem_documents_are_read() {
-    let of = |code: u16, kind: &str, length: &str| {
+fn only_problem_documents_and_short_bodies_are_read() {
+    let of = |code: u16, kind: &str| {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, kind.parse().unwrap());
-        headers.insert(CONTENT_LENGTH, length.parse().unwrap());
         has_problem(StatusCode::from_u16(code).unwrap(), &headers)
     };
-    assert!(of(409, "application/problem+json", "200"));
-    assert!(of(409, "application/problem+json; charset=utf-8", "200"));
-    assert!(!of(409, "application/json", "200"));
-    assert!(!of(409, "application/problem+json", "100000"));
-    assert!(!of(200, "application/problem+json", "200"));
+    assert!(of(409, "application/problem+json"));
+    assert!(of(409, "application/problem+json; charset=utf-8"));
+    assert!(!of(409, "application/json"));
+    assert!(!of(409, "application/problem+jsonx"));
+    assert!(!of(200, "application/problem+json"));
     assert!(!has_problem(StatusCode::CONFLICT, &HeaderMap::new()));
+    assert!(is_short(Some(0)) && is_short(Some(65_536)));
+    assert!(!is_short(Some(65_537)) && !is_short(None));
 }

@@ -14,14 +14,14 @@ pub enum Error {
         "the request's body cannot be sent again; nothing was sent. Give the body as bytes, not as a stream"
     )]
     BodyNotRepeatable,
-    /// The time of the call is over while a try was under way. Whether the request took effect is unknown: send it again
+    /// The time of the call, or of its last try, is over without an answer. Whether the request took effect is unknown: send it again
     /// under the same key.
     #[error(
         "no answer within {deadline:?}, after {tries} tries. Whether the request took effect is unknown: send it \
          again under the same key"
     )]
     Deadline {
-        /// The time that the call had.
+        /// The time that the call had, or its last try.
         deadline: Duration,
         /// How often the request was sent.
         tries: u32,

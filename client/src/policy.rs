@@ -23,6 +23,7 @@ pub struct RetryPolicy {
     pub(crate) methods: Vec<Method>,
     pub(crate) correlation: Option<HeaderName>,
     pub(crate) deadline: Duration,
+    pub(crate) try_deadline: Duration,
     pub(crate) tries_max: u32,
     pub(crate) pause: Duration,
     pub(crate) pause_max: Duration,
@@ -36,7 +37,8 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Keys in the header `Idempotency-Key` for POST and PATCH; up to ten tries within one minute; pauses of up to 0.2,
+    /// Keys in the header `Idempotency-Key` for POST and PATCH; up to ten tries within one minute, each of
+    /// 15 seconds; pauses of up to 0.2,
     /// 0.4, 0.8 .. 20 seconds, by chance; a [`Budget`] of 100 retries.
     #[must_use]
     pub fn new() -> Self {
@@ -46,6 +48,7 @@ impl RetryPolicy {
             methods: vec![Method::POST, Method::PATCH],
             correlation: None,
             deadline: Duration::from_secs(60),
+            try_deadline: Duration::from_secs(15),
             tries_max: 10,
             pause: Duration::from_millis(200),
             pause_max: Duration::from_secs(20),
@@ -92,6 +95,16 @@ impl RetryPolicy {
     /// [`Error::Invalid`].
     pub fn deadline(mut self, deadline: Duration) -> Result<Self, Error> {
         self.deadline = between("deadline", deadline, Duration::from_secs(86_400))?;
+        Ok(self)
+    }
+
+    /// The longest time of one try, from 1 ms to 1 day. After it the connection counts as broken: many answers are lost
+    /// without a word. A call that waits for slow answers, such as pgonce's with a long `wait`, needs a longer time.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn try_deadline(mut self, deadline: Duration) -> Result<Self, Error> {
+        self.try_deadline = between("try_deadline", deadline, Duration::from_secs(86_400))?;
         Ok(self)
     }
 

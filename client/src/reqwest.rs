@@ -6,7 +6,7 @@ use reqwest::{Request, Response, ResponseBuilderExt, redirect};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next as Chain};
 
 use crate::Error;
-use crate::call::{Call, Next, Outcome, has_problem};
+use crate::call::{Call, Next, Outcome, is_short};
 use crate::policy::RetryPolicy;
 
 /// A client whose calls are keyed and tried again. Redirects are followed on the same origin only, so that no key gets to
@@ -85,12 +85,10 @@ impl Middleware for Retries {
                 Some(copy) => (copy, Some(request)),
                 None => (request, None),
             };
-            let sent = tokio::time::timeout(time, chain.clone().run(this, extensions)).await;
-            let Ok(sent) = sent else {
-                let (deadline, tries) = (self.0.deadline, call.tries());
-                return Err(failed(Error::Deadline { deadline, tries }));
-            };
-            let (outcome, sent) = read(sent).await;
+            let sending = async { read(chain.clone().run(this, extensions).await).await };
+            let (outcome, sent) = tokio::time::timeout(time, sending)
+                .await
+                .unwrap_or_else(|_| (Some(Outcome::default()), Err(failed(call.over()))));
             let next = match (outcome, again) {
                 (Some(outcome), Some(again)) => match call.after(&outcome) {
                     Next::AgainAfter(pause) => Some((pause, again)),
@@ -118,7 +116,8 @@ fn failed(error: Error) -> reqwest_middleware::Error {
 
 type Answered = reqwest_middleware::Result<Response>;
 
-/// What came of a try; nothing for an error that another try cannot cure. The response is as it was.
+/// What came of a try; nothing for an error that another try cannot cure. A short response is read whole; it is as it
+/// was.
 async fn read(sent: Answered) -> (Option<Outcome>, Answered) {
     let response = match sent {
         Ok(response) => response,
@@ -129,7 +128,7 @@ async fn read(sent: Answered) -> (Option<Outcome>, Answered) {
         Err(error) => return (None, Err(error)),
     };
     let (status, headers) = (response.status(), response.headers().clone());
-    if !has_problem(status, &headers) {
+    if !is_short(response.content_length()) {
         return (Some(Outcome::of(status, &headers, None)), Ok(response));
     }
     let extensions = response.extensions().clone();

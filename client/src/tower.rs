@@ -11,8 +11,7 @@ use http_body_util::{BodyExt, Either, Full};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::Error;
-use crate::call::{Call, Next, Outcome, has_problem};
+use crate::call::{Call, Next, Outcome, is_short};
 use crate::policy::RetryPolicy;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -92,14 +91,18 @@ where
 {
     let (mut parts, body) = request.into_parts();
     let mut call = Call::begin(&policy, &parts.method, &mut parts.headers);
+    let mut is_ready = true;
     loop {
         let time = call.try_now();
         let request = Request::from_parts(parts.clone(), body.clone());
-        let answer = async { read(inner.call(request).await.map_err(Into::into)?).await };
-        let Ok(answer) = tokio::time::timeout(time, answer).await else {
-            let (deadline, tries) = (policy.deadline, call.tries());
-            return Err(Error::Deadline { deadline, tries }.into());
+        let answer = async {
+            if !std::mem::take(&mut is_ready) {
+                poll_fn(|cx| inner.poll_ready(cx)).await.map_err(Into::into)?;
+            }
+            read(inner.call(request).await.map_err(Into::into)?).await
         };
+        let answer = tokio::time::timeout(time, answer).await;
+        let answer = answer.unwrap_or_else(|_| Err(call.over().into()));
         let outcome = answer.as_ref().map(|(outcome, _)| *outcome).unwrap_or_default();
         match call.after(&outcome) {
             Next::Return => {
@@ -110,13 +113,12 @@ where
             Next::AgainAfter(pause) => {
                 drop(answer);
                 tokio::time::sleep(pause).await;
-                poll_fn(|cx| inner.poll_ready(cx)).await.map_err(Into::into)?;
             }
         }
     }
 }
 
-/// A problem document is read; its response is as it was.
+/// A short response is read whole; it is as it was.
 async fn read<R>(
     response: Response<R>,
 ) -> Result<(Outcome, Response<Either<R, Full<Bytes>>>), BoxError>
@@ -125,11 +127,11 @@ where
     R::Error: Into<BoxError>,
 {
     let (parts, body) = response.into_parts();
-    if !has_problem(parts.status, &parts.headers) {
+    if !is_short(body.size_hint().exact()) {
         let outcome = Outcome::of(parts.status, &parts.headers, None);
         return Ok((outcome, Response::from_parts(parts, Either::Left(body))));
     }
-    let problem = body.collect().await.map_err(Into::into)?.to_bytes();
-    let outcome = Outcome::of(parts.status, &parts.headers, Some(&problem));
-    Ok((outcome, Response::from_parts(parts, Either::Right(Full::new(problem)))))
+    let body = body.collect().await.map_err(Into::into)?.to_bytes();
+    let outcome = Outcome::of(parts.status, &parts.headers, Some(&body));
+    Ok((outcome, Response::from_parts(parts, Either::Right(Full::new(body)))))
 }

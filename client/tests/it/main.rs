@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
 mod answers;
+mod broken;
 mod charges;
 mod intents;
 mod kills;
