@@ -14,8 +14,8 @@ pub enum Error {
         "the request's body cannot be sent again; nothing was sent. Give the body as bytes, not as a stream"
     )]
     BodyNotRepeatable,
-    /// The time of the call, or of its last try, is over without an answer. Whether the request took effect is unknown: send it again
-    /// under the same key.
+    /// The time of the call, or of its last try, is over without an answer. Whether the request took effect is unknown:
+    /// send it again under the same key.
     #[error(
         "no answer within {deadline:?}, after {tries} tries. Whether the request took effect is unknown: send it \
          again under the same key"

@@ -125,6 +125,11 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether this is the intent of its name. It may have been forgotten, and begun again with another key.
+    fn has(&self, intent: &Intent) -> bool {
+        self.intents.get(&intent.name).is_some_and(|(found, _)| found.key == intent.key)
+    }
+
     fn begin(&mut self, name: &str) -> Result<Intent, IntentError> {
         if let Some((intent, _)) = self.intents.get(name) {
             return Ok(intent.clone());
@@ -145,22 +150,30 @@ impl IntentStore for FileIntentStore {
     }
 
     async fn finish(&self, intent: &Intent) -> Result<(), IntentError> {
-        let name = intent.name.clone();
-        self.with(|shared| shared.write(Line::Finished { name })).await
+        let intent = intent.clone();
+        self.with(move |shared| match shared.has(&intent) {
+            true => shared.write(Line::Finished { name: intent.name }),
+            false => Ok(()),
+        })
+        .await
     }
 
     async fn unknown(&self) -> Result<Vec<Intent>, IntentError> {
         let unknown = |shared: &mut Shared| {
             let open = shared.intents.values().filter(|(_, finished)| !finished);
             let mut open: Vec<_> = open.map(|(intent, _)| intent.clone()).collect();
-            open.sort_by_key(|intent| intent.begun_at);
+            open.sort_by(|a, b| (a.begun_at, &a.name).cmp(&(b.begun_at, &b.name)));
             Ok(open)
         };
         self.with(unknown).await
     }
 
     async fn forget(&self, intent: &Intent) -> Result<(), IntentError> {
-        let name = intent.name.clone();
-        self.with(|shared| shared.write(Line::Forgotten { name })).await
+        let intent = intent.clone();
+        self.with(move |shared| match shared.has(&intent) {
+            true => shared.write(Line::Forgotten { name: intent.name }),
+            false => Ok(()),
+        })
+        .await
     }
 }

@@ -11,6 +11,9 @@ pub use file::FileIntentStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PgIntentStore;
 
+/// How much the clocks of two machines may differ.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(5 * 60);
+
 /// Something to do once, such as *charge order 17*, and its key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Intent {
@@ -38,13 +41,14 @@ impl Intent {
         self.begun_at
     }
 
-    fn age(&self) -> Duration {
-        self.begun_at.elapsed().unwrap_or_default()
-    }
-
-    /// The intent, if a server that remembers keys for this long still knows its key.
+    /// The intent, if a server that remembers keys for this long still knows its key. An intent of the future may have
+    /// any age: the clock was set back.
     fn within(self, retention: Duration) -> Result<Self, IntentError> {
-        if self.age() >= retention { Err(IntentError::TooOld(self)) } else { Ok(self) }
+        let is_known = match self.begun_at.elapsed() {
+            Ok(age) => age < retention,
+            Err(ahead) => ahead.duration() < CLOCKS_DIFFER,
+        };
+        if is_known { Ok(self) } else { Err(IntentError::TooOld(self)) }
     }
 }
 
@@ -59,8 +63,9 @@ impl fmt::Debug for Intent {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IntentError {
-    /// The intent is older than the server remembers keys: under its key the server would act again. Find out by hand
-    /// whether it took effect; then [`forget`](IntentStore::forget) it.
+    /// The intent is older than the server remembers keys, or its age is not known, because by this clock it was begun in
+    /// the future. Under its key the server could act again. Find out by hand whether it took effect; then
+    /// [`forget`](IntentStore::forget) it.
     #[error(
         "the intent is older than the server remembers its key; find out whether it took effect, then forget it"
     )]
@@ -113,7 +118,8 @@ pub trait IntentStore: Send + Sync {
     /// If dropped, the intent is begun or not.
     fn begin(&self, name: &str) -> impl Future<Output = Result<Intent, IntentError>> + Send;
 
-    /// Marks the intent's outcome as known. It keeps its name and key.
+    /// Marks the intent's outcome as known. It keeps its name and key. Does nothing if the intent was forgotten, even if
+    /// its name was begun again.
     ///
     /// # Errors
     /// [`Store`](IntentError::Store).
@@ -132,7 +138,8 @@ pub trait IntentStore: Send + Sync {
     /// Cancel safe.
     fn unknown(&self) -> impl Future<Output = Result<Vec<Intent>, IntentError>> + Send;
 
-    /// Removes the intent: the next begin of its name gets a new key, and the server acts again.
+    /// Removes the intent: the next begin of its name gets a new key, and the server acts again. Does nothing if it was
+    /// forgotten already.
     ///
     /// # Errors
     /// [`Store`](IntentError::Store).

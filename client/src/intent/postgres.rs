@@ -87,8 +87,9 @@ impl IntentStore for PgIntentStore {
     }
 
     async fn finish(&self, intent: &Intent) -> Result<(), IntentError> {
-        let finish = sqlx::query("update pgonce_intent set finished = true where name = $1");
-        finish.bind(&intent.name).execute(&self.pool).await?;
+        let finish = "update pgonce_intent set finished = true where name = $1 and key = $2";
+        let finish = sqlx::query(finish).bind(&intent.name).bind(&intent.key);
+        finish.execute(&self.pool).await?;
         Ok(())
     }
 
@@ -106,8 +107,8 @@ impl IntentStore for PgIntentStore {
     }
 
     async fn forget(&self, intent: &Intent) -> Result<(), IntentError> {
-        let delete = sqlx::query("delete from pgonce_intent where name = $1");
-        delete.bind(&intent.name).execute(&self.pool).await?;
+        let delete = sqlx::query("delete from pgonce_intent where name = $1 and key = $2");
+        delete.bind(&intent.name).bind(&intent.key).execute(&self.pool).await?;
         Ok(())
     }
 }

@@ -20,6 +20,12 @@ async fn follows_the_rules(store: &impl IntentStore) {
     assert_eq!(store.begin("order 1").await.unwrap(), first, "finished, and still the same key");
     store.forget(&first).await.unwrap();
     assert_ne!(store.begin("order 1").await.unwrap().key(), first.key());
+    // The first is another's now: what was known of the old one does not touch it.
+    let renewed = store.begin("order 1").await.unwrap();
+    store.finish(&first).await.unwrap();
+    store.forget(&first).await.unwrap();
+    assert_eq!(store.begin("order 1").await.unwrap(), renewed);
+    assert!(store.unknown().await.unwrap().contains(&renewed));
     for bad in [String::new(), "x".repeat(256)] {
         let error = store.begin(&bad).await.unwrap_err();
         assert!(error.to_string().contains("it takes 1 to 255"), "{error}");
@@ -46,6 +52,13 @@ async fn intents_in_a_file() {
         "{{\"begun\":{{\"name\":\"old\",\"key\":\"k\",\"at_ms\":{}}}}}\n",
         days_ago.as_millis()
     );
+    std::fs::write(&path, &line).unwrap();
+    refuses_an_old_intent(&FileIntentStore::open(&path, DAY).unwrap()).await;
+    // The clock was set back by two days: the intent may be older than any retention.
+    let path = folder.path().join("future.jsonl");
+    let in_two_days = days_ago + 4 * DAY;
+    let line =
+        line.replace(&days_ago.as_millis().to_string(), &in_two_days.as_millis().to_string());
     std::fs::write(&path, line).unwrap();
     refuses_an_old_intent(&FileIntentStore::open(&path, DAY).unwrap()).await;
 }
@@ -60,6 +73,10 @@ async fn intents_in_postgres() {
     sqlx::query("truncate pgonce_intent").execute(&service.pool).await.unwrap();
     let old = "insert into pgonce_intent values ('old', 'k', now() - interval '2 days', false)";
     sqlx::query(old).execute(&service.pool).await.unwrap();
+    refuses_an_old_intent(&store).await;
+    sqlx::query("truncate pgonce_intent").execute(&service.pool).await.unwrap();
+    let future = "insert into pgonce_intent values ('old', 'k', now() + interval '2 days', false)";
+    sqlx::query(future).execute(&service.pool).await.unwrap();
     refuses_an_old_intent(&store).await;
 
     let mut tx = service.pool.begin().await.unwrap();
