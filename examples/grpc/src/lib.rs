@@ -14,6 +14,7 @@ use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_stream::{Stream, iter};
+use tonic::codec::CompressionEncoding;
 use tonic::metadata::MetadataValue;
 use tonic::service::{InterceptorLayer, LayerExt};
 use tonic::transport::Server;
@@ -40,9 +41,10 @@ pub async fn serve(listener: TcpListener, once: PgOnce, pool: PgPool) -> anyhow:
         Some(Scope::of([user, "payments.pay"]))
     });
     let idempotency = idempotency.class(Class::new("payments.pay")?).grpc();
+    let payments = PaymentsServer::new(Shop).send_compressed(CompressionEncoding::Gzip);
     Server::builder()
         .layer(InterceptorLayer::new(authenticate))
-        .add_service(idempotency.named_layer(PaymentsServer::new(Shop)))
+        .add_service(idempotency.named_layer(payments))
         .serve_with_incoming(TcpListenerStream::new(listener))
         .await?;
     Ok(())

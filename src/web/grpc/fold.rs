@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, Full};
 use tower_service::Service;
 
 use super::message::OneMessage;
-use super::status;
+use super::{is_grpc, status};
 use crate::web::body::{BoxError, Buffered};
 use crate::web::settle::Settle;
 
@@ -56,6 +56,9 @@ where
     R::Error: Into<BoxError>,
 {
     let (mut parts, body) = response.into_parts();
+    if !is_grpc(&parts.headers) {
+        return foreign(parts);
+    }
     let streams = Arc::new(AtomicBool::new(false));
     let Ok(body) = OneMessage::new(body, streams.clone()).collect().await else {
         // What was written is undone. Whether a remote was called, nobody knows.
@@ -71,12 +74,22 @@ where
     folded(parts, &body.to_bytes(), trailers)
 }
 
+/// An answer that is not gRPC's, such as a refusal of a layer inside: its status stays for the rule, and becomes a code
+/// for the client.
+fn foreign(parts: Parts) -> Response<Full<Bytes>> {
+    let (synthetic, ()) = status::only_status(status::of_http(parts.status), "").into_parts();
+    let mut folded = folded(synthetic, &Bytes::new(), None);
+    *folded.status_mut() = parts.status;
+    *folded.extensions_mut() = parts.extensions;
+    folded
+}
+
 fn folded(mut parts: Parts, message: &Bytes, trailers: Option<HeaderMap>) -> Response<Full<Bytes>> {
     let content_type = parts.headers.remove(CONTENT_TYPE);
-    // *Trailers-Only*: all metadata is trailing metadata.
     let trailers = match trailers {
-        None if parts.headers.contains_key(status::STATUS) => std::mem::take(&mut parts.headers),
-        trailers => trailers.unwrap_or_default(),
+        Some(trailers) if trailers.contains_key(status::STATUS) => trailers,
+        // *Trailers-Only*: all metadata is trailing metadata.
+        _ => std::mem::take(&mut parts.headers),
     };
     parts.status = status::as_http(&trailers);
     let suffix = content_type.as_ref().and_then(|it| it.to_str().ok()?.strip_prefix(GRPC));

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::ACCEPT;
-use http::{Request, Response};
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use tower_layer::Layer;
@@ -39,8 +39,11 @@ impl IdempotencyLayer {
     /// [`keep_header`](Self::keep_header) lists. [HTTP](crate::_docs::http#grpc) has the status codes.
     ///
     /// The handler gets its transaction with [`OnceTx::of`](super::OnceTx::of). Put the layer around services whose
-    /// methods are unary: a second message, of a request or a response, is refused (`UNIMPLEMENTED`), its writes are
-    /// undone, and the key is free. A client that streams and sends one message only waits until its deadline.
+    /// methods are unary: a second message, of a request or a response, is refused (`UNIMPLEMENTED`), also without a key
+    /// and in [`observe`](Self::observe), and the transaction's writes are undone. A stream of one message that stays
+    /// open ends at the client's deadline. Other requests than gRPC get 415; put a layer for gRPC-Web outside.
+    ///
+    /// Responses are not compressed, because a retry may come from a client that cannot read them.
     ///
     /// The fingerprint is of the message's bytes. Clients whose encoder writes maps in random order send other bytes in
     /// a retry: these need a method without maps.
@@ -87,7 +90,14 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        if !is_grpc(request.headers()) {
+            let (parts, ()) = status::not_grpc().into_parts();
+            let response = Response::from_parts(parts, Buffered::whole(Bytes::new(), None));
+            return Box::pin(std::future::ready(Ok(response)));
+        }
         request.headers_mut().remove(ACCEPT); // answers of the layer's own are read below, as JSON
+        // A stored message must be readable by every client that retries.
+        request.headers_mut().remove("grpc-accept-encoding");
         let streams = Arc::new(AtomicBool::new(false));
         let request = request.map(|body| OneMessage::new(body, streams.clone()));
         let response = self.0.call(request);
@@ -101,11 +111,21 @@ where
                     status::streaming().map(|()| Buffered::whole(Bytes::new(), None))
                 }
                 _ if fold::is_folded(&parts.headers) => fold::unfold(parts, &body),
+                Some(Answer::Replayed) => {
+                    status::without_message(parts).map(|()| Buffered::whole(Bytes::new(), None))
+                }
                 _ => status::refused(parts, &body).map(|()| Buffered::whole(Bytes::new(), None)),
             };
             Ok(response)
         })
     }
+}
+
+/// `application/grpc`, also with a suffix. gRPC-Web is another protocol.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let rest = content_type.and_then(|it| it.trim_ascii().strip_prefix("application/grpc"));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
 }
 
 impl<S> fmt::Debug for Grpc<S> {

@@ -15,13 +15,12 @@ const ALREADY_EXISTS: u16 = 6;
 const PERMISSION_DENIED: u16 = 7;
 const RESOURCE_EXHAUSTED: u16 = 8;
 const FAILED_PRECONDITION: u16 = 9;
-const ABORTED: u16 = 10;
 pub(super) const UNIMPLEMENTED: u16 = 12;
 pub(super) const INTERNAL: u16 = 13;
 const UNAVAILABLE: u16 = 14;
 
 /// The status of HTTP that stands for a code in the rule for statuses: the one in google/rpc/code.proto, but for
-/// CANCELLED and ABORTED, which mean *try again* and are not final.
+/// CANCELLED and ABORTED, which mean *try again*, and UNIMPLEMENTED, which comes from before the method: none is final.
 pub(super) fn as_http(trailers: &HeaderMap) -> StatusCode {
     let code = trailers.get(STATUS).and_then(|code| code.to_str().ok());
     match code.and_then(|code| code.parse().ok()) {
@@ -34,20 +33,67 @@ pub(super) fn as_http(trailers: &HeaderMap) -> StatusCode {
         Some(7) => StatusCode::FORBIDDEN,
         Some(8) => StatusCode::TOO_MANY_REQUESTS,
         Some(10 | 14) => StatusCode::SERVICE_UNAVAILABLE,
-        Some(UNIMPLEMENTED) => StatusCode::NOT_IMPLEMENTED,
+        Some(UNIMPLEMENTED) => StatusCode::METHOD_NOT_ALLOWED,
         Some(16) => StatusCode::UNAUTHORIZED,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
+/// gRPC's code for a status of HTTP that came without one (gRPC, *HTTP to gRPC Status Code Mapping*).
+pub(super) fn of_http(status: StatusCode) -> u16 {
+    match status.as_u16() {
+        400 => INTERNAL,
+        401 => 16,
+        403 => PERMISSION_DENIED,
+        404 => UNIMPLEMENTED,
+        429 | 502 | 503 | 504 => UNAVAILABLE,
+        _ => 2,
+    }
+}
+
+/// The operation is done or has failed, and there is no message to replay: it was not stored, or not by gRPC.
+pub(super) fn without_message(parts: Parts) -> Response<()> {
+    let mut response = match parts.status.as_u16() {
+        400.. => only_status(
+            FAILED_PRECONDITION,
+            "The operation has failed, and its answer was not kept.",
+        ),
+        _ => only_status(ALREADY_EXISTS, "The operation is done, and its answer was not kept."),
+    };
+    response.headers_mut().insert("idempotency-error", HeaderValue::from_static("omitted"));
+    carry(&parts.headers, &mut response);
+    response.extensions_mut().extend(parts.extensions);
+    response
+}
+
+/// What the layer says in headers of its own.
+fn carry(from: &HeaderMap, to: &mut Response<()>) {
+    for name in ["idempotent-replayed", "idempotency-status"] {
+        if let Some(value) = from.get(name) {
+            to.headers_mut().insert(name, value.clone());
+        }
+    }
+}
+
+/// Another protocol's request.
+pub(super) fn not_grpc() -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response
+}
+
 /// An answer of the layer's own, a problem document, as a status without a message.
 pub(super) fn refused(parts: Parts, problem: &Bytes) -> Response<()> {
     let answer = parts.extensions.get::<Answer>().copied();
+    if answer == Some(Answer::Omitted) {
+        return without_message(parts);
+    }
     let problem = serde_json::from_slice(problem).unwrap_or(serde_json::Value::Null);
     let text = |field: &str| problem[field].as_str().unwrap_or_default();
     let retryable = problem["retryable"].as_bool().unwrap_or_default();
     let message = format!("{}. {}", text("title"), text("detail"));
     let mut response = only_status(code_of(answer, retryable), &message);
+    carry(&parts.headers, &mut response);
     response.extensions_mut().extend(parts.extensions);
     let headers = response.headers_mut();
     if let Ok(code) = HeaderValue::from_str(text("code")) {
@@ -63,9 +109,7 @@ pub(super) fn refused(parts: Parts, problem: &Bytes) -> Response<()> {
 
 fn code_of(answer: Option<Answer>, retryable: bool) -> u16 {
     match answer {
-        Some(Answer::InProgress) => ABORTED,
         Some(Answer::Mismatch | Answer::Held) => FAILED_PRECONDITION,
-        Some(Answer::Omitted) => ALREADY_EXISTS,
         Some(Answer::KeyMissing | Answer::KeyMalformed) => INVALID_ARGUMENT,
         Some(Answer::ReplayRefused) => PERMISSION_DENIED,
         Some(Answer::RequestTooLarge) => RESOURCE_EXHAUSTED,

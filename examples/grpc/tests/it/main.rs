@@ -1,17 +1,22 @@
 //! The service, called by tonic's client over a real connection.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use grpc::message::{Order, Payment};
 use grpc::shop::payments_client::PaymentsClient;
-use pgonce::PgOnce;
+use http_body_util::BodyExt;
+use pgonce::web::IdempotencyLayer;
+use pgonce::{PgOnce, Scope};
 use pgonce_testing::Throwaway;
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
+use tonic::codec::CompressionEncoding;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
+use tower::{Layer, ServiceExt};
 
 type Client = PaymentsClient<Channel>;
 
@@ -25,7 +30,7 @@ async fn world() -> (Client, PgPool) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(grpc::serve(listener, once, pool.clone()));
-    (PaymentsClient::connect(url).await.unwrap(), pool)
+    (PaymentsClient::new(Endpoint::new(url).unwrap().connect_lazy()), pool)
 }
 
 fn request<T>(key: &str, message: T) -> Request<T> {
@@ -76,7 +81,7 @@ async fn twenty_calls_at_once_pay_once() {
         match call.unwrap() {
             Ok(paid) => performed += usize::from(!is_replayed(paid.metadata())),
             Err(status) => {
-                assert_eq!(status.code(), Code::Aborted, "{status:?}");
+                assert_eq!(status.code(), Code::Unavailable, "{status:?}");
                 let pause = status.metadata().get("grpc-retry-pushback-ms").unwrap();
                 assert!(pause.to_str().unwrap().parse::<u64>().unwrap() >= 1000);
             }
@@ -161,8 +166,70 @@ async fn a_call_past_its_deadline_leaves_nothing_and_its_retry_pays() {
     blocker.rollback().await.unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(45);
     while let Err(status) = pay(&client, "k", 100).await {
-        assert_eq!(status.code(), Code::Aborted);
+        assert_eq!(status.code(), Code::Unavailable);
         assert!(tokio::time::Instant::now() < deadline);
     }
     assert_eq!(payments(&pool).await, 1);
+}
+
+#[tokio::test]
+async fn a_compressing_server_stores_what_every_client_can_read() {
+    let (client, pool) = world().await;
+    let gzip = client.clone().accept_compressed(CompressionEncoding::Gzip);
+    let first = pay(&gzip, "k", 100).await.unwrap();
+    assert_eq!(pay(&client, "k", 100).await.unwrap().get_ref(), first.get_ref());
+    assert_eq!(pay(&gzip, "k", 100).await.unwrap().get_ref(), first.get_ref());
+    assert_eq!(payments(&pool).await, 1);
+}
+
+/// What was stored by something else, or not at all.
+#[tokio::test]
+async fn a_response_that_is_not_there_says_whether_the_operation_is_done() {
+    let (client, pool) = world().await;
+    let statements = [
+        ("done", "complete('alice/payments.pay', 'done', token, 200, null, 'paid')"),
+        ("omitted", "complete('alice/payments.pay', 'omitted', token, p_omit => true)"),
+        ("failed", "fail('alice/payments.pay', 'failed', token, 402, null, 'no')"),
+    ];
+    for (key, finish) in statements {
+        let begin = format!("pgonce.begin_operation('alice/payments.pay', '{key}')");
+        let finish = AssertSqlSafe(format!("select pgonce.{finish} from {begin}"));
+        sqlx::query(finish).execute(&pool).await.unwrap();
+        let status = pay(&client, key, 100).await.unwrap_err();
+        let code = if key == "failed" { Code::FailedPrecondition } else { Code::AlreadyExists };
+        assert_eq!(status.code(), code, "{key}: {status:?}");
+        assert_eq!(status.metadata().get("idempotency-error").unwrap(), "omitted");
+        assert!(is_replayed(status.metadata()), "{key}");
+        assert!(status.message().contains("its answer was not kept"), "{key}: {status:?}");
+    }
+    assert_eq!(payments(&pool).await, 0);
+}
+
+#[tokio::test]
+async fn requests_of_other_protocols_are_told_415() {
+    let (_, pool) = world().await;
+    let layer = IdempotencyLayer::new(PgOnce::new(), pool, |_| Some(Scope::of(["x"]))).grpc();
+    let inner =
+        tower::service_fn(async |_| Ok::<_, Infallible>(http::Response::new(String::new())));
+    let service = layer.layer(inner);
+    for content_type in ["application/json", "application/grpc-web", "text/plain"] {
+        let request = http::Request::post("/").header("content-type", content_type);
+        let answer = service.clone().oneshot(request.body(String::new()).unwrap()).await.unwrap();
+        assert_eq!(answer.status(), 415, "{content_type}");
+    }
+    // A layer inside answers without gRPC: its status becomes a code.
+    for (status, code) in [(401, 16), (404, 12), (503, 14), (418, 2)] {
+        let refuse = move |_| async move {
+            Ok::<_, Infallible>(
+                http::Response::builder().status(status).body("no".to_owned()).unwrap(),
+            )
+        };
+        let service = layer.layer(tower::service_fn(refuse));
+        let request = http::Request::post("/").header("content-type", "application/grpc");
+        let request = request.header("idempotency-key", format!("k-{status}")).body(String::new());
+        let answer = service.oneshot(request.unwrap()).await.unwrap();
+        assert_eq!(answer.headers()["content-type"], "application/grpc");
+        let trailers = answer.into_body().collect().await.unwrap().trailers().cloned().unwrap();
+        assert_eq!(trailers["grpc-status"], code.to_string());
+    }
 }
