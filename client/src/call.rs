@@ -39,6 +39,8 @@ pub(crate) struct Outcome {
     /// The server's word.
     pub(crate) retryable: Option<bool>,
     pub(crate) replayed: bool,
+    /// The server says that it has not noted the key (`Idempotency-Status: ignored`).
+    pub(crate) ignored: bool,
 }
 
 #[derive(Debug, PartialEq)]
@@ -54,6 +56,8 @@ pub(crate) struct Call {
     tries: u32,
     /// May be sent again at all.
     repeatable: bool,
+    /// May be sent again without a key.
+    idempotent: bool,
 }
 
 impl Outcome {
@@ -72,7 +76,14 @@ impl Outcome {
             .and_then(|body| serde_json::from_slice::<serde_json::Value>(body).ok());
         let retryable = stripes.or_else(|| problem?.get("retryable")?.as_bool());
         let pause = pause(headers, SystemTime::now());
-        Self { status: Some(status), pause, retryable, replayed: is("idempotent-replayed", "true") }
+        let replayed = is("idempotent-replayed", "true");
+        let ignored = is("idempotency-status", "ignored");
+        Self { status: Some(status), pause, retryable, replayed, ignored }
+    }
+
+    /// Of an answer whose body broke off. A success must be asked for again; what a failure says stands in its head.
+    pub(crate) fn broken(status: StatusCode, headers: &HeaderMap) -> Self {
+        if status.as_u16() < 400 { Self::default() } else { Self::of(status, headers, None) }
     }
 
     fn may_come_again(&self) -> bool {
@@ -85,10 +96,10 @@ impl Outcome {
     }
 }
 
-/// Whether a body of this length is read before the caller gets the answer: so that a connection that breaks in it is a
-/// broken try, and a problem document can be looked at.
-pub(crate) fn is_short(length: Option<u64>) -> bool {
-    length.is_some_and(|length| length <= WHOLE_BYTES_MAX)
+/// Whether the body is read before the caller gets the answer: so that a connection that breaks in it is a broken try,
+/// and a problem document can be looked at, also one whose length is not told.
+pub(crate) fn is_read(status: StatusCode, headers: &HeaderMap, length: Option<u64>) -> bool {
+    length.map_or_else(|| has_problem(status, headers), |length| length <= WHOLE_BYTES_MAX)
 }
 
 /// Whether the body is a problem document (RFC 9457).
@@ -131,8 +142,9 @@ impl Call {
         {
             headers.insert(name, id);
         }
-        let repeatable = headers.contains_key(&policy.header) || method.is_idempotent();
-        Self { policy: policy.clone(), begun: Instant::now(), tries: 0, repeatable }
+        let idempotent = method.is_idempotent();
+        let repeatable = headers.contains_key(&policy.header) || idempotent;
+        Self { policy: policy.clone(), begun: Instant::now(), tries: 0, repeatable, idempotent }
     }
 
     /// Whether its body must be sendable twice.
@@ -140,10 +152,11 @@ impl Call {
         self.repeatable && self.policy.tries_max > 1
     }
 
-    /// Counts a try. The time that it has.
-    pub(crate) fn try_now(&mut self) -> Duration {
+    /// Counts a try. The time that it has; none after the deadline.
+    pub(crate) fn try_now(&mut self) -> Option<Duration> {
+        let left = self.policy.deadline.checked_sub(self.begun.elapsed())?;
         self.tries += 1;
-        self.policy.deadline.saturating_sub(self.begun.elapsed()).min(self.policy.try_deadline)
+        Some(left.min(self.policy.try_deadline))
     }
 
     /// The error of a try that had no answer in its time.
@@ -155,9 +168,12 @@ impl Call {
 
     /// What to do after a try.
     pub(crate) fn after(&self, outcome: &Outcome) -> Next {
-        let again = self.repeatable && outcome.may_come_again();
+        let noted = self.idempotent || !outcome.ignored;
+        let again = self.repeatable && noted && outcome.may_come_again();
         if !again {
-            self.policy.budget.give_back(self.tries.saturating_sub(1));
+            if outcome.status.is_some() {
+                self.policy.budget.give_back(self.tries.saturating_sub(1));
+            }
             return Next::Return;
         }
         let pause =

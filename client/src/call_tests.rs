@@ -6,7 +6,7 @@ use crate::Budget;
 fn call(policy: &RetryPolicy, method: Method) -> (Call, HeaderMap) {
     let mut headers = HeaderMap::new();
     let mut call = Call::begin(policy, &method, &mut headers);
-    call.try_now();
+    call.try_now().unwrap();
     (call, headers)
 }
 
@@ -44,6 +44,7 @@ fn the_servers_word_wins_and_else_the_status_decides() {
         (answer(503, &[], Some(no)), false),
         (answer(504, &[], None), true),
         (Outcome::default(), true), // a broken connection
+        (answer(503, &[("idempotency-status", "ignored")], None), false),
     ];
     let policy = RetryPolicy::new();
     for (outcome, again) in cases {
@@ -122,7 +123,7 @@ fn tries_and_the_budget_of_all_calls_end() {
     let (mut one, _) = call(&policy, Method::POST);
     for _ in 0..2 {
         assert_ne!(one.after(&Outcome::default()), Next::Return);
-        one.try_now();
+        one.try_now().unwrap();
     }
     assert_eq!(one.after(&Outcome::default()), Next::Return);
 
@@ -132,7 +133,7 @@ fn tries_and_the_budget_of_all_calls_end() {
     assert_eq!(again, [true, true, false]);
     // An answer gives back what its call took.
     let [mut first, ..] = calls;
-    first.try_now();
+    first.try_now().unwrap();
     assert_eq!(first.after(&answer(200, &[], None)), Next::Return);
     let (next, _) = call(&policy, Method::POST);
     assert_ne!(next.after(&Outcome::default()), Next::Return);
@@ -153,6 +154,12 @@ fn only_problem_documents_and_short_bodies_are_read() {
     assert!(!of(409, "application/problem+jsonx"));
     assert!(!of(200, "application/problem+json"));
     assert!(!has_problem(StatusCode::CONFLICT, &HeaderMap::new()));
-    assert!(is_short(Some(0)) && is_short(Some(65_536)));
-    assert!(!is_short(Some(65_537)) && !is_short(None));
+    let read = |kind: &str, length| {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, kind.parse().unwrap());
+        is_read(StatusCode::CONFLICT, &headers, length)
+    };
+    assert!(read("text/plain", Some(0)) && read("text/plain", Some(65_536)));
+    assert!(!read("text/plain", Some(65_537)) && !read("text/plain", None));
+    assert!(read("application/problem+json", None), "chunked, or unpacked");
 }

@@ -6,11 +6,11 @@ use reqwest::{Request, Response, ResponseBuilderExt, redirect};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next as Chain};
 
 use crate::Error;
-use crate::call::{Call, Next, Outcome, is_short};
+use crate::call::{Call, Next, Outcome, is_read};
 use crate::policy::RetryPolicy;
 
-/// A client whose calls are keyed and tried again. Redirects are followed on the same origin only, so that no key gets to
-/// another server; a redirect to another origin is returned as it is.
+/// A client whose calls are keyed and tried again. Only 307 and 308 to the same origin are followed: a key must not get to
+/// another server, and the other redirects would make a GET of a POST. Those are returned as they are.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -52,8 +52,9 @@ fn same_origin(attempt: redirect::Attempt<'_>) -> redirect::Action {
         attempt.previous().first().is_some_and(|first| first.origin() == attempt.url().origin());
     match same {
         _ if attempt.previous().len() > MOST => attempt.error("too many redirects"),
-        true => attempt.follow(),
-        false => attempt.stop(),
+        // After the others a POST would become a GET, and its answer would look like the POST's.
+        true if matches!(attempt.status().as_u16(), 307 | 308) => attempt.follow(),
+        _ => attempt.stop(),
     }
 }
 
@@ -61,8 +62,8 @@ fn same_origin(attempt: redirect::Attempt<'_>) -> redirect::Action {
 /// tracing. It cannot see redirects: reqwest sends the key to other origins, unless its redirects are off.
 ///
 /// A response that can be tried again and is not, because tries, time or budget are at their end, is returned as it is.
-/// Errors of reqwest are tried again, but not those of a bad request. If none of the tries had an answer, the last error
-/// is returned.
+/// Errors of reqwest are tried again, but not those of a bad request. If the last try had no answer, its error is
+/// returned.
 #[derive(Debug, Clone)]
 pub struct Retries(pub RetryPolicy);
 
@@ -80,7 +81,7 @@ impl Middleware for Retries {
             return Err(failed(Error::BodyNotRepeatable));
         }
         loop {
-            let time = call.try_now();
+            let Some(time) = call.try_now() else { return Err(failed(call.over())) };
             let (this, again) = match request.try_clone() {
                 Some(copy) => (copy, Some(request)),
                 None => (request, None),
@@ -128,14 +129,14 @@ async fn read(sent: Answered) -> (Option<Outcome>, Answered) {
         Err(error) => return (None, Err(error)),
     };
     let (status, headers) = (response.status(), response.headers().clone());
-    if !is_short(response.content_length()) {
+    if !is_read(status, &headers, response.content_length()) {
         return (Some(Outcome::of(status, &headers, None)), Ok(response));
     }
     let extensions = response.extensions().clone();
     let (version, url) = (response.version(), response.url().clone());
     let body: Bytes = match response.bytes().await {
         Ok(body) => body,
-        Err(error) => return (Some(Outcome::default()), Err(error.into())),
+        Err(error) => return (Some(Outcome::broken(status, &headers)), Err(error.into())),
     };
     let outcome = Outcome::of(status, &headers, Some(&body));
     let whole = http::Response::builder().status(status).version(version).url(url).body(body);

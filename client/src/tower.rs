@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Either, Full};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::call::{Call, Next, Outcome, is_short};
+use crate::call::{Call, Next, Outcome, is_read};
 use crate::policy::RetryPolicy;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -93,20 +93,25 @@ where
     let mut call = Call::begin(&policy, &parts.method, &mut parts.headers);
     let mut is_ready = true;
     loop {
-        let time = call.try_now();
+        let Some(time) = call.try_now() else { return Err(call.over().into()) };
         let request = Request::from_parts(parts.clone(), body.clone());
         let answer = async {
-            if !std::mem::take(&mut is_ready) {
-                poll_fn(|cx| inner.poll_ready(cx)).await.map_err(Into::into)?;
+            if !std::mem::take(&mut is_ready)
+                && let Err(error) = poll_fn(|cx| inner.poll_ready(cx)).await
+            {
+                return (Outcome::default(), Err(error.into()));
             }
-            read(inner.call(request).await.map_err(Into::into)?).await
+            match inner.call(request).await {
+                Ok(response) => read(response).await,
+                Err(error) => (Outcome::default(), Err(error.into())),
+            }
         };
         let answer = tokio::time::timeout(time, answer).await;
-        let answer = answer.unwrap_or_else(|_| Err(call.over().into()));
-        let outcome = answer.as_ref().map(|(outcome, _)| *outcome).unwrap_or_default();
+        let (outcome, answer) =
+            answer.unwrap_or_else(|_| (Outcome::default(), Err(call.over().into())));
         match call.after(&outcome) {
             Next::Return => {
-                let (_, mut response) = answer?;
+                let mut response = answer?;
                 response.extensions_mut().insert(call.sent(&outcome));
                 return Ok(response);
             }
@@ -118,20 +123,23 @@ where
     }
 }
 
-/// A short response is read whole; it is as it was.
+/// What came of a try. A short response is read whole; it is as it was.
 async fn read<R>(
     response: Response<R>,
-) -> Result<(Outcome, Response<Either<R, Full<Bytes>>>), BoxError>
+) -> (Outcome, Result<Response<Either<R, Full<Bytes>>>, BoxError>)
 where
     R: Body<Data = Bytes>,
     R::Error: Into<BoxError>,
 {
     let (parts, body) = response.into_parts();
-    if !is_short(body.size_hint().exact()) {
+    if !is_read(parts.status, &parts.headers, body.size_hint().exact()) {
         let outcome = Outcome::of(parts.status, &parts.headers, None);
-        return Ok((outcome, Response::from_parts(parts, Either::Left(body))));
+        return (outcome, Ok(Response::from_parts(parts, Either::Left(body))));
     }
-    let body = body.collect().await.map_err(Into::into)?.to_bytes();
+    let body = match body.collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return (Outcome::broken(parts.status, &parts.headers), Err(error.into())),
+    };
     let outcome = Outcome::of(parts.status, &parts.headers, Some(&body));
-    Ok((outcome, Response::from_parts(parts, Either::Right(Full::new(body)))))
+    (outcome, Ok(Response::from_parts(parts, Either::Right(Full::new(body)))))
 }

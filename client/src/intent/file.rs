@@ -25,6 +25,8 @@ struct Shared {
     file: File,
     /// How long the file is without a line that was cut off.
     length: u64,
+    /// A write has failed, and may have left something behind.
+    is_torn: bool,
     intents: HashMap<String, (Intent, bool)>,
 }
 
@@ -63,10 +65,20 @@ impl FileIntentStore {
         })?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(IntentError::store)?;
-        let length = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let mut shared = Shared { file, length: length as u64, intents: HashMap::new() };
-        for line in text[..length].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            shared.apply(serde_json::from_slice(line).map_err(IntentError::store)?);
+        // What was read must outlive a crash of the machine: it may have been written and not synced before.
+        file.sync_all().map_err(IntentError::store)?;
+        let mut shared = Shared { file, length: 0, is_torn: false, intents: HashMap::new() };
+        let mut lines = text.split_inclusive(|byte| *byte == b'\n').peekable();
+        while let Some(line) = lines.next() {
+            let is_last = lines.peek().is_none();
+            match serde_json::from_slice(line) {
+                Ok(read) if line.ends_with(b"\n") => shared.apply(read),
+                // A crash cut it off or tore it. Nobody has used its key: it was not written yet.
+                _ if is_last => break,
+                Ok(_) => unreachable!("BUG: only the last line has no end"),
+                Err(error) => return Err(IntentError::store(error)),
+            }
+            shared.length += line.len() as u64;
         }
         let folder = path.as_ref().parent().filter(|it| !it.as_os_str().is_empty());
         let folder = File::open(folder.unwrap_or(Path::new("."))).map_err(IntentError::store)?;
@@ -109,19 +121,34 @@ impl Shared {
         }
     }
 
-    /// Writes the line over what an earlier write has left of its own, if it failed half way.
+    /// Writes the line, over what an earlier write that failed has left.
     fn write(&mut self, line: Line) -> Result<(), IntentError> {
         let mut text = serde_json::to_vec(&line).map_err(IntentError::store)?;
         text.push(b'\n');
+        self.mend()?;
+        self.is_torn = true;
         let mut put = || {
-            self.file.set_len(self.length)?;
             self.file.seek(SeekFrom::Start(self.length))?;
             self.file.write_all(&text)?;
             self.file.sync_data()
         };
         put().map_err(IntentError::store)?;
+        self.is_torn = false;
         self.length += text.len() as u64;
         self.apply(line);
+        Ok(())
+    }
+
+    /// Cuts off what a failed write has left. Until this succeeds no key is given out: after a crash the file could say
+    /// something else.
+    fn mend(&mut self) -> Result<(), IntentError> {
+        if self.is_torn {
+            self.file
+                .set_len(self.length)
+                .and_then(|()| self.file.sync_all())
+                .map_err(IntentError::store)?;
+            self.is_torn = false;
+        }
         Ok(())
     }
 
@@ -131,6 +158,7 @@ impl Shared {
     }
 
     fn begin(&mut self, name: &str) -> Result<Intent, IntentError> {
+        self.mend()?;
         if let Some((intent, _)) = self.intents.get(name) {
             return Ok(intent.clone());
         }

@@ -41,13 +41,18 @@ impl Intent {
         self.begun_at
     }
 
-    /// The intent, if a server that remembers keys for this long still knows its key. An intent of the future may have
-    /// any age: the clock was set back.
+    /// The intent, if a server that remembers keys for this long still knows its key.
     fn within(self, retention: Duration) -> Result<Self, IntentError> {
-        let is_known = match self.begun_at.elapsed() {
-            Ok(age) => age < retention,
-            Err(ahead) => ahead.duration() < CLOCKS_DIFFER,
+        let age = match self.begun_at.elapsed() {
+            Ok(age) => age.as_secs_f64(),
+            Err(ahead) => -ahead.duration().as_secs_f64(),
         };
+        self.aged(age, retention)
+    }
+
+    /// The same with the age in seconds. An intent of the future may have any age: the clock was set back.
+    fn aged(self, age: f64, retention: Duration) -> Result<Self, IntentError> {
+        let is_known = -CLOCKS_DIFFER.as_secs_f64() < age && age < retention.as_secs_f64();
         if is_known { Ok(self) } else { Err(IntentError::TooOld(self)) }
     }
 }

@@ -70,20 +70,25 @@ impl PgIntentStore {
     /// As any statement: roll back.
     pub async fn begin_in(&self, tx: &mut PgConnection, name: &str) -> Result<Intent, IntentError> {
         checked(name)?;
-        // The update changes nothing; it waits for another begin of the name, and returns its row.
+        // The update changes nothing; it waits for another begin of the name, and returns its row. The age is by the
+        // database's clock alone.
         let begin = "insert into pgonce_intent as i (name, key) values ($1, $2)
                      on conflict (name) do update set name = i.name
-                     returning key, begun_at";
+                     returning key, begun_at, extract(epoch from clock_timestamp() - begun_at)::float8";
         let begun = sqlx::query_as(begin).bind(name).bind(new_key()).fetch_one(tx).await?;
-        let (key, begun_at): (String, OffsetDateTime) = begun;
-        Intent { name: name.to_owned(), key, begun_at: begun_at.into() }.within(self.retention)
+        let (key, begun_at, age): (String, OffsetDateTime, f64) = begun;
+        let intent = Intent { name: name.to_owned(), key, begun_at: begun_at.into() };
+        intent.aged(age, self.retention)
     }
 }
 
 impl IntentStore for PgIntentStore {
     async fn begin(&self, name: &str) -> Result<Intent, IntentError> {
-        let mut connection = self.pool.acquire().await?;
-        self.begin_in(&mut connection, name).await
+        let mut tx = self.pool.begin().await?;
+        sqlx::query("set local synchronous_commit = on").execute(&mut *tx).await?;
+        let intent = self.begin_in(&mut tx, name).await;
+        tx.commit().await?;
+        intent
     }
 
     async fn finish(&self, intent: &Intent) -> Result<(), IntentError> {

@@ -128,6 +128,12 @@ async fn a_file_survives_restarts_belongs_to_one_and_mends_a_line_that_was_cut_o
         let store = FileIntentStore::open(&path, DAY).unwrap();
         assert_eq!(store.begin("order 2").await.unwrap(), second);
     }
-    std::fs::write(&path, "something else\n").unwrap();
+    // A last line whose first block was not written.
+    let torn = [&[0; 20][..], &whole[20..]].concat();
+    std::fs::write(&path, [&whole[..], &torn].concat()).unwrap();
+    let store = FileIntentStore::open(&path, DAY).unwrap();
+    assert_eq!(store.begin("order 1").await.unwrap().key(), first.key());
+    drop(store);
+    std::fs::write(&path, "something else\nand more\n").unwrap();
     assert!(matches!(FileIntentStore::open(&path, DAY), Err(IntentError::Store(_))));
 }

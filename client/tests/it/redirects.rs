@@ -17,7 +17,8 @@ async fn a_redirect_keeps_the_key_on_the_same_origin_and_is_not_followed_to_anot
     let other = serve(Router::new().route("/", post(echo))).await;
     let here = serve(
         Router::new()
-            .route("/", post(echo))
+            .route("/", post(echo).get(echo))
+            .route("/see", post(|| async { Redirect::to("/") }))
             .route("/same", post(|| async { Redirect::temporary("/") }))
             .route(
                 "/other",
@@ -33,4 +34,6 @@ async fn a_redirect_keeps_the_key_on_the_same_origin_and_is_not_followed_to_anot
     };
     assert_eq!(send("/same").await.text().await.unwrap(), "k");
     assert_eq!(send("/other").await.status(), StatusCode::PERMANENT_REDIRECT);
+    // A browser's redirect would make a GET of it, whose 200 says nothing about the POST.
+    assert_eq!(send("/see").await.status(), StatusCode::SEE_OTHER);
 }
