@@ -10,6 +10,8 @@ use pgonce_testing::{ExactlyOnce, Fault, Report, Scenario, Throwaway};
 use sqlx::PgPool;
 use std::time::Duration;
 
+const SHORT: Duration = Duration::from_secs(2);
+
 async fn database() -> PgPool {
     let server = Throwaway::shared().await.unwrap();
     let pool = PgPool::connect_with(server.new_database().await.unwrap()).await.unwrap();
@@ -21,7 +23,7 @@ async fn database() -> PgPool {
 }
 
 fn tester(pool: &PgPool) -> ExactlyOnce {
-    ExactlyOnce::new(pool, "select count(*) from payment").patience(Duration::from_secs(2))
+    ExactlyOnce::new(pool, "select count(*) from payment")
 }
 
 fn payment() -> Request<Body> {
@@ -32,8 +34,14 @@ fn payment() -> Request<Body> {
 }
 
 async fn report(service: fn(PgPool) -> Router) -> Report {
+    report_after(Duration::from_secs(30), service).await
+}
+
+/// Short patience is for services that never answer.
+async fn report_after(patience: Duration, service: fn(PgPool) -> Router) -> Report {
     let pool = database().await;
-    let report = tester(&pool).request(service(pool.clone()), payment()).await;
+    let tester = tester(&pool).patience(patience);
+    let report = tester.request(service(pool.clone()), payment()).await;
     println!("{report}");
     report
 }
@@ -54,7 +62,8 @@ async fn a_correct_service_has_no_findings() {
 #[tokio::test]
 async fn check_then_act() {
     let report = report(planted::check_then_act).await;
-    assert_eq!(found(&report), [(Scenario::AtOnce, Fault::Doubled)]);
+    // After a hang-up too, if the retry looks before the first call's commit.
+    assert!(found(&report).contains(&(Scenario::AtOnce, Fault::Doubled)), "{report}");
 }
 
 #[tokio::test]
@@ -66,9 +75,10 @@ async fn effect_before_claim() {
 
 #[tokio::test]
 async fn response_after_commit() {
-    let report = report(planted::response_after_commit).await;
-    let expected = [(Scenario::HangUp, Fault::NoAnswer), (Scenario::Killed, Fault::NoAnswer)];
-    assert_eq!(found(&report), expected);
+    let report = report_after(SHORT, planted::response_after_commit).await;
+    let found = found(&report);
+    assert!(found.contains(&(Scenario::HangUp, Fault::NoAnswer)), "{report}");
+    assert!(found.contains(&(Scenario::Killed, Fault::NoAnswer)), "{report}");
 }
 
 #[tokio::test]
@@ -120,8 +130,8 @@ async fn effect_with_the_body() {
 
 #[tokio::test]
 async fn response_after_commit_in_a_task() {
-    let report = report(planted::response_after_commit_in_a_task).await;
-    assert_eq!(found(&report), [(Scenario::Killed, Fault::NoAnswer)]);
+    let report = report_after(SHORT, planted::response_after_commit_in_a_task).await;
+    assert!(found(&report).contains(&(Scenario::Killed, Fault::NoAnswer)), "{report}");
 }
 
 #[tokio::test]
