@@ -15,7 +15,8 @@ pub enum Error {
     )]
     BodyNotRepeatable,
     /// The time of the call, or of its last try, is over without an answer. Whether the request took effect is unknown:
-    /// send it again under the same key.
+    /// send it again under the same key. To know the key then, give it to the request yourself, or take it from an
+    /// [`IntentStore`](crate::IntentStore).
     #[error(
         "no answer within {deadline:?}, after {tries} tries. Whether the request took effect is unknown: send it \
          again under the same key"

@@ -29,7 +29,8 @@ impl Intent {
         &self.name
     }
 
-    /// The idempotency key, for the request's header.
+    /// The idempotency key, for the request's header. A server by the letter of the IETF draft wants it in quotes:
+    /// `format!("\"{}\"", intent.key())`.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key
