@@ -79,7 +79,7 @@ async fn store_response(conn: &mut PgConnection, key: &str, response: &str) -> s
 
 /// A stage at which callers hang up, and duplicates arrive.
 async fn send_mail() {
-    tokio::time::sleep(Duration::from_millis(5)).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
 async fn pay_in(mut tx: OnceTx, Json(payment): Json<Payment>) -> Answer {
