@@ -156,7 +156,7 @@ fn between(what: &str, value: Duration, most: Duration) -> Result<Duration, Erro
 
 /// How many retries all calls together may have open. When a server is down, each of its callers would multiply its load
 /// by retrying; this bounds it. A retry takes one, and gets it back when its call ends with an answer. Calls that fail
-/// for good do not give back; each call that needs no retry gives back a tenth.
+/// for good, or are dropped, do not give back; each call that needs no retry gives back a tenth.
 ///
 /// ```
 /// use pgonce_client::{Budget, RetryPolicy};
