@@ -117,8 +117,8 @@ fn failed(error: Error) -> reqwest_middleware::Error {
 
 type Answered = reqwest_middleware::Result<Response>;
 
-/// What came of a try; nothing for an error that another try cannot cure. A short response is read whole; it is as it
-/// was.
+/// What came of a try; nothing for an error that another try cannot cure. A short response is read whole, and returned
+/// unchanged.
 async fn read(sent: Answered) -> (Option<Outcome>, Answered) {
     let response = match sent {
         Ok(response) => response,

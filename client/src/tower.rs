@@ -123,7 +123,7 @@ where
     }
 }
 
-/// What came of a try. A short response is read whole; it is as it was.
+/// What came of a try. A short response is read whole, and returned unchanged.
 async fn read<R>(
     response: Response<R>,
 ) -> (Outcome, Result<Response<Either<R, Full<Bytes>>>, BoxError>)

@@ -25,7 +25,7 @@ struct Shared {
     file: File,
     /// How long the file is without a line that was cut off.
     length: u64,
-    /// A write has failed, and may have left something behind.
+    /// A crash or a failed write may have left something behind `length`.
     is_torn: bool,
     intents: HashMap<String, (Intent, bool)>,
 }
@@ -73,13 +73,14 @@ impl FileIntentStore {
             let is_last = lines.peek().is_none();
             match serde_json::from_slice(line) {
                 Ok(read) if line.ends_with(b"\n") => shared.apply(read),
-                // A crash cut it off or tore it. Nobody has used its key: it was not written yet.
+                // A crash cut it off or tore it. Its begin never returned, so its key was not used.
                 _ if is_last => break,
                 Ok(_) => unreachable!("BUG: only the last line has no end"),
                 Err(error) => return Err(IntentError::store(error)),
             }
             shared.length += line.len() as u64;
         }
+        shared.is_torn = shared.length < text.len() as u64;
         let folder = path.as_ref().parent().filter(|it| !it.as_os_str().is_empty());
         let folder = File::open(folder.unwrap_or(Path::new("."))).map_err(IntentError::store)?;
         folder.sync_all().map_err(IntentError::store)?; // the file itself outlives a crash
@@ -94,6 +95,16 @@ impl FileIntentStore {
         let shared = self.shared.clone();
         let act = move || act(&mut shared.lock().unwrap_or_else(PoisonError::into_inner));
         tokio::task::spawn_blocking(act).await.map_err(IntentError::store)?
+    }
+
+    /// Writes the line, unless the intent was forgotten: its name may have been begun again with another key.
+    async fn note(&self, intent: &Intent, line: fn(String) -> Line) -> Result<(), IntentError> {
+        let intent = intent.clone();
+        self.with(move |shared| match shared.has(&intent) {
+            true => shared.write(line(intent.name)),
+            false => Ok(()),
+        })
+        .await
     }
 }
 
@@ -139,7 +150,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Cuts off what a failed write has left. Until this succeeds no key is given out: after a crash the file could say
+    /// Cuts off what a crash or a failed write has left. Until this succeeds no key is given out: after a crash the file could say
     /// something else.
     fn mend(&mut self) -> Result<(), IntentError> {
         if self.is_torn {
@@ -152,7 +163,6 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether this is the intent of its name. It may have been forgotten, and begun again with another key.
     fn has(&self, intent: &Intent) -> bool {
         self.intents.get(&intent.name).is_some_and(|(found, _)| found.key == intent.key)
     }
@@ -178,12 +188,7 @@ impl IntentStore for FileIntentStore {
     }
 
     async fn finish(&self, intent: &Intent) -> Result<(), IntentError> {
-        let intent = intent.clone();
-        self.with(move |shared| match shared.has(&intent) {
-            true => shared.write(Line::Finished { name: intent.name }),
-            false => Ok(()),
-        })
-        .await
+        self.note(intent, |name| Line::Finished { name }).await
     }
 
     async fn unknown(&self) -> Result<Vec<Intent>, IntentError> {
@@ -197,11 +202,6 @@ impl IntentStore for FileIntentStore {
     }
 
     async fn forget(&self, intent: &Intent) -> Result<(), IntentError> {
-        let intent = intent.clone();
-        self.with(move |shared| match shared.has(&intent) {
-            true => shared.write(Line::Forgotten { name: intent.name }),
-            false => Ok(()),
-        })
-        .await
+        self.note(intent, |name| Line::Forgotten { name }).await
     }
 }
