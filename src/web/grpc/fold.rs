@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, Full};
 use tower_service::Service;
 
 use super::message::OneMessage;
-use super::{is_grpc, status};
+use super::{is_http2_grpc, status};
 use crate::web::body::{BoxError, Buffered};
 use crate::web::settle::Settle;
 
@@ -56,12 +56,12 @@ where
     R::Error: Into<BoxError>,
 {
     let (mut parts, body) = response.into_parts();
-    if !is_grpc(&parts.headers) {
+    if !is_http2_grpc(&parts.headers) {
         return foreign(parts);
     }
     let streams = Arc::new(AtomicBool::new(false));
     let Ok(body) = OneMessage::new(body, streams.clone()).collect().await else {
-        // What was written is undone. Whether a remote was called, nobody knows.
+        // What was written is undone. A remote may have been called.
         let streams = streams.load(Ordering::Relaxed);
         let broken = || status::only_status(status::INTERNAL, "The response broke off.");
         let mut refused = if streams { status::streaming() } else { broken() };

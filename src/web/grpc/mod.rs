@@ -90,10 +90,8 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        if !is_grpc(request.headers()) {
-            let (parts, ()) = status::not_grpc().into_parts();
-            let response = Response::from_parts(parts, Buffered::whole(Bytes::new(), None));
-            return Box::pin(std::future::ready(Ok(response)));
+        if !is_http2_grpc(request.headers()) {
+            return Box::pin(std::future::ready(Ok(status::not_grpc().map(empty))));
         }
         request.headers_mut().remove(ACCEPT); // answers of the layer's own are read below, as JSON
         // A stored message must be readable by every client that retries.
@@ -106,23 +104,29 @@ where
             let Ok(body) = body.collect().await; // in memory
             let body = body.to_bytes();
             let answer = parts.extensions.get::<Answer>().copied();
+            if fold::is_folded(&parts.headers) {
+                return Ok(fold::unfold(parts, &body));
+            }
             let response = match answer {
                 Some(Answer::RequestUnreadable) if streams.load(Ordering::Relaxed) => {
-                    status::streaming().map(|()| Buffered::whole(Bytes::new(), None))
+                    let mut response = status::streaming();
+                    status::carry(parts, &mut response);
+                    response
                 }
-                _ if fold::is_folded(&parts.headers) => fold::unfold(parts, &body),
-                Some(Answer::Replayed) => {
-                    status::without_message(parts).map(|()| Buffered::whole(Bytes::new(), None))
-                }
-                _ => status::refused(parts, &body).map(|()| Buffered::whole(Bytes::new(), None)),
+                Some(Answer::Replayed | Answer::Omitted) => status::without_message(parts),
+                _ => status::refused(parts, &body),
             };
-            Ok(response)
+            Ok(response.map(empty))
         })
     }
 }
 
+fn empty((): ()) -> Buffered<Full<Bytes>> {
+    Buffered::whole(Bytes::new(), None)
+}
+
 /// `application/grpc`, also with a suffix. gRPC-Web is another protocol.
-fn is_grpc(headers: &HeaderMap) -> bool {
+fn is_http2_grpc(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let rest = content_type.and_then(|it| it.trim_ascii().strip_prefix("application/grpc"));
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use crate::web::answer::Answer;
 
 pub(super) const STATUS: &str = "grpc-status";
-pub(super) const MESSAGE: &str = "grpc-message";
+const MESSAGE: &str = "grpc-message";
 
 const INVALID_ARGUMENT: u16 = 3;
 const ALREADY_EXISTS: u16 = 6;
@@ -61,18 +61,18 @@ pub(super) fn without_message(parts: Parts) -> Response<()> {
         _ => only_status(ALREADY_EXISTS, "The operation is done, and its answer was not kept."),
     };
     response.headers_mut().insert("idempotency-error", HeaderValue::from_static("omitted"));
-    carry(&parts.headers, &mut response);
-    response.extensions_mut().extend(parts.extensions);
+    carry(parts, &mut response);
     response
 }
 
-/// What the layer says in headers of its own.
-fn carry(from: &HeaderMap, to: &mut Response<()>) {
+/// Takes over the layer's headers, and its extensions.
+pub(super) fn carry(parts: Parts, to: &mut Response<()>) {
     for name in ["idempotent-replayed", "idempotency-status"] {
-        if let Some(value) = from.get(name) {
+        if let Some(value) = parts.headers.get(name) {
             to.headers_mut().insert(name, value.clone());
         }
     }
+    to.extensions_mut().extend(parts.extensions);
 }
 
 /// Another protocol's request.
@@ -85,16 +85,11 @@ pub(super) fn not_grpc() -> Response<()> {
 /// An answer of the layer's own, a problem document, as a status without a message.
 pub(super) fn refused(parts: Parts, problem: &Bytes) -> Response<()> {
     let answer = parts.extensions.get::<Answer>().copied();
-    if answer == Some(Answer::Omitted) {
-        return without_message(parts);
-    }
     let problem = serde_json::from_slice(problem).unwrap_or(serde_json::Value::Null);
     let text = |field: &str| problem[field].as_str().unwrap_or_default();
     let retryable = problem["retryable"].as_bool().unwrap_or_default();
     let message = format!("{}. {}", text("title"), text("detail"));
     let mut response = only_status(code_of(answer, retryable), &message);
-    carry(&parts.headers, &mut response);
-    response.extensions_mut().extend(parts.extensions);
     let headers = response.headers_mut();
     if let Ok(code) = HeaderValue::from_str(text("code")) {
         headers.insert("idempotency-error", code);
@@ -104,6 +99,7 @@ pub(super) fn refused(parts: Parts, problem: &Bytes) -> Response<()> {
         headers
             .insert("grpc-retry-pushback-ms", HeaderValue::from(1000_u64.saturating_mul(seconds)));
     }
+    carry(parts, &mut response);
     response
 }
 
