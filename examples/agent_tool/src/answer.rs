@@ -36,7 +36,7 @@ where
             told(true, "mismatch", text, json!({}))
         }
         Err(RunError::Held(_)) => {
-            let text = "Nobody knows whether an earlier call took effect. A person must look. Do not call again, and do \
+            let text = "It is not known whether an earlier call took effect. A person must look. Do not call again, and do \
                         not try in another way.";
             told(true, "held", text, json!({}))
         }

@@ -38,7 +38,7 @@ const PATIENCE_DEFAULT: Duration = Duration::from_secs(10);
 ///
 /// # Rows and connections
 /// The effects and keys of some hundred calls stay in the database. All connections to the database are cut several
-/// times, except the tester's own, so give the test a database of its own:
+/// times, except the tester's own, so give the test a separate database:
 /// [`new_database`](crate::Throwaway::new_database). The role must be allowed to end its backends.
 ///
 /// ```no_run
@@ -68,7 +68,7 @@ pub struct ExactlyOnce {
 }
 
 impl ExactlyOnce {
-    /// `count` is a query that returns the number of effects as `bigint`. It runs on a connection of its own, to the
+    /// `count` is a query that returns the number of effects as `bigint`. It runs on a separate connection, to the
     /// database of `pool`.
     pub fn new(pool: &PgPool, count: impl Into<String>) -> Self {
         Self {
